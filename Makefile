@@ -1,0 +1,49 @@
+# make demo   runs the main job on the embedded default
+# make test   lint, types and all tests; ComfyUI's too where a ComfyUI is found
+# Every target creates .venv from a bare Python and installs what it needs; a second call is fast.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The ComfyUI of the tests: $COMFYUI_PATH, the installation that this pack lies in, or comfy-cli's default folder.
+COMFYUI_PATH ?= $(patsubst %/comfy/sd.py,%,$(firstword $(wildcard ../../comfy/sd.py $(HOME)/comfy/ComfyUI/comfy/sd.py)))
+export COMFYUI_PATH
+
+.PHONY: demo test lint comfyui clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m diffprivacy demo -o demo-output
+
+test: lint $(VENV)/.comfyui
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+# For a machine with a network: puts a ComfyUI into ~/comfy/ComfyUI.
+comfyui: $(VENV)/.installed
+	$(BIN)/uv pip install --quiet --python $(BIN)/python comfy-cli
+	$(BIN)/comfy --skip-prompt --workspace $(HOME)/comfy/ComfyUI install --cpu
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/.uv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	touch $@
+
+# ComfyUI needs torch, torchvision and torchaudio of one release; the same torch serves the library.
+$(VENV)/.installed: $(VENV)/.uv pyproject.toml requirements.txt tests/requirements-torch.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r tests/requirements-torch.txt -e '.[standalone,test]'
+	touch $@
+
+# What the ComfyUI found needs to run in this environment; it is never installed or changed from here.
+$(VENV)/.comfyui: $(VENV)/.installed $(wildcard $(COMFYUI_PATH)/requirements.txt)
+ifneq ($(COMFYUI_PATH),)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r tests/requirements-torch.txt -r $(COMFYUI_PATH)/requirements.txt
+endif
+	touch $@

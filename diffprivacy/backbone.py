@@ -1,0 +1,100 @@
+"""What the method needs from a host: ComfyUI's loaded checkpoint or a diffusers model.
+
+Everything on the sampling path is a denoiser in the k-diffusion convention (Karras et al., arXiv 2206.00364):
+x = z + sigma * eps, with z the latent in the units the network was trained on, float32, batch first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+"""``denoise(x, sigma) -> z0``: x (B,C,h,w) float32, sigma a 0-d tensor, z0 the predicted clean latent."""
+
+
+@dataclass(frozen=True)
+class NoiseLevels:
+    """The noise levels of a checkpoint's training schedule.
+
+    sigmas: (T,) float32, ascending; sigmas[t] = sqrt((1 - abar_t) / abar_t) for the training time step t.
+    """
+
+    sigmas: Tensor
+
+    @classmethod
+    def scaled_linear(cls, steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> NoiseLevels:
+        """The schedule of Stable Diffusion 1.x, 2.x and XL: betas linear in their square root."""
+        betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+        abar = torch.cumprod(1 - betas, dim=0)
+        return cls((((1 - abar) / abar) ** 0.5).float())
+
+    def __len__(self) -> int:
+        return len(self.sigmas)
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """Nearest training time step in log sigma, as int64 of sigma's shape; the step the network is told."""
+        distance = sigma.log()[..., None] - self.sigmas.to(sigma).log()
+        return distance.abs().argmin(dim=-1)
+
+    def sigma(self, timestep: Tensor | float) -> Tensor:
+        """Noise level at a fractional time step, log-linear between the neighbours, clamped to the schedule."""
+        t = torch.as_tensor(timestep, dtype=torch.float32).clamp(0, len(self) - 1)
+        low = t.floor().long()
+        high = t.ceil().long()
+        weight = t - low
+        log_sigmas = self.sigmas.log()
+        return ((1 - weight) * log_sigmas[low] + weight * log_sigmas[high]).exp()
+
+
+@dataclass(frozen=True)
+class TextConditioning:
+    """The text encoder's output: context (B,77,D) and, for SDXL, the pooled vector (B,P)."""
+
+    context: Tensor
+    pooled: Tensor | None = None
+
+
+class Backbone(Protocol):
+    """A latent diffusion model with its autoencoder, text encoder and image encoder.
+
+    Images are (B,3,H,W) float32 RGB in [0,1]. Latents are (B,C,h,w) float32 in the units of the network
+    (the autoencoder's latent times its scaling factor). ``conditioning`` is the host's own type, as returned
+    by :meth:`text_conditioning`.
+    """
+
+    noise_levels: NoiseLevels
+    latent_channels: int
+    downscale: int
+    """Pixels per latent element along each side."""
+
+    def denoise(self, x: Tensor, sigma: Tensor, conditioning: Any) -> Tensor:
+        """Predicted clean latent z0 (B,C,h,w) for x (B,C,h,w) at noise level sigma (0-d tensor); no gradients."""
+        ...
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latent of images; sides must be multiples of ``downscale``."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images in [0,1] of latents; no gradients."""
+        ...
+
+    def differentiable_decoder(self) -> Callable[[Tensor], Tensor]:
+        """A function like :meth:`decode` through which autograd reaches the latents."""
+        ...
+
+    def text_conditioning(self, prompt: str, pseudo_words: Tensor | None = None) -> Any:
+        """Conditioning of a prompt; each ``*`` token is replaced by the next row of pseudo_words (n, D).
+
+        Raises DiffPrivacyError when the prompt's placeholders and the pseudo-words differ in number.
+        """
+        ...
+
+    def image_features(self, images: Tensor, levels: Sequence[int]) -> list[Tensor]:
+        """Hidden states of the image encoder at ``levels`` (0 is the embedding output), each (B,N,D)."""
+        ...

@@ -1,0 +1,1 @@
+"""Hosts that implement the Backbone without ComfyUI."""

@@ -1,0 +1,110 @@
+"""Starts ComfyUI with the pack mounted, sends it prompts, fetches what they made."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import numpy as np
+
+
+class PromptError(Exception):
+    """ComfyUI refused or failed a prompt; the message holds what it reported."""
+
+
+class ComfyServer:
+    """``main.py --cpu`` on a free port; a context manager."""
+
+    def __init__(self, comfyui: Path, pack: Path, base: Path, checkpoint: Path, *options: str):
+        self.base = base
+        self.log_file = base / "comfyui.log"
+        for folder in ("custom_nodes", "models/checkpoints", "input", "output"):
+            (base / folder).mkdir(parents=True)
+        (base / "custom_nodes" / "diff-privacy").symlink_to(pack, target_is_directory=True)
+        (base / "models" / "checkpoints" / "tiny.safetensors").symlink_to(checkpoint)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.command = [
+            *(sys.executable, str(comfyui / "main.py"), "--cpu", "--port", str(self.port)),
+            *("--base-directory", str(base), "--disable-api-nodes", "--disable-auto-launch", *options),
+        ]
+
+    def __enter__(self) -> ComfyServer:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        self.process = subprocess.Popen(
+            self.command, stdout=self.log_file.open("w"), stderr=subprocess.STDOUT, env=environment
+        )
+        deadline = time.monotonic() + 180
+        while True:
+            try:
+                self.get("/system_stats")
+                return self
+            except (urllib.error.URLError, ConnectionError):
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    self.process.kill()
+                    raise RuntimeError(f"ComfyUI did not start:\n{self.log()[-4000:]}") from None
+                time.sleep(0.3)
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(self.url + path) as response:
+            return json.load(response)
+
+    def post(self, path: str, body: dict | None = None) -> Any:
+        data = json.dumps(body or {}).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request) as response:
+                return json.loads(response.read() or b"{}")
+        except urllib.error.HTTPError as error:
+            raise PromptError(error.read().decode()) from error
+
+    def queue(self, graph: dict[str, dict]) -> str:
+        """Queue an API-format prompt; raises PromptError when it is refused."""
+        return self.post("/prompt", {"prompt": graph})["prompt_id"]
+
+    def wait(self, prompt_id: str, seconds: float = 300) -> dict[str, Any]:
+        """The history entry of a finished prompt; raises PromptError when it failed."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            entry = self.get(f"/history/{prompt_id}").get(prompt_id)
+            if entry and entry["status"]["completed"]:
+                return entry
+            if entry and entry["status"]["status_str"] == "error":
+                errors = [m[1] for m in entry["status"]["messages"] if m[0].startswith("execution_")]
+                raise PromptError(json.dumps(errors[-1]))
+            time.sleep(0.1)
+        raise TimeoutError(f"prompt {prompt_id} took more than {seconds} s:\n{self.log()[-4000:]}")
+
+    def run(self, graph: dict[str, dict], seconds: float = 300) -> dict[str, dict[str, Any]]:
+        """Outputs of a prompt by node id."""
+        return self.wait(self.queue(graph), seconds)["outputs"]
+
+    def file(self, reference: dict[str, str]) -> bytes:
+        """The bytes of an output picture that a prompt's outputs refer to."""
+        with urllib.request.urlopen(f"{self.url}/view?{urlencode(reference)}") as response:
+            return response.read()
+
+    def picture(self, reference: dict[str, str]) -> np.ndarray:
+        """An output picture as (H,W,3) uint8."""
+        from PIL import Image
+
+        return np.asarray(Image.open(io.BytesIO(self.file(reference))).convert("RGB"))
