@@ -4,6 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # Small tensors: threads cost more than they give, many times more on a busy machine.
 
 
 @pytest.fixture(scope="session")

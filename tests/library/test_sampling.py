@@ -1,0 +1,594 @@
+"""Sampling and inversion against DDIM in its published variance-preserving form, and as exact inverses."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffprivacy.backbone import NoiseLevels
+from diffprivacy.errors import DiffPrivacyError
+from diffprivacy.inversion import invert_belm, invert_ddim, invert_fixed_point, sample_belm
+from diffprivacy.sampling import (
+    check_latent,
+    ddim_sigmas,
+    ddim_timesteps,
+    noise_to,
+    sample_euler,
+    sample_recurrent,
+    strength_sigmas,
+    strength_steps,
+)
+from diffprivacy.stages import PRESETS, scheduled
+
+LEVELS = NoiseLevels.scaled_linear()
+torch.set_num_threads(1)
+
+BETAS = np.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000, dtype=np.float64) ** 2
+ABAR = np.cumprod(1 - BETAS)
+"""abar of SD 1.5, computed apart from the library."""
+
+
+class Mixture:
+    """Noise predictor of a Gaussian mixture, exact: eps(x, t) for x = sqrt(abar_t) z + sqrt(1 - abar_t) eps.
+
+    Components have random means and one diagonal covariance whose standard deviations range from ``thin`` to 1.
+    """
+
+    def __init__(self, shape=(4, 8, 8), thin=0.3, components=6, seed=0):
+        random = torch.Generator().manual_seed(seed)
+        self.means = 0.7 * torch.randn(components, *shape, generator=random, dtype=torch.float64)
+        exponent = torch.rand(shape, generator=random, dtype=torch.float64)
+        self.variance = thin ** (2 * exponent)
+        self.random = random
+        self.evaluations = 0
+
+    def draw(self, count):
+        """Clean latents (count,C,h,w) float32."""
+        which = torch.randint(len(self.means), (count,), generator=self.random)
+        noise = torch.randn(count, *self.means.shape[1:], generator=self.random, dtype=torch.float64)
+        return (self.means[which] + self.variance.sqrt() * noise).float()
+
+    def eps(self, x, t):
+        """The expected noise, in x's own precision."""
+        self.evaluations += 1
+        signal, noise = math.sqrt(ABAR[t]), math.sqrt(1 - ABAR[t])
+        offset = x[:, None] - signal * self.means.to(x)
+        total = (signal**2 * self.variance + noise**2).to(x)
+        weights = torch.softmax(-0.5 * (offset.square() / total).sum(dim=(2, 3, 4)), dim=1)
+        return noise * torch.einsum("bk,bkchw->bchw", weights, offset) / total
+
+    def denoiser(self, prediction="eps"):
+        """The same network as a host wraps it: float32, k-diffusion convention, epsilon or v prediction."""
+
+        def denoise(x, sigma):
+            assert x.dtype == torch.float32
+            assert sigma.shape == ()
+            t = int(LEVELS.timestep(sigma))
+            scaled = x / (1 + sigma**2).sqrt()
+            eps = self.eps(scaled, t)
+            if prediction == "eps":
+                return x - sigma * eps
+            signal, noise = math.sqrt(ABAR[t]), math.sqrt(1 - ABAR[t])
+            v = (eps - noise * scaled) / signal
+            return x / (1 + sigma**2) - v * sigma / (1 + sigma**2).sqrt()
+
+        return denoise
+
+
+def vp_ddim_sample(eps, x, grid, final=1.0):
+    """DDIM, eta 0, float64: x at the last time step of the ascending grid down to abar = final."""
+    before = [final, *ABAR[grid[:-1]]]
+    for t, previous in reversed(list(zip(grid, before, strict=True))):
+        noise = eps(x, t)
+        z0 = (x - math.sqrt(1 - ABAR[t]) * noise) / math.sqrt(ABAR[t])
+        x = math.sqrt(previous) * z0 + math.sqrt(1 - previous) * noise
+    return x
+
+
+def vp_ddim_invert(eps, z0, grid):
+    """DDIM inversion, float64: the clean latent up the ascending grid, its first noise predicted at grid[0]."""
+    noise = eps(math.sqrt(ABAR[grid[0]]) * z0, grid[0])
+    x = math.sqrt(ABAR[grid[0]]) * z0 + math.sqrt(1 - ABAR[grid[0]]) * noise
+    for t, following in pairwise(grid):
+        noise = eps(x, t)
+        clean = (x - math.sqrt(1 - ABAR[t]) * noise) / math.sqrt(ABAR[t])
+        x = math.sqrt(ABAR[following]) * clean + math.sqrt(1 - ABAR[following]) * noise
+    return x
+
+
+def paper_grid(steps, strength):
+    return [1 + 1000 // steps * i for i in range(int(strength * steps))]
+
+
+def relative_error(a, b):
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def rmse(a, b):
+    return float((a.double() - b.double()).square().mean().sqrt())
+
+
+def simple(steps):
+    """ComfyUI's `simple` scheduler."""
+    picks = [-(1 + int(i * 1000 / steps)) for i in range(steps)]
+    return torch.cat([LEVELS.sigmas[picks], torch.zeros(1)])
+
+
+def karras(steps, rho=7.0):
+    """Karras et al. (2022), equation 5, and 0."""
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    low, high = (float(LEVELS.sigmas[i]) ** (1 / rho) for i in (0, -1))
+    return torch.cat([((high + ramp * (low - high)) ** rho).float(), torch.zeros(1)])
+
+
+PAPER = pytest.mark.parametrize(("steps", "strength"), [(50, 0.6), (100, 0.8)])
+PREDICTION = pytest.mark.parametrize("prediction", ["eps", "v"])
+ALL = [sample_euler, sample_recurrent, invert_ddim, invert_fixed_point, invert_belm]
+EVERY = pytest.mark.parametrize("method", ALL, ids=lambda f: f.__name__)
+
+
+# --- the published equations
+
+
+@PAPER
+@PREDICTION
+@pytest.mark.parametrize("final", ["clean", "first step"])
+def test_euler_is_the_papers_ddim(steps, strength, prediction, final):
+    mixture = Mixture()
+    z0, noise = mixture.draw(2), torch.randn(2, 4, 8, 8, generator=mixture.random)
+    grid = paper_grid(steps, strength)
+    end = 1.0 if final == "clean" else float(ABAR[0])
+    start = math.sqrt(ABAR[grid[-1]]) * z0.double() + math.sqrt(1 - ABAR[grid[-1]]) * noise.double()
+    expected = vp_ddim_sample(mixture.eps, start, grid, end)
+
+    sigmas = ddim_sigmas(LEVELS, steps, strength, end=math.sqrt(1 / end - 1))
+    result = sample_euler(mixture.denoiser(prediction), noise_to(z0, sigmas[0], noise), sigmas)
+    assert len(sigmas) == len(grid) + 1
+    assert relative_error(result / (1 + sigmas[-1] ** 2).sqrt(), expected) < 1e-5
+
+
+@PAPER
+@PREDICTION
+def test_ddim_inversion_is_the_papers(steps, strength, prediction):
+    mixture = Mixture()
+    z0 = mixture.draw(2)
+    grid = paper_grid(steps, strength)
+    expected = vp_ddim_invert(mixture.eps, z0.double(), grid)
+    sigmas = ddim_sigmas(LEVELS, steps, strength)
+    result = invert_ddim(mixture.denoiser(prediction), z0, sigmas)
+    assert relative_error(result / (1 + sigmas[0] ** 2).sqrt(), expected) < 1e-5
+
+
+@PAPER
+@PREDICTION
+def test_fixed_point_inverts_the_papers_ddim(steps, strength, prediction):
+    """The noise map, sampled by the independent float64 DDIM, returns the latent."""
+    mixture = Mixture()
+    z0 = mixture.draw(2)
+    sigmas = ddim_sigmas(LEVELS, steps, strength)
+    x = invert_fixed_point(mixture.denoiser(prediction), z0, sigmas)
+    start = x.double() / math.sqrt(1 + float(sigmas[0]) ** 2)
+    assert relative_error(vp_ddim_sample(mixture.eps, start, paper_grid(steps, strength)), z0) < 1e-5
+
+
+@pytest.mark.parametrize("task", ["anonymize", "hide"])
+def test_the_papers_embedding_schedule(task):
+    preset = PRESETS[task]["paper"]
+    switch = {"anonymize": 400, "hide": 600}[task]
+    msi, empty = Mixture(seed=1), Mixture(seed=2)
+    z0, noise = msi.draw(2), torch.randn(2, 4, 8, 8, generator=msi.random)
+    grid = paper_grid(preset.steps, preset.strength)
+    start = math.sqrt(ABAR[grid[-1]]) * z0.double() + math.sqrt(1 - ABAR[grid[-1]]) * noise.double()
+    expected = vp_ddim_sample(lambda x, t: (msi if t > switch else empty).eps(x, t), start, grid)
+
+    denoise = scheduled({"msi": msi.denoiser(), "empty": empty.denoiser()}, preset.schedule(), LEVELS)
+    sigmas = ddim_sigmas(LEVELS, preset.steps, preset.strength)
+    result = sample_euler(denoise, noise_to(z0, sigmas[0], noise), sigmas)
+    assert relative_error(result, expected) < 1e-5
+
+
+# --- round trips
+
+
+@pytest.mark.parametrize(
+    "schedule", [simple, karras, lambda n: ddim_sigmas(LEVELS, n)], ids=["simple", "karras", "ddim"]
+)
+def test_exact_inversions_beat_ddim_a_thousandfold(schedule):
+    mixture = Mixture()
+    denoise, z0, sigmas = mixture.denoiser(), mixture.draw(4), schedule(50)
+    ddim = rmse(sample_euler(denoise, invert_ddim(denoise, z0, sigmas), sigmas), z0)
+    fixed = rmse(sample_euler(denoise, invert_fixed_point(denoise, z0, sigmas, iterations=5), sigmas), z0)
+    belm = rmse(sample_belm(denoise, invert_belm(denoise, z0, sigmas), sigmas), z0)
+    for exact in (fixed, belm):
+        assert exact < 1e-5
+        assert exact < ddim / 1000
+
+
+@pytest.mark.parametrize("steps", [20, 50, 100])
+@pytest.mark.parametrize(
+    "schedule", [simple, karras, lambda n: ddim_sigmas(LEVELS, n)], ids=["simple", "karras", "ddim"]
+)
+def test_belm_keys_survive_storage_in_float32(schedule, steps):
+    mixture = Mixture()
+    denoise, z0, sigmas = mixture.denoiser(), mixture.draw(4), schedule(steps)
+    upper, lower = invert_belm(denoise, z0, sigmas)
+    assert 0.7 < rmse(upper / sigmas[0], torch.zeros(1)) < 1.3
+    assert rmse(sample_belm(denoise, (upper, lower), sigmas), z0) < 1e-6
+    assert rmse(sample_belm(denoise, (upper.float(), lower.float()), sigmas), z0) < 1e-5
+
+
+def test_fixed_point_spends_evaluations_where_they_are_needed():
+    """Thin components make the last step the hard one: five iterations do not solve it, the default does."""
+    mixture = Mixture(thin=0.05)
+    denoise, z0, sigmas = mixture.denoiser(), mixture.draw(4), ddim_sigmas(LEVELS, 50)
+    mixture.evaluations = 0
+    x = invert_fixed_point(denoise, z0, sigmas)
+    evaluations = mixture.evaluations
+    assert rmse(sample_euler(denoise, x, sigmas), z0) < 1e-6
+    assert evaluations < 5 * 50
+    fewer = invert_fixed_point(denoise, z0, sigmas, iterations=5)
+    assert rmse(sample_euler(denoise, fewer, sigmas), z0) > 1e-5
+
+
+def test_fixed_point_improves_with_each_iteration():
+    mixture = Mixture()
+    denoise, z0, sigmas = mixture.denoiser(), mixture.draw(2), ddim_sigmas(LEVELS, 50)
+    errors = []
+    for iterations in range(1, 5):
+        mixture.evaluations = 0
+        x = invert_fixed_point(denoise, z0, sigmas, iterations=iterations, tolerance=0)
+        assert mixture.evaluations == iterations * 50
+        errors.append(rmse(sample_euler(denoise, x, sigmas), z0))
+    assert all(after < before / 5 for before, after in pairwise(errors))
+
+
+def test_fixed_point_converges_faster_than_plain_iteration_from_ddim():
+    """Against AIDI as published, one evaluation a step for the DDIM start and three plain iterations."""
+    mixture = Mixture()
+    denoise, z0, sigmas = mixture.denoiser(), mixture.draw(2), ddim_sigmas(LEVELS, 50)
+    plain = z0
+    for sigma, higher in pairwise(sigmas.flip(0)):
+        level = sigma if sigma > 0 else higher
+        z = plain + (higher - sigma) * (plain - denoise(plain, level)) / level
+        for _ in range(3):
+            z = plain + (higher - sigma) * (z - denoise(z, higher)) / higher
+        plain = z
+    ours = invert_fixed_point(denoise, z0, sigmas, iterations=3, tolerance=0)
+    errors = [rmse(sample_euler(denoise, x, sigmas), z0) for x in (ours, plain)]
+    assert errors[0] < errors[1] / 2
+
+
+def test_fixed_point_stops_at_the_tolerance_and_at_the_networks_noise():
+    mixture = Mixture()
+    exact, z0, sigmas = mixture.denoiser(), mixture.draw(2), ddim_sigmas(LEVELS, 50)
+    mixture.evaluations = 0
+    invert_fixed_point(exact, z0, sigmas, tolerance=1.0)
+    assert mixture.evaluations == 50
+
+    def rough(x, sigma):
+        return exact(x, sigma) + 1e-3 * sigma * torch.sin(1e4 * x.roll(1, -1))
+
+    mixture.evaluations = 0
+    x = invert_fixed_point(rough, z0, sigmas)
+    assert mixture.evaluations < 0.6 * 20 * 50
+    assert rmse(sample_euler(rough, x, sigmas), z0) < 1e-3
+
+
+def test_both_directions_use_the_same_stage_at_the_same_sigma():
+    mixture = Mixture()
+    z0, sigmas = mixture.draw(1), ddim_sigmas(LEVELS, 50)
+    used = {}
+
+    def recording(name):
+        def denoise(x, sigma):
+            used.setdefault(float(sigma), set()).add(name)
+            return mixture.denoiser()(x, sigma)
+
+        return denoise
+
+    denoise = scheduled(
+        {"msi": recording("msi"), "empty": recording("empty")}, PRESETS["hide"]["paper"].schedule(), LEVELS
+    )
+    x = invert_fixed_point(denoise, z0, sigmas)
+    assert sorted(used) == sorted(sigmas[:-1].tolist())
+    assert rmse(sample_euler(denoise, x, sigmas), z0) < 1e-5
+    states = invert_belm(denoise, z0, sigmas)
+    assert rmse(sample_belm(denoise, states, sigmas), z0) < 1e-5
+    assert sorted(used) == sorted(sigmas[:-1].tolist())
+    assert all(len(names) == 1 for names in used.values())
+
+
+@st.composite
+def training_sigmas(draw):
+    """Descending noise levels at training steps 1 to 150 apart, the lowest below 60, with or without a trailing 0."""
+    times = [draw(st.integers(0, 59))]
+    for gap in draw(st.lists(st.integers(1, 150), min_size=1, max_size=30)):
+        times.append(min(times[-1] + gap, 999))
+    sigmas = LEVELS.sigmas[sorted(set(times), reverse=True)]
+    return torch.cat([sigmas, torch.zeros(1)]) if draw(st.booleans()) else sigmas
+
+
+@settings(deadline=None, max_examples=40)
+@given(training_sigmas())
+def test_fixed_point_inverts_any_descending_schedule(sigmas):
+    mixture = Mixture(shape=(4, 3, 5), components=1)
+    denoise, z0 = mixture.denoiser(), mixture.draw(2)
+    x = invert_fixed_point(denoise, z0, sigmas, iterations=60)
+    assert rmse(sample_euler(denoise, x, sigmas), z0) < 1e-5
+
+
+@pytest.mark.parametrize("invert", [invert_ddim, invert_fixed_point, invert_belm])
+def test_a_schedule_may_end_above_zero(invert):
+    """The network then sees the picture at that noise level, or not at all where only the step's end counts."""
+    mixture = Mixture()
+    z0 = mixture.draw(2)
+    sigmas = torch.cat([ddim_sigmas(LEVELS, 50)[:-1], LEVELS.sigmas[:1]])
+    used = []
+
+    def denoise(x, sigma):
+        used.append(float(sigma))
+        return mixture.denoiser()(x, sigma)
+
+    x = invert(denoise, z0, sigmas)
+    assert min(used) == float(sigmas[-2] if invert is invert_fixed_point else sigmas[-1])
+    replayed = (sample_belm if invert is invert_belm else sample_euler)(denoise, x, sigmas)
+    assert rmse(replayed, z0) < (0.1 if invert is invert_ddim else 1e-5)
+
+
+# --- batches, shapes, precision
+
+
+@EVERY
+@pytest.mark.parametrize("shape", [(4, 6, 10), (16, 5, 3)])
+def test_samples_of_a_batch_are_independent_and_need_not_be_square(method, shape):
+    mixture = Mixture(shape)
+    z0, sigmas = mixture.draw(3), ddim_sigmas(LEVELS, 20)
+    if method is sample_recurrent:
+        run = lambda x: method(mixture.denoiser(), x, sigmas, repeats=1)  # noqa: E731
+    elif method is invert_fixed_point:
+        run = lambda x: method(mixture.denoiser(), x, sigmas, iterations=4, tolerance=0)  # noqa: E731
+    else:
+        run = lambda x: method(mixture.denoiser(), x, sigmas)  # noqa: E731
+    together, alone = run(z0), run(z0[1:2])
+    if method is invert_belm:
+        together, alone = together[0], alone[0]
+    assert together.shape == z0.shape
+    torch.testing.assert_close(together[1:2], alone.to(together), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given_dtype", "returned"),
+    [(torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float64, torch.float64)],
+)
+@pytest.mark.parametrize("method", [sample_euler, invert_ddim, invert_fixed_point])
+def test_states_are_float32_at_least(method, given_dtype, returned):
+    mixture = Mixture()
+    z0, sigmas = mixture.draw(1).to(given_dtype), ddim_sigmas(LEVELS, 20)
+    result = method(mixture.denoiser(), z0, sigmas)
+    assert result.dtype == returned
+    torch.testing.assert_close(result.float(), method(mixture.denoiser(), z0.float(), sigmas), rtol=1e-4, atol=1e-4)
+
+
+def test_belm_states_are_float64_and_its_latent_float32():
+    mixture = Mixture()
+    sigmas = ddim_sigmas(LEVELS, 20)
+    states = invert_belm(mixture.denoiser(), mixture.draw(1).half(), sigmas)
+    assert [s.dtype for s in states] == [torch.float64] * 2
+    assert sample_belm(mixture.denoiser(), states, sigmas).dtype == torch.float32
+
+
+# --- recurrence
+
+
+def test_recurrence_runs_the_chosen_steps_again_and_keeps_the_distribution():
+    """Samples of one Gaussian keep its mean and spread, and only the steps within the interval repeat."""
+    mixture = Mixture(shape=(1, 16, 16), components=1, thin=0.5)
+    sigmas = ddim_sigmas(LEVELS, 50)
+    random = torch.Generator().manual_seed(3)
+    x = noise_to(torch.zeros(200, 1, 16, 16), sigmas[0], torch.randn(200, 1, 16, 16, generator=random))
+    steps = []
+    result = sample_recurrent(
+        mixture.denoiser(),
+        x,
+        sigmas,
+        lambda report: steps.append(report["i"]),
+        repeats=3,
+        interval=(0.5, 2.0),
+        generator=random,
+    )
+    inside = [i for i, sigma in enumerate(sigmas[:-1].tolist()) if 0.5 <= sigma <= 2.0]
+    assert steps == sorted([*range(50), *inside, *inside])
+    standardized = (result.double() - mixture.means[0]) / mixture.variance.sqrt()
+    assert abs(float(standardized.mean())) < 0.05
+    assert abs(float(standardized.std()) - 1) < 0.1
+
+
+def test_recurrence_of_once_is_euler():
+    mixture = Mixture()
+    z0, sigmas = mixture.draw(2), ddim_sigmas(LEVELS, 20)
+    expected = sample_euler(mixture.denoiser(), z0, sigmas)
+    assert torch.equal(sample_recurrent(mixture.denoiser(), z0, sigmas, repeats=1), expected)
+    assert torch.equal(sample_recurrent(mixture.denoiser(), z0, sigmas, repeats=5, interval=(99.0, 100.0)), expected)
+
+
+# --- schedules
+
+
+@pytest.mark.parametrize("steps", [10, 20, 25, 50, 100, 200])
+def test_ddim_grid_is_that_of_latent_diffusion_and_of_comfyui(steps):
+    grid = list(range(1, 1000, 1000 // steps))
+    assert ddim_timesteps(steps).tolist() == grid
+    expected = [math.sqrt((1 - ABAR[t]) / ABAR[t]) for t in reversed(grid)] + [0.0]
+    np.testing.assert_allclose(ddim_sigmas(LEVELS, steps), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [30, 70, 999])
+def test_ddim_grid_has_as_many_steps_as_asked(steps):
+    grid = ddim_timesteps(steps)
+    assert len(grid) == steps
+    assert 1 <= int(grid.min()) < int(grid.max()) <= 999
+
+
+@pytest.mark.parametrize(("steps", "strength", "kept"), [(50, 0.6, 30), (100, 0.8, 80), (100, 0.29, 29), (50, 1.0, 50)])
+def test_strength_keeps_the_last_steps(steps, strength, kept):
+    sigmas = karras(steps)
+    assert strength_steps(steps, strength) == kept
+    assert torch.equal(strength_sigmas(sigmas, strength), sigmas[steps - kept :])
+
+
+@pytest.mark.parametrize(("steps", "strength"), [(50, 0.6), (100, 0.8), (50, 1.0), (20, 0.25)])
+def test_basic_scheduler_gives_the_same_sigmas_for_the_kept_steps(steps, strength):
+    """BasicScheduler(steps, denoise): int(steps / denoise) steps in all, of which the last ``steps`` run."""
+    kept = strength_steps(steps, strength)
+    total = int(kept / strength)
+    assert torch.equal(ddim_sigmas(LEVELS, total)[-(kept + 1) :], ddim_sigmas(LEVELS, steps, strength))
+
+
+@pytest.mark.parametrize("strength", [0.0, -0.1, 1.01, 0.01])
+def test_a_strength_without_steps_is_refused(strength):
+    with pytest.raises(DiffPrivacyError, match=f"strength {strength} of 20 steps"):
+        strength_sigmas(simple(20), strength)
+
+
+@pytest.mark.parametrize("steps", [0, 1000])
+def test_impossible_ddim_grids_are_refused(steps):
+    with pytest.raises(DiffPrivacyError, match=f"{steps} steps"):
+        ddim_timesteps(steps)
+
+
+def test_noise_to_is_the_forward_process():
+    random = torch.Generator().manual_seed(4)
+    z0, noise = torch.randn(2, 3, 4, 6, 5, generator=random, dtype=torch.float64)
+    sigma = float(LEVELS.sigmas[581])
+    expected = math.sqrt(ABAR[581]) * z0 + math.sqrt(1 - ABAR[581]) * noise
+    torch.testing.assert_close(noise_to(z0, sigma, noise) / math.sqrt(1 + sigma**2), expected, rtol=1e-5, atol=1e-5)
+
+
+# --- progress, interruption, errors
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def run(method, denoise, x, sigmas, callback=None):
+    if method is sample_belm:
+        return method(denoise, (x, x), sigmas, callback)
+    return method(denoise, x, sigmas, callback)
+
+
+EVERY_WAY = pytest.mark.parametrize("method", [*ALL, sample_belm], ids=lambda f: f.__name__)
+
+
+@EVERY_WAY
+def test_progress_counts_every_step(method):
+    mixture = Mixture()
+    x, sigmas = mixture.draw(1), ddim_sigmas(LEVELS, 20)
+    reports = []
+    run(method, mixture.denoiser(), x, sigmas, reports.append)
+    seen = [report["i"] for report in reports]
+    assert sorted(set(seen)) == list(range(19 if method is sample_belm else 20))
+    assert seen == sorted(seen)
+    for report in reports:
+        assert report.keys() == {"i", "x", "sigma", "denoised", "steps"}
+        assert report["steps"] == 20
+        assert report["x"].shape == report["denoised"].shape == x.shape
+        expected = mixture.denoiser()(report["x"].float(), report["sigma"].float())
+        torch.testing.assert_close(report["denoised"].float(), expected)
+
+
+@EVERY_WAY
+def test_what_the_callback_raises_ends_the_run(method):
+    mixture = Mixture()
+    calls = []
+
+    def callback(report):
+        calls.append(report["i"])
+        if report["i"] == 3:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run(method, mixture.denoiser(), mixture.draw(1), ddim_sigmas(LEVELS, 20), callback)
+    assert calls[-1] == 3
+    assert calls.count(3) == 1
+
+
+@EVERY_WAY
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nan_from_the_network_names_step_and_sigma(method, value):
+    mixture = Mixture()
+    sigmas = ddim_sigmas(LEVELS, 20)
+    faulty = float(sigmas[7])
+
+    def denoise(x, sigma):
+        denoised = mixture.denoiser()(x, sigma)
+        denoised[0, 0, 0, 0] = value if float(sigma) == faulty else 0.0
+        return denoised
+
+    with pytest.raises(DiffPrivacyError, match=rf"NaN or infinity in step \d+ of 20 at sigma {faulty:.4g}"):
+        run(method, denoise, mixture.draw(1), sigmas)
+
+
+@EVERY_WAY
+@pytest.mark.parametrize(
+    ("sigmas", "message"),
+    [
+        ([1.0, 2.0, 3.0], "2 follows 1 at position 1"),
+        ([3.0, 2.0, 2.0, 0.0], "2 follows 2 at position 2"),
+        ([1.0], "at least two"),
+        ([], "at least two"),
+        ([2.0, 1.0, -1.0], "negative"),
+        ([math.inf, 1.0, 0.0], "infinity"),
+        ([2.0, math.nan, 0.0], "NaN"),
+    ],
+)
+def test_sigmas_that_do_not_descend_are_refused(method, sigmas, message):
+    mixture = Mixture()
+    with pytest.raises(DiffPrivacyError, match=f"sigmas.*{message}"):
+        run(method, mixture.denoiser(), mixture.draw(1), torch.tensor(sigmas))
+
+
+@EVERY_WAY
+@pytest.mark.parametrize("x", [torch.zeros(4, 8, 8), torch.zeros(1, 4, 2, 8, 8)])
+def test_what_is_not_a_latent_batch_is_refused(method, x):
+    with pytest.raises(DiffPrivacyError, match="latent has the shape"):
+        run(method, Mixture().denoiser(), x, ddim_sigmas(LEVELS, 20))
+
+
+@EVERY_WAY
+def test_a_latent_with_nan_is_refused(method):
+    x = torch.zeros(1, 4, 8, 8)
+    x[0, 0, 0, 0] = math.nan
+    with pytest.raises(DiffPrivacyError, match="latent holds NaN"):
+        run(method, Mixture().denoiser(), x, ddim_sigmas(LEVELS, 20))
+
+
+@EVERY_WAY
+def test_a_prediction_of_another_shape_is_refused(method):
+    with pytest.raises(DiffPrivacyError, match=r"\(1, 4, 4, 4\).*\(1, 4, 8, 8\).*another model"):
+        run(method, lambda x, sigma: x[..., ::2, ::2], torch.zeros(1, 4, 8, 8), ddim_sigmas(LEVELS, 20))
+
+
+def test_a_latent_of_another_model_is_named_by_its_channels():
+    check_latent(torch.zeros(2, 4, 6, 8), channels=4)
+    with pytest.raises(DiffPrivacyError, match="16 channels and the model takes 4"):
+        check_latent(torch.zeros(2, 16, 6, 8), channels=4)
+
+
+def test_belm_needs_two_steps():
+    mixture = Mixture()
+    sigmas = torch.tensor([1.0, 0.0])
+    with pytest.raises(DiffPrivacyError, match="single step"):
+        invert_belm(mixture.denoiser(), mixture.draw(1), sigmas)
+    with pytest.raises(DiffPrivacyError, match="single step"):
+        sample_belm(mixture.denoiser(), (mixture.draw(1), mixture.draw(1)), sigmas)
+
+
+def test_belm_says_when_it_overflows():
+    """A network that pushes away from the picture drives the state beyond what a network can be shown."""
+    with pytest.raises(DiffPrivacyError, match=r"BELM overflowed at sigma .*fixed_point"):
+        invert_belm(lambda x, sigma: -1e38 * x.sign(), torch.ones(1, 4, 2, 2), ddim_sigmas(LEVELS, 50))
