@@ -67,10 +67,16 @@ class Backbone(Protocol):
     by :meth:`text_conditioning`.
     """
 
-    noise_levels: NoiseLevels
-    latent_channels: int
-    downscale: int
-    """Pixels per latent element along each side."""
+    @property
+    def noise_levels(self) -> NoiseLevels: ...
+
+    @property
+    def latent_channels(self) -> int: ...
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent element along each side."""
+        ...
 
     def denoise(self, x: Tensor, sigma: Tensor, conditioning: Any) -> Tensor:
         """Predicted clean latent z0 (B,C,h,w) for x (B,C,h,w) at noise level sigma (0-d tensor); no gradients."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 
-from . import host  # noqa: F401
+from . import demo, faces, guidance, pictures, recovery, schedule
 
 
 class DiffPrivacyExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return []
+        modules = (demo, faces, pictures, schedule, guidance, recovery)
+        return [node for module in modules for node in module.NODES]

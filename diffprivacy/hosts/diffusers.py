@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbone import NoiseLevels, TextConditioning
@@ -25,15 +25,17 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class DiffusersBackbone:
     """A diffusers UNet with its autoencoder and CLIP models; see :class:`diffprivacy.backbone.Backbone`.
 
+    autoencoder: encode and decode between images in [-1,1] and its own latents, plain tensors both.
     latent_scale, latent_shift: network latent = (autoencoder latent) * latent_scale + latent_shift.
     """
 
     unet: Any
-    autoencoder: Any
+    autoencoder: nn.Module
     text_encoders: list[Any]
     pad_tokens: list[int]
     latent_scale: float
     latent_shift: float = 0.0
+    downscale: int = 8
     velocity: bool = False
     vision_encoder: Any = None
     noise_levels: NoiseLevels = field(default_factory=NoiseLevels.scaled_linear)
@@ -49,10 +51,6 @@ class DiffusersBackbone:
     @property
     def latent_channels(self) -> int:
         return self.unet.config.in_channels
-
-    @property
-    def downscale(self) -> int:
-        return 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
 
     @property
     def image_size(self) -> int:
@@ -89,8 +87,7 @@ class DiffusersBackbone:
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Latents (B,C,H/8,W/8) of images (B,3,H,W) in [0,1]; the mode of the autoencoder's distribution."""
-        encoded = self.autoencoder.encode(images.to(self.device, self._autoencoder_dtype) * 2 - 1)
-        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        latents = self.autoencoder.encode(images.to(self.device, self._autoencoder_dtype) * 2 - 1)  # pyright: ignore[reportCallIssue]
         return latents.float() * self.latent_scale + self.latent_shift
 
     @torch.no_grad()
@@ -104,7 +101,7 @@ class DiffusersBackbone:
 
         def decode(latents: Tensor) -> Tensor:
             unscaled = (latents.to(self.device) - self.latent_shift) / self.latent_scale
-            images = self.autoencoder.decode(unscaled.to(self._autoencoder_dtype)).sample
+            images = self.autoencoder.decode(unscaled.to(self._autoencoder_dtype))  # pyright: ignore[reportCallIssue]
             return (images.float() / 2 + 0.5).clamp(0, 1)
 
         return decode
@@ -168,6 +165,21 @@ class DiffusersBackbone:
         return self
 
 
+class DiffusersAutoencoder(nn.Module):
+    """A diffusers autoencoder between plain tensors; a distribution of latents is represented by its mode."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+    def encode(self, images: Tensor) -> Tensor:
+        encoded = self.model.encode(images)
+        return encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.model.decode(latents).sample
+
+
 def clip_pixels(images: Tensor, size: int) -> Tensor:
     """CLIP's preprocessing of images (B,3,H,W) in [0,1]: shorter side to ``size``, centre crop, 8 bits, normalise."""
     height, width = images.shape[-2:]
@@ -199,7 +211,7 @@ def _load_single_file(path: Path) -> DiffusersBackbone:
     scale, shift = single_file.tiny_autoencoder_scale(state)
     return DiffusersBackbone(
         unet=single_file.load_unet(state),
-        autoencoder=single_file.load_autoencoder(state),
+        autoencoder=DiffusersAutoencoder(single_file.load_autoencoder(state)),
         text_encoders=[single_file.load_text_encoder(state)],
         pad_tokens=[END_TOKEN],
         latent_scale=0.18215 / scale,
@@ -235,9 +247,10 @@ def _load_folder(path: Path) -> DiffusersBackbone:
     narrow = len(text_encoders) == 1 and text_encoders[0].config.hidden_size == 768
     return DiffusersBackbone(
         unet=unet.float().eval(),
-        autoencoder=autoencoder.float().eval(),
+        autoencoder=DiffusersAutoencoder(autoencoder.float().eval()),
         text_encoders=[encoder.float().eval() for encoder in text_encoders],
         pad_tokens=[END_TOKEN] if narrow else [END_TOKEN, 0][-len(text_encoders) :],
         latent_scale=autoencoder.config["scaling_factor"],
+        downscale=2 ** (len(autoencoder.config["block_out_channels"]) - 1),
         velocity=scheduler.get("prediction_type") == "v_prediction",
     )

@@ -16,10 +16,11 @@ import comfy.options  # noqa: E402
 comfy.options.enable_args_parsing()
 
 import comfy.sd  # noqa: E402
-import nodes  # noqa: E402
 import torch  # noqa: E402
 from comfy.clip_vision import ClipVisionModel  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
+
+import nodes  # noqa: E402
 
 assert asyncio.run(nodes.load_custom_node(pack))
 host = sys.modules[pack.replace(".", "_x_") + ".nodes.host"]

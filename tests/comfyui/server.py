@@ -42,7 +42,8 @@ class ComfyServer:
         ]
 
     def __enter__(self) -> ComfyServer:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        # One thread: on these small tensors more of them only wait for each other, badly so on a busy machine.
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             self.command, stdout=self.log_file.open("w"), stderr=subprocess.STDOUT, env=environment
         )

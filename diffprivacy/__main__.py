@@ -1,0 +1,7 @@
+"""``python -m diffprivacy``."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

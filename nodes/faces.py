@@ -1,0 +1,272 @@
+"""Find faces, crop them aligned, paste them back."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import torch
+from comfy_api.v0_0_2 import io, ui
+
+from ..diffprivacy.detectors import load_detector
+from ..diffprivacy.errors import DiffPrivacyError, NoFaceError
+from ..diffprivacy.faces import MARGIN, crop_face, face_mask, paste_faces, protected_mask
+from ..diffprivacy.preview import draw_faces
+from ..diffprivacy.selection import select_faces, select_person
+from . import models, sockets
+
+CATEGORY = "Diff-Privacy/faces"
+BUILT_IN = "built-in (no file needed)"
+DETECTOR_FOLDERS = ("insightface", "detection")
+
+
+class LoadDetector(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffPrivacyLoadDetector",
+            display_name="Load Face Detector",
+            category=CATEGORY,
+            description="A face detector from models/insightface or models/detection, or the one that needs no file.",
+            search_aliases=["face detection", "scrfd", "retinaface", "yunet", "insightface"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=[BUILT_IN, *models.onnx_files(*DETECTOR_FOLDERS)],
+                    default=BUILT_IN,
+                    tooltip="SCRFD, RetinaFace or YuNet as ONNX. The built-in cascade finds upright frontal faces only.",
+                )
+            ],
+            outputs=[sockets.FaceDetector.Output(display_name="detector")],
+        )
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        return io.NodeOutput(load_detector(None if file == BUILT_IN else models.find_onnx(file, *DETECTOR_FOLDERS)))
+
+
+class DetectFaces(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffPrivacyDetectFaces",
+            display_name="Detect Faces",
+            category=CATEGORY,
+            description="Finds the faces of each picture and chooses those to protect; shows them numbered.",
+            search_aliases=["face privacy", "find faces", "select face", "anonymize", "deidentify"],
+            has_intermediate_output=True,
+            inputs=[
+                io.Image.Input("image"),
+                sockets.FaceDetector.Input("detector"),
+                io.String.Input(
+                    "select",
+                    default="all",
+                    tooltip="all, largest, or numbers from the preview such as 0,2. Faces count from left to right.",
+                ),
+                io.Combo.Input(
+                    "without_face",
+                    options=["error", "keep unchanged"],
+                    tooltip="What to do with a picture of the batch in which no face is found or chosen.",
+                ),
+                io.Mask.Input("mask", optional=True, tooltip="Only faces whose centre lies in the mask."),
+                sockets.FaceRecognizer.Input(
+                    "recognizer", optional=True, tooltip="Needed to compare faces with the person."
+                ),
+                io.Image.Input("person", optional=True, tooltip="A picture of one person to look for."),
+                io.Combo.Input(
+                    "person_mode",
+                    options=["only this person", "all but this person"],
+                    optional=True,
+                    advanced=True,
+                    tooltip="Which faces to protect when a person is given.",
+                ),
+                io.Float.Input(
+                    "person_threshold",
+                    default=0.35,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Cosine from which the recognizer takes two faces for one person.",
+                ),
+            ],
+            outputs=[
+                sockets.Faces.Output(display_name="faces"),
+                io.Int.Output(display_name="count", tooltip="Number of chosen faces in the whole batch."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        image,
+        detector,
+        select,
+        without_face,
+        mask=None,
+        recognizer=None,
+        person=None,
+        person_mode="only this person",
+        person_threshold=0.35,
+    ) -> io.NodeOutput:
+        reference = None
+        if person is not None:
+            if recognizer is None:
+                raise DiffPrivacyError("Socket `recognizer`: connect a face recognizer to choose faces by `person`.")
+            reference = _embedding_of_person(person, detector, recognizer)
+        chosen, previews = [], []
+        for i, picture in enumerate(image.cpu().float()):
+            found = detector.detect(picture)
+            try:
+                faces = select_faces(found, select, mask=None if mask is None else mask[i % len(mask)].cpu())
+                if reference is not None:
+                    embed = functools.partial(_embed, recognizer, picture)
+                    keep = "only" if person_mode == "only this person" else "all but"
+                    faces = select_person(faces, embed, reference, person_threshold, keep)
+            except NoFaceError as error:
+                if without_face == "error":
+                    raise NoFaceError(
+                        f"Picture {i + 1} of {len(image)}: {error} To leave such pictures as they are, "
+                        "set `without_face` to `keep unchanged`."
+                    ) from error
+                faces = []
+            chosen.append(tuple(faces))
+            previews.append(draw_faces(picture, found, faces))
+        height, width = image.shape[1:3]
+        batch = sockets.FaceBatch(tuple(chosen), (height, width))
+        return io.NodeOutput(batch, len(batch), ui=ui.PreviewImage(torch.stack(previews)))
+
+
+def _embed(recognizer, picture, face):
+    landmarks = torch.from_numpy(face.landmarks)[None]
+    return recognizer.reference(picture.movedim(-1, 0)[None], landmarks, mirrored=True)
+
+
+def _embedding_of_person(person, detector, recognizer):
+    picture = person[0].cpu().float()
+    found = detector.detect(picture)
+    if len(found) != 1:
+        raise DiffPrivacyError(f"Socket `person`: {len(found)} faces found; give a picture with exactly one face.")
+    return _embed(recognizer, picture, found[0])
+
+
+class CropFaces(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffPrivacyCropFaces",
+            display_name="Crop Faces",
+            category=CATEGORY,
+            description="Upright square crops of the faces, eyes level and at the same place in every crop, "
+            "for VAEEncode and a sampler.",
+            search_aliases=["align face", "face crop", "face mask"],
+            inputs=[
+                io.Image.Input("image"),
+                sockets.Faces.Input("faces"),
+                io.Int.Input(
+                    "size",
+                    default=512,
+                    min=64,
+                    max=2048,
+                    step=64,
+                    tooltip="Side of the crops in pixels: what the checkpoint was trained on (512 for SD 1.5).",
+                ),
+                io.Float.Input(
+                    "margin",
+                    default=MARGIN,
+                    min=1.0,
+                    max=4.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip="How much around the face the crop shows; 1 is the tight crop of face recognizers.",
+                ),
+                io.Int.Input(
+                    "variants",
+                    default=1,
+                    min=1,
+                    max=64,
+                    tooltip="How many different faces to make of each: every crop is repeated so often.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="crops"),
+                io.Mask.Output(display_name="mask", tooltip="The part of each crop that will be replaced."),
+                sockets.Faces.Output(display_name="faces", tooltip="For Paste Faces."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, image, faces, size, margin, variants) -> io.NodeOutput:
+        _check_pictures(image, faces)
+        if not len(faces):
+            raise NoFaceError("Socket `faces`: there is no face to crop in any picture of the batch.")
+        crops = [
+            crop_face(picture, face, size, margin)
+            for picture, found in zip(image.cpu().float(), faces.faces, strict=True)
+            for face in found
+        ]
+        masks = [face_mask(face, size, margin) for face in faces.flat]
+        return io.NodeOutput(
+            torch.stack(crops).repeat_interleave(variants, dim=0),
+            torch.stack(masks).repeat_interleave(variants, dim=0),
+            dataclasses.replace(faces, margin=margin, variants=variants),
+        )
+
+
+class PasteFaces(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffPrivacyPasteFaces",
+            display_name="Paste Faces",
+            category=CATEGORY,
+            description="Puts new faces where the old ones were, with a soft border. "
+            "Outside the mask the picture stays the same to the last bit.",
+            search_aliases=["face swap", "composite face", "blend face"],
+            inputs=[
+                io.Image.Input("image", tooltip="The original pictures."),
+                io.Image.Input("crops", tooltip="The new faces, in the order of Crop Faces; any size."),
+                sockets.Faces.Input("faces", tooltip="From Crop Faces."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="With several variants: all of picture 1 first."),
+                io.Mask.Output(display_name="mask", tooltip="Where the pictures were changed."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, image, crops, faces) -> io.NodeOutput:
+        _check_pictures(image, faces)
+        if faces.margin is None:
+            raise DiffPrivacyError(
+                "Socket `faces`: connect the output of Crop Faces, which knows how faces were cropped."
+            )
+        expected = len(faces) * faces.variants
+        if len(crops) != expected:
+            raise DiffPrivacyError(
+                f"Socket `crops`: {len(crops)} crops for {expected} ({len(faces)} faces, {faces.variants} variant(s) "
+                "each); every face needs its crop, or it would stay unprotected."
+            )
+        rows = iter(crops.cpu().float().split(faces.variants))
+        pictures, masks = [], []
+        for picture, found in zip(image.cpu().float(), faces.faces, strict=True):
+            of_picture = [next(rows) for _ in found]
+            mask = protected_mask(picture.shape[:2], found, faces.margin)
+            for variant in range(faces.variants):
+                new = [variants[variant] for variants in of_picture]
+                pictures.append(paste_faces(picture, torch.stack(new), found, faces.margin) if new else picture)
+                masks.append(mask)
+        return io.NodeOutput(torch.stack(pictures), torch.stack(masks))
+
+
+def _check_pictures(image, faces) -> None:
+    found = (len(faces.faces), *faces.size)
+    if tuple(image.shape[:3]) != found:
+        raise DiffPrivacyError(
+            f"Socket `image`: {image.shape[0]} pictures of {image.shape[2]}x{image.shape[1]}, but the faces were found in "
+            f"{found[0]} of {found[2]}x{found[1]}; connect the pictures that went into Detect Faces."
+        )
+
+
+NODES = [LoadDetector, DetectFaces, CropFaces, PasteFaces]

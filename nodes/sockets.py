@@ -1,0 +1,44 @@
+"""The pack's own socket types and what travels over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from comfy_api.v0_0_2 import io
+
+from ..diffprivacy.errors import DiffPrivacyError
+from ..diffprivacy.faces import Face, crop_landmarks
+
+FaceDetector = io.Custom("FACE_DETECTOR")
+FaceRecognizer = io.Custom("FACE_RECOGNIZER")
+Faces = io.Custom("FACES")
+Energy = io.Custom("ENERGY")
+
+
+@dataclass(frozen=True)
+class FaceBatch:
+    """The chosen faces of a batch of pictures, and how Crop Faces cropped them.
+
+    faces: for each picture its faces, in the order of the crops; size: (height, width) of the pictures in pixels;
+    margin and variants: those of the crops, None before cropping.
+    """
+
+    faces: tuple[tuple[Face, ...], ...]
+    size: tuple[int, int]
+    margin: float | None = None
+    variants: int | None = None
+
+    def __len__(self) -> int:
+        return sum(len(faces) for faces in self.faces)
+
+    @property
+    def flat(self) -> list[Face]:
+        """All faces, in the order of their crops."""
+        return [face for faces in self.faces for face in faces]
+
+    def crop_landmarks(self, size: int) -> torch.Tensor:
+        """The five points (F,2) of all F faces in their crops of size x size pixels, as (F,5,2)."""
+        if self.margin is None:
+            raise DiffPrivacyError("Socket `faces`: connect Crop Faces, which knows how the faces were cropped.")
+        return torch.stack([crop_landmarks(face, size, self.margin) for face in self.flat])

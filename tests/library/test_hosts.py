@@ -1,0 +1,210 @@
+"""The diffusers host: checkpoints and folders in, the numbers diffusers itself computes out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from diffprivacy.backbone import NoiseLevels
+from diffprivacy.errors import DiffPrivacyError
+from diffprivacy.hosts.diffusers import load_backbone
+from diffprivacy.hosts.tokenizer import END_TOKEN, PLACEHOLDER_TOKEN, START_TOKEN, isolate_placeholders, tokenize
+
+SMALL_TEXT = {"intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "projection_dim": 24}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Seeded diffusers folders shaped like SD 2.x (v-prediction) and SDXL (two text encoders)."""
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("folders")
+    return {
+        "sd2": write_folder(root / "sd2", "v_prediction", [CLIPTextModel(text_config(48))], {}),
+        "sdxl": write_folder(
+            root / "sdxl",
+            "epsilon",
+            [CLIPTextModel(text_config(32)), CLIPTextModelWithProjection(text_config(48))],
+            {
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 8,
+                "projection_class_embeddings_input_dim": 24 + 6 * 8,
+            },
+        ),
+    }
+
+
+def text_config(width: int) -> CLIPTextConfig:
+    return CLIPTextConfig(hidden_size=width, eos_token_id=END_TOKEN, **SMALL_TEXT)
+
+
+def write_folder(path: Path, prediction: str, text_encoders: list, extra: dict) -> Path:
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=sum(encoder.config.hidden_size for encoder in text_encoders),
+        attention_head_dim=8,
+        use_linear_projection=True,
+        **extra,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=4,
+        latent_channels=4,
+        scaling_factor=0.13025,
+    )
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type=prediction, clip_sample=False
+    )
+    index = {
+        "_class_name": "tiny",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    unet.save_pretrained(path / "unet")
+    vae.save_pretrained(path / "vae")
+    scheduler.save_pretrained(path / "scheduler")
+    for name, encoder in zip(("text_encoder", "text_encoder_2"), text_encoders, strict=False):
+        encoder.save_pretrained(path / name)
+        index[name] = ["transformers", type(encoder).__name__]
+    (path / "model_index.json").write_text(json.dumps(index))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["sd2", "sdxl"])
+@pytest.mark.parametrize("timestep", [0, 20, 500, 999])
+def test_denoise_predicts_the_clean_latent_of_diffusers_own_scheduler(folders, kind, timestep):
+    backbone = load_backbone(folders[kind])
+    scheduler = DDIMScheduler.from_pretrained(folders[kind] / "scheduler")
+    scheduler.set_timesteps(1000)
+    conditioning = backbone.text_conditioning("a face")
+    x_vp = torch.randn(2, 4, 8, 6, generator=torch.Generator().manual_seed(1))
+    sizes = None
+    if conditioning.pooled is not None:
+        sizes = {
+            "text_embeds": conditioning.pooled.expand(2, -1),
+            "time_ids": torch.tensor([[64.0, 48, 0, 0, 64, 48]]).expand(2, -1),
+        }
+    with torch.no_grad():
+        output = backbone.unet(x_vp, timestep, conditioning.context.expand(2, -1, -1), added_cond_kwargs=sizes).sample
+    expected = scheduler.step(output, timestep, x_vp).pred_original_sample
+    sigma = backbone.noise_levels.sigmas[timestep]
+    found = backbone.denoise(x_vp * (1 + sigma**2).sqrt(), sigma, conditioning)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_two_text_encoders_share_one_context(folders):
+    backbone = load_backbone(folders["sdxl"])
+    conditioning = backbone.text_conditioning("a photo of *", torch.randn(1, 80))
+    assert conditioning.context.shape == (1, 77, 80)
+    assert conditioning.pooled is not None
+    assert conditioning.pooled.shape == (1, 24)
+    plain = backbone.text_conditioning("a photo of *")
+    assert not torch.allclose(plain.context[..., :32], conditioning.context[..., :32])
+    assert not torch.allclose(plain.context[..., 32:], conditioning.context[..., 32:])
+
+
+def test_pseudo_words_stand_where_the_placeholders_were(folders):
+    """A prompt whose placeholder is replaced by an ordinary word's own embedding is that word's prompt."""
+    backbone = load_backbone(folders["sd2"])
+    table = backbone.text_encoders[0].get_input_embeddings().weight
+    face, smile = tokenize("face smile")[1:3]
+    words = table[[face, smile]].detach()
+    found = backbone.text_conditioning("a *, and a *", words)
+    torch.testing.assert_close(found.context, backbone.text_conditioning("a face , and a smile").context)
+
+
+def test_placeholders_and_pseudo_words_must_agree(folders):
+    backbone = load_backbone(folders["sd2"])
+    with pytest.raises(DiffPrivacyError, match=r"1 placeholder.* for 2 pseudo-word"):
+        backbone.text_conditioning("a photo of *", torch.randn(2, 48))
+
+
+def test_latents_are_scaled_and_come_back(folders):
+    backbone = load_backbone(folders["sdxl"])
+    images = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        mode = backbone.autoencoder.model.encode(images * 2 - 1).latent_dist.mode()
+    torch.testing.assert_close(backbone.encode(images), mode * 0.13025)
+    with torch.no_grad():
+        decoded = backbone.autoencoder.model.decode(mode).sample
+    torch.testing.assert_close(backbone.decode(mode * 0.13025), (decoded / 2 + 0.5).clamp(0, 1))
+
+
+def test_gradient_passes_the_decoder_and_only_to_the_latents(folders):
+    backbone = load_backbone(folders["sd2"])
+    z = torch.randn(1, 4, 4, 4, requires_grad=True)
+    backbone.differentiable_decoder()(z).sum().backward()
+    assert z.grad is not None
+    assert z.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in backbone.autoencoder.parameters())
+
+
+def test_noise_levels_are_those_of_the_training_schedule():
+    """sigma_t^2 = (1 - abar_t) / abar_t with SD's scaled linear betas, from diffusers' own table."""
+    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    sigmas = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).sqrt()
+    levels = NoiseLevels.scaled_linear()
+    torch.testing.assert_close(levels.sigmas, sigmas, rtol=1e-4, atol=0)
+    steps = torch.arange(1000)
+    assert torch.equal(levels.timestep(levels.sigmas), steps)
+    assert torch.equal(levels.timestep(levels.sigma(steps + 0.2)), steps)
+
+
+def test_tokens_of_known_prompts():
+    """Ids published with CLIP: start 49406, a 320, photo 1125, of 539, * 265, end 49407."""
+    assert tokenize("a photo of *")[:7] == [START_TOKEN, 320, 1125, 539, PLACEHOLDER_TOKEN, END_TOKEN, END_TOKEN]
+    assert tokenize("A  PHOTO\nof *", pad_token=0)[:8] == [START_TOKEN, 320, 1125, 539, 265, END_TOKEN, 0, 0]
+    assert PLACEHOLDER_TOKEN not in tokenize("a photo of *, smiling")
+    assert tokenize(isolate_placeholders("a photo of *, smiling"))[4] == PLACEHOLDER_TOKEN
+    long = tokenize("face " * 100)
+    assert len(long) == 77
+    assert long[-1] == END_TOKEN
+
+
+def flow_checkpoint(path: Path) -> None:
+    save_file({"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": torch.zeros(1)}, path)
+
+
+def lora(path: Path) -> None:
+    save_file({"lora_unet_mid_block.lora_up.weight": torch.zeros(1)}, path)
+
+
+def truncated(path: Path) -> None:
+    lora(path)
+    path.write_bytes(path.read_bytes()[:20])
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("missing.safetensors", lambda path: None, "does not exist"),
+        ("model.ckpt", lambda path: path.write_bytes(b"x"), "only .safetensors"),
+        ("text.safetensors", lambda path: path.write_text("not a checkpoint"), "not a readable safetensors"),
+        ("cut.safetensors", truncated, "not a readable safetensors"),
+        ("lora.safetensors", lora, "no Stable Diffusion UNet"),
+        ("flow.safetensors", flow_checkpoint, "flow model"),
+        ("folder", lambda path: path.mkdir(), "no model_index.json"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_one_clear_error(tmp_path, name, write, message):
+    write(tmp_path / name)
+    with pytest.raises(DiffPrivacyError, match=message) as caught:
+        load_backbone(tmp_path / name)
+    assert name in str(caught.value)
+
+
+def test_flow_model_folder(tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline", "transformer": []}))
+    with pytest.raises(DiffPrivacyError, match=r"FluxPipeline.*flow"):
+        load_backbone(tmp_path)
