@@ -75,9 +75,21 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--preset", choices=["default", "paper"], default="default", help="what measured best, or the paper's settings")
     add("--strength", type=float, metavar="S", help="how far a face is redrawn, above 0 and up to 1 (default 0.6)")
-    add("--steps", type=int, metavar="N", help="steps of the whole schedule, of which the strength's share runs")
-    add("--variants", type=int, default=1, metavar="N", help="different faces to make of each (default 1)")
-    add("--size", type=int, metavar="PIXELS", help="side of the face crops (default: what the checkpoint was made for)")
+    add("--steps", type=_positive, metavar="N", help="steps of the whole schedule, of which the strength's share runs")
+    add("--variants", type=_positive, default=1, metavar="N", help="different faces to make of each (default 1)")
+    add(
+        "--size",
+        type=_positive,
+        metavar="PIXELS",
+        help="side of the face crops (default: what the checkpoint was made for)",
+    )
     add("--seed", type=int, metavar="N", help="fix the noise, for tests (default: drawn from the operating system)")
     add("--device", metavar="NAME", help="cuda, mps or cpu (default: the first of them that is there)")
     add("--overwrite", action="store_true", help="do finished pictures again")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number

@@ -21,6 +21,7 @@ from .hosts.demo import load_demo_backbone
 from .hosts.diffusers import DiffusersBackbone, load_backbone
 from .images import Picture, read_picture, write_picture
 from .recognizers import Ensemble, FaceMatcher, load_recognizer
+from .sampling import strength_steps
 from .selection import select_faces
 from .stages import PRESETS, Preset
 
@@ -121,7 +122,7 @@ def plan(inputs: Iterable[Path], output: Path, variants: int = 1) -> dict[Path, 
             for file in targets[source]:
                 if owners.setdefault(file, source) != source:
                     raise DiffPrivacyError(f"{source} and {owners[file]} would both become {file}; rename one.")
-    if clash := owners.keys() & {source.absolute() for source in targets}:
+    if clash := {file.absolute() for file in owners} & {source.absolute() for source in targets}:
         raise DiffPrivacyError(f"{min(clash)} is an input and would be overwritten; choose another output folder.")
     return targets
 
@@ -144,9 +145,11 @@ def all_exist(files: Iterable[Path]) -> bool:
 
 def _preset(options: argparse.Namespace) -> Preset:
     changes = {"strength": options.strength, "steps": options.steps}
-    return dataclasses.replace(
+    preset = dataclasses.replace(
         PRESETS["anonymize"][options.preset], **{name: value for name, value in changes.items() if value is not None}
     )
+    strength_steps(preset.steps, preset.strength)
+    return preset
 
 
 def load_model(options: argparse.Namespace) -> Model:

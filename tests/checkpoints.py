@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -88,3 +90,60 @@ def taesd(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def text_model(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """CLIP text weights under the names that checkpoints use, whichever transformers version made them."""
     return {key if key.startswith("text_model.") else f"text_model.{key}": value for key, value in state.items()}
+
+
+def write_tiny_folder(path: Path, kind: str, seed: int = 0) -> Path:
+    """A seeded diffusers folder shaped like SD 2.x ("sd2": v-prediction) or SDXL ("sdxl": two text encoders)."""
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    torch.manual_seed(seed)
+
+    def text(width: int) -> CLIPTextConfig:
+        small = {"intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "projection_dim": 24}
+        return CLIPTextConfig(hidden_size=width, eos_token_id=49407, **small)
+
+    encoders: list[Any] = [CLIPTextModel(text(48))]
+    extra: dict[str, Any] = {}
+    if kind == "sdxl":
+        encoders = [CLIPTextModel(text(32)), CLIPTextModelWithProjection(text(48))]
+        extra = {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 24 + 6 * 8,
+        }
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=sum(encoder.config.hidden_size for encoder in encoders),
+        attention_head_dim=8,
+        use_linear_projection=True,
+        **extra,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=4,
+        latent_channels=4,
+        scaling_factor=0.13025,
+    )
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction" if kind == "sd2" else "epsilon",
+        clip_sample=False,
+    )
+    unet.save_pretrained(path / "unet")
+    vae.save_pretrained(path / "vae")
+    scheduler.save_pretrained(path / "scheduler")
+    index: dict[str, Any] = {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
+    for name, encoder in zip(("text_encoder", "text_encoder_2"), encoders, strict=False):
+        encoder.save_pretrained(path / name)
+        index[name] = ["transformers", type(encoder).__name__]
+    (path / "model_index.json").write_text(json.dumps(index))
+    return path

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import write_tiny_sd1
 from tests.comfyui.server import ComfyServer
 
 HERE = Path(__file__).parent
@@ -42,11 +41,6 @@ def comfyui() -> Path:
     path = find_comfyui()
     assert path is not None
     return path
-
-
-@pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_sd1(tmp_path_factory.mktemp("checkpoints") / "tiny.safetensors")
 
 
 @pytest.fixture(scope="session")

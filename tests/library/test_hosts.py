@@ -7,78 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from diffprivacy.backbone import NoiseLevels
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.hosts.diffusers import load_backbone
 from diffprivacy.hosts.tokenizer import END_TOKEN, PLACEHOLDER_TOKEN, START_TOKEN, isolate_placeholders, tokenize
-
-SMALL_TEXT = {"intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "projection_dim": 24}
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Seeded diffusers folders shaped like SD 2.x (v-prediction) and SDXL (two text encoders)."""
-    torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("folders")
-    return {
-        "sd2": write_folder(root / "sd2", "v_prediction", [CLIPTextModel(text_config(48))], {}),
-        "sdxl": write_folder(
-            root / "sdxl",
-            "epsilon",
-            [CLIPTextModel(text_config(32)), CLIPTextModelWithProjection(text_config(48))],
-            {
-                "addition_embed_type": "text_time",
-                "addition_time_embed_dim": 8,
-                "projection_class_embeddings_input_dim": 24 + 6 * 8,
-            },
-        ),
-    }
-
-
-def text_config(width: int) -> CLIPTextConfig:
-    return CLIPTextConfig(hidden_size=width, eos_token_id=END_TOKEN, **SMALL_TEXT)
-
-
-def write_folder(path: Path, prediction: str, text_encoders: list, extra: dict) -> Path:
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(32, 64),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=sum(encoder.config.hidden_size for encoder in text_encoders),
-        attention_head_dim=8,
-        use_linear_projection=True,
-        **extra,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        norm_num_groups=4,
-        latent_channels=4,
-        scaling_factor=0.13025,
-    )
-    scheduler = DDIMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type=prediction, clip_sample=False
-    )
-    index = {
-        "_class_name": "tiny",
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    unet.save_pretrained(path / "unet")
-    vae.save_pretrained(path / "vae")
-    scheduler.save_pretrained(path / "scheduler")
-    for name, encoder in zip(("text_encoder", "text_encoder_2"), text_encoders, strict=False):
-        encoder.save_pretrained(path / name)
-        index[name] = ["transformers", type(encoder).__name__]
-    (path / "model_index.json").write_text(json.dumps(index))
-    return path
 
 
 @pytest.mark.parametrize("kind", ["sd2", "sdxl"])

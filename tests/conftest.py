@@ -1,0 +1,20 @@
+"""Fixtures of all tests."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import write_tiny_folder, write_tiny_sd1
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A seeded SD 1.x single file that ComfyUI and the diffusers host load."""
+    return write_tiny_sd1(tmp_path_factory.mktemp("checkpoints") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Seeded diffusers folders shaped like SD 2.x and SDXL."""
+    root = tmp_path_factory.mktemp("folders")
+    return {kind: write_tiny_folder(root / kind, kind) for kind in ("sd2", "sdxl")}

@@ -1,0 +1,158 @@
+"""The command line as a person uses it: real photos in, protected PNG files or one clear line out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import insightface
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+
+from diffprivacy import demo
+from diffprivacy.cli import main
+from diffprivacy.detectors import load_detector
+from diffprivacy.errors import DiffPrivacyError
+from diffprivacy.faces import protected_mask
+from diffprivacy.images import read_picture
+from diffprivacy.jobs import plan
+
+QUICK = ["--steps", "5", "--strength", "0.6"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    exif = Image.Exif()
+    exif[0x010E] = "Jane Doe at home"
+    Image.fromarray(skimage.data.astronaut()).save(folder / "astronaut.png", exif=exif)
+    Image.open(Path(insightface.__file__).parent / "data" / "images" / "t1.jpg").save(folder / "group.png")
+    return folder
+
+
+def changed_outside_and_inside(original: Path, protected: Path, faces: int) -> tuple[int, float]:
+    """How many values changed where nothing may, and the least mean change in a face, in levels of 8 bits."""
+    before, after = (read_picture(path).rgb for path in (original, protected))
+    found = load_detector(None).detect(before)
+    assert len(found) == faces
+    mask = protected_mask(before.shape, found, demo.MARGIN)
+    change = (after - before).abs() * 255
+    inside = [change[protected_mask(before.shape, [face], demo.MARGIN) == 1].mean().item() for face in found]
+    return int((change[mask == 0] > 0).sum()), min(inside)
+
+
+def test_every_face_changes_and_nothing_else(photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["anonymize", str(photos), "-o", str(out), *QUICK]) == 0
+    for name, faces in (("astronaut", 1), ("group", 6)):
+        outside, inside = changed_outside_and_inside(photos / f"{name}.png", out / f"{name}.png", faces)
+        assert outside == 0
+        assert inside > 3
+    content = (out / "astronaut.png").read_bytes()
+    assert b"Jane Doe" not in content
+    assert not {b"tEXt", b"iTXt", b"zTXt", b"eXIf", b"iCCP", b"tIME"} & {
+        content[i : i + 4] for i in range(len(content))
+    }
+    assert "demo model" in capsys.readouterr().err
+
+
+def test_interrupted_folder_goes_on(photos, tmp_path, capsys):
+    """A picture that is there already is not done again, unless asked for."""
+    out = tmp_path / "out"
+    assert main(["anonymize", str(photos / "astronaut.png"), "-o", str(out), *QUICK]) == 0
+    first = (out / "astronaut.png").read_bytes()
+    assert main(["anonymize", str(photos / "astronaut.png"), "-o", str(out), *QUICK]) == 0
+    assert (out / "astronaut.png").read_bytes() == first
+    assert "1 already done" in capsys.readouterr().out
+    assert main(["anonymize", str(photos / "astronaut.png"), "-o", str(out), *QUICK, "--overwrite"]) == 0
+    assert (out / "astronaut.png").read_bytes() != first
+
+
+def test_seed_decides_the_noise_and_is_warned_about(photos, tmp_path, capsys):
+    for folder in ("a", "b"):
+        arguments = ["-o", str(tmp_path / folder), *QUICK, "--seed", "3", "--variants", "2"]
+        assert main(["anonymize", str(photos / "astronaut.png"), *arguments]) == 0
+    assert "warning: --seed" in capsys.readouterr().err
+    a, b = ([(tmp_path / folder / f"astronaut-{i}.png").read_bytes() for i in (1, 2)] for folder in ("a", "b"))
+    assert a == b
+    assert a[0] != a[1]
+
+
+def test_chosen_faces_only(photos, tmp_path):
+    assert main(["anonymize", str(photos / "group.png"), "-o", str(tmp_path), *QUICK, "--faces", "0,2"]) == 0
+    before, after = read_picture(photos / "group.png").rgb, read_picture(tmp_path / "group.png").rgb
+    found = load_detector(None).detect(before)
+    chosen = protected_mask(before.shape, [found[0], found[2]], demo.MARGIN)
+    assert torch.equal(before[chosen == 0], after[chosen == 0])
+    assert not torch.equal(before[chosen == 1], after[chosen == 1])
+
+
+def noise(path: Path) -> None:
+    Image.fromarray(np.full((200, 300, 3), 128, np.uint8)).save(path)
+
+
+def truncated(path: Path) -> None:
+    Image.fromarray(skimage.data.astronaut()).save(path)
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "options", "message"),
+    [
+        ("missing.jpg", lambda path: None, [], "does not exist"),
+        ("text.jpg", lambda path: path.write_text("hello"), [], "text.jpg"),
+        ("cut.png", truncated, [], "cut.png"),
+        ("dot.png", lambda path: Image.new("RGB", (1, 1)).save(path), [], "No face"),
+        ("wall.png", noise, [], "No face"),
+        ("wall.png", noise, ["--checkpoint", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
+        ("wall.png", noise, ["--detector", "nowhere.onnx"], "nowhere.onnx"),
+        ("wall.png", noise, ["--strength", "0"], "strength"),
+    ],
+)
+def test_bad_input_is_one_line_and_no_file(tmp_path, capsys, name, write, options, message):
+    write(tmp_path / name)
+    out = tmp_path / "out"
+    assert main(["anonymize", str(tmp_path / name), "-o", str(out), *options]) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not list(out.rglob("*"))
+
+
+def test_one_bad_picture_does_not_stop_the_others(photos, tmp_path):
+    noise(tmp_path / "wall.png")
+    inputs = [str(tmp_path / "wall.png"), str(photos / "astronaut.png")]
+    assert main(["anonymize", *inputs, "-o", str(tmp_path / "out"), *QUICK]) == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["astronaut.png"]
+
+
+def test_picture_without_a_face_is_copied_only_when_asked_for(tmp_path):
+    noise(tmp_path / "wall.png")
+    arguments = [str(tmp_path / "wall.png"), "-o", str(tmp_path / "out"), "--without-face", "copy"]
+    assert main(["anonymize", *arguments]) == 0
+    assert torch.equal(read_picture(tmp_path / "out" / "wall.png").rgb, read_picture(tmp_path / "wall.png").rgb)
+
+
+def test_two_inputs_never_become_one_file(tmp_path):
+    noise(tmp_path / "a.png")
+    noise(tmp_path / "a.jpg")
+    with pytest.raises(DiffPrivacyError, match=r"would both become .*a\.png"):
+        plan([tmp_path], tmp_path / "out")
+
+
+def test_an_input_is_never_overwritten(tmp_path):
+    noise(tmp_path / "a.png")
+    with pytest.raises(DiffPrivacyError, match="would be overwritten"):
+        plan([tmp_path / "a.png"], tmp_path)
+
+
+def test_folders_keep_their_shape(tmp_path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    noise(tmp_path / "in" / "deep" / "a.jpg")
+    (tmp_path / "in" / "notes.txt").write_text("no picture")
+    out = tmp_path / "out"
+    assert plan([tmp_path / "in"], out, variants=2) == {
+        tmp_path / "in" / "deep" / "a.jpg": [out / "deep" / "a-1.png", out / "deep" / "a-2.png"]
+    }
