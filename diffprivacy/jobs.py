@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import __version__, demo, pipeline
+from .demo.host import load_backbone as load_demo_backbone
 from .detectors import Detector, load_detector
 from .errors import DiffPrivacyError, NoFaceError
 from .faces import MARGIN
-from .hosts.demo import load_demo_backbone
 from .hosts.diffusers import DiffusersBackbone, load_backbone
 from .images import Picture, read_picture, write_picture
 from .recognizers import Ensemble, FaceMatcher, load_recognizer

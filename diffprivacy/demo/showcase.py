@@ -12,11 +12,11 @@ from .. import demo, pipeline
 from ..detectors import load_detector
 from ..errors import DiffPrivacyError
 from ..faces import Face, crop_face, crop_landmarks
-from ..hosts.demo import load_demo_backbone
 from ..images import Picture, read_picture, write_picture
 from ..preview import contact_sheet
 from ..recognizers import FaceMatcher
 from ..selection import select_faces
+from .host import load_backbone
 
 VARIANTS = 4
 
@@ -31,7 +31,7 @@ def run(photo: Path | None, output: Path, seed: int | None = None) -> None:
     picture = _astronaut() if photo is None else read_picture(photo)
     detector = load_detector(None)
     faces = select_faces(detector.detect(picture.rgb), "largest")
-    backbone = load_demo_backbone()
+    backbone = load_backbone()
     guide, judge = demo.load_recognizer("guide"), demo.load_recognizer("judge")
     with tqdm(desc="anonymize", unit="step", disable=None) as bar:
 
