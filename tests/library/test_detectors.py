@@ -1,0 +1,255 @@
+"""Detectors find every face, once, of any size and whichever way up; what is no detector is refused by name."""
+
+from pathlib import Path
+
+import cv2
+import insightface
+import numpy as np
+import onnx
+import pytest
+import skimage.data
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from diffprivacy.detectors import OnnxDetector, load_detector
+from diffprivacy.errors import DiffPrivacyError
+from diffprivacy.faces import ARCFACE_TEMPLATE, Face
+from diffprivacy.search import find_faces, keep_best, scan_views
+
+NETWORKS = ["scrfd_500m_bnkps", "yunet_n"]
+EYES = {
+    "group": [
+        ((86, 328), (128, 308)),
+        ((290, 210), (320, 193)),
+        ((491, 319), (538, 332)),
+        ((758, 397), (807, 402)),
+        ((918, 117), (942, 113)),
+        ((1148, 326), (1194, 324)),
+    ],
+    "astronaut": [((203, 100), (247, 102))],
+}
+"""Where people see the eyes, left to right."""
+
+
+def photo(name: str) -> torch.Tensor:
+    if name == "group":
+        path = Path(insightface.__file__).parent / "data" / "images" / "t1.jpg"
+        pixels = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+    else:
+        pixels = getattr(skimage.data, name)()
+    return torch.from_numpy(pixels).float() / 255
+
+
+def resized(picture: torch.Tensor, scale: float) -> torch.Tensor:
+    kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return torch.from_numpy(cv2.resize(picture.numpy(), None, fx=scale, fy=scale, interpolation=kind)).clamp(0, 1)
+
+
+def assert_finds_the_people(faces: list[Face], name: str, closeness: float = 0.1, scale: float = 1.0, shift=(0, 0)):
+    """One face for every pair of eyes, in their order, the eyes where people see them (closeness in box widths)."""
+    assert len(faces) == len(EYES[name])
+    for face, eyes in zip(faces, EYES[name], strict=True):
+        x0, y0, x1, y1 = face.box
+        distance = np.linalg.norm(face.landmarks[:2] - (np.array(eyes) * scale + shift), axis=1).max()
+        assert distance < closeness * (x1 - x0)
+        assert np.all((face.landmarks > (x0, y0)) & (face.landmarks < (x1, y1)))
+        assert 0 < face.score <= 1
+        assert face.landmarks.shape == (5, 2) and face.landmarks.dtype == np.float32
+
+
+@pytest.fixture(scope="module")
+def builtin():
+    return load_detector(None)
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def network(request, data_dir):
+    return load_detector(data_dir / "detectors" / f"{request.param}.onnx")
+
+
+@pytest.mark.parametrize("name", ["group", "astronaut"])
+def test_builtin_finds_everybody_and_nobody_else(builtin, name):
+    assert_finds_the_people(builtin.detect(photo(name)), name, closeness=0.2)
+
+
+@pytest.mark.parametrize("name", ["coffee", "rocket"])
+def test_builtin_finds_nobody_where_there_is_nobody(builtin, name):
+    assert builtin.detect(photo(name)) == []
+
+
+@pytest.mark.parametrize("quarter_turns", [1, 2, 3])
+def test_builtin_finds_the_face_of_a_lying_picture(builtin, quarter_turns):
+    picture = photo("astronaut")[:256, 96:352]
+    (upright,) = builtin.detect(picture)
+    (found,) = builtin.detect(picture.rot90(quarter_turns))
+    size = 256
+    turned_back = found.landmarks
+    for _ in range(quarter_turns):
+        turned_back = np.column_stack((size - 1 - turned_back[:, 1], turned_back[:, 0]))
+    np.testing.assert_allclose(turned_back, upright.landmarks, atol=0.01)
+
+
+def test_builtin_gives_the_same_answer_twice(builtin):
+    picture = photo("astronaut")
+    (first,), (second,) = builtin.detect(picture), builtin.detect(picture)
+    assert first.box == second.box
+    np.testing.assert_array_equal(first.landmarks, second.landmarks)
+
+
+def test_builtin_finds_a_close_up_and_a_small_face(builtin):
+    picture = photo("astronaut")
+    close_up = picture[45:195, 160:290]
+    assert_finds_the_people(builtin.detect(close_up), "astronaut", 0.2, shift=(-160, -45))
+    small = resized(picture, 0.3)  # the face is 27 pixels wide
+    assert_finds_the_people(builtin.detect(small), "astronaut", 0.2, scale=0.3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 300), (40, 3)])
+def test_tiny_pictures_have_no_faces(builtin, height, width):
+    assert builtin.detect(torch.rand(height, width, 3)) == []
+
+
+def test_networks_find_everybody_and_nobody_else(network):
+    for name in ("group", "astronaut"):
+        assert_finds_the_people(network.detect(photo(name)), name)
+
+
+def test_networks_find_nobody_where_there_is_nobody(network):
+    assert network.detect(photo("coffee")) == []
+    assert network.detect(torch.rand(1, 1, 3)) == []
+
+
+def test_networks_find_small_faces_in_a_large_picture(network):
+    """Faces of 20 pixels (90 in the photo) in a corner of 12 megapixels."""
+    scale = 20 / 90
+    picture = torch.full((3000, 4000, 3), 0.4)
+    small = resized(photo("astronaut"), scale)
+    top, left = 2800, 3700
+    picture[top : top + small.shape[0], left : left + small.shape[1]] = small
+    assert_finds_the_people(network.detect(picture), "astronaut", 0.2, scale=scale, shift=(left, top))
+
+
+def test_networks_find_a_close_up_that_fills_the_frame(network):
+    close_up = photo("astronaut")[60:180, 180:272]
+    assert_finds_the_people(network.detect(close_up), "astronaut", shift=(-180, -60))
+    large = resized(close_up, 12)
+    shift = np.array((-180, -60)) * 12.0
+    assert_finds_the_people(network.detect(large), "astronaut", scale=12, shift=shift)
+
+
+def test_networks_find_a_face_cut_by_the_border(network):
+    cut = photo("astronaut")[:, 215:]  # through one eye
+    (face,) = network.detect(cut)
+    assert face.box[0] < 8 and 40 < face.box[2] < 75
+
+
+@pytest.mark.parametrize("quarter_turns", [0, 1, 2, 3])
+def test_networks_find_faces_of_lying_pictures_the_right_way_up(network, quarter_turns):
+    (face,) = network.detect(photo("astronaut").rot90(quarter_turns))
+    down = face.landmarks[3:].mean(axis=0) - face.landmarks[:2].mean(axis=0)
+    expected = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)][quarter_turns])
+    assert down @ expected / np.linalg.norm(down) > 0.9
+
+
+def test_sideways_faces_are_cropped_upright_by_scrfd(data_dir):
+    detector = load_detector(data_dir / "detectors" / "scrfd_500m_bnkps.onnx")
+    picture = photo("astronaut").numpy()
+    for degrees in (-40, 25, 45):
+        turn = cv2.getRotationMatrix2D((225, 115), degrees, 1)
+        tilted = cv2.warpAffine(picture, turn, (512, 512), borderMode=cv2.BORDER_REFLECT)
+        (face,) = detector.detect(torch.from_numpy(tilted))
+        x, y = face.landmarks[1] - face.landmarks[0]
+        assert abs(np.degrees(np.arctan2(-y, x)) - degrees) < 12
+
+
+def bright_square(pixels: np.ndarray) -> list[Face]:
+    """A stand-in for a network: finds one bright square if it is of a size that networks find, whole or cut."""
+    rows, columns = np.nonzero(pixels[..., 1] > 127)
+    if not len(rows):
+        return []
+    x0, y0, x1, y1 = columns.min() - 0.5, rows.min() - 0.5, columns.max() + 0.5, rows.max() + 0.5
+    if not 10 <= max(x1 - x0, y1 - y0) <= 440:
+        return []
+    points = ARCFACE_TEMPLATE / 112 * (x1 - x0, y1 - y0) + (x0, y0)
+    return [Face((x0, y0, x1, y1), points.astype(np.float32), 0.9)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(height=st.integers(60, 3000), width=st.integers(60, 3000), data=st.data())
+def test_every_face_is_seen_whole_in_some_view(height, width, data):
+    smallest = min(20, min(height, width) // 2)
+    side = data.draw(st.integers(smallest, min(height, width)))
+    left, top = data.draw(st.integers(0, width - side)), data.draw(st.integers(0, height - side))
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[top : top + side, left : left + side] = 255
+    found = keep_best(scan_views(pixels, 640, bright_square))
+    assert len(found) == 1
+    expected = (left - 0.5, top - 0.5, left + side - 0.5, top + side - 0.5)
+    np.testing.assert_allclose(found[0].box, expected, atol=1 + max(height, width) * 1.5 / 640)
+
+
+def test_the_surest_way_up_holds():
+    """Found lying with a low score, upright with a high one: the upright landmarks count."""
+
+    def scan(pixels: np.ndarray) -> list[Face]:
+        (face,) = bright_square(pixels)
+        upright = (
+            pixels[..., 0].max() > 0 and np.nonzero(pixels[..., 0])[0].mean() < np.nonzero(pixels[..., 1])[0].mean()
+        )
+        return [Face(face.box, face.landmarks, 0.9 if upright else 0.6)]
+
+    picture = torch.zeros(200, 300, 3)
+    picture[50:150, 100:200, 1] = 1
+    picture[95:105, 105:110, 0] = 1  # the forehead is at the left: turned a quarter
+    (face,) = find_faces(picture, scan, sure=0.8)
+    assert face.score == 0.9
+    eyes, mouth = face.landmarks[:2].mean(axis=0), face.landmarks[3:].mean(axis=0)
+    assert mouth[0] - eyes[0] > 30 and abs(mouth[1] - eyes[1]) < 5
+
+
+def test_what_goes_wrong_in_a_detector_is_not_a_picture_without_faces():
+    def out_of_memory(pixels: np.ndarray) -> list[Face]:
+        raise MemoryError("out of memory")
+
+    with pytest.raises(MemoryError):
+        OnnxDetector(out_of_memory, 640, 0.8).detect(torch.rand(50, 50, 3))
+
+
+def onnx_file(path: Path, outputs: int) -> Path:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 64, 64])
+    names = [f"out{i}" for i in range(outputs)]
+    nodes = [helper.make_node("Flatten", ["x"], [name]) for name in names]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 12288]) for name in names]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [x], values)), str(path))
+    return path
+
+
+def assert_refused(path: Path, *words: str):
+    with pytest.raises(DiffPrivacyError) as caught:
+        load_detector(path)
+    message = str(caught.value)
+    assert str(path) in message and "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_files_that_are_no_detector_are_refused_by_name(tmp_path):
+    assert_refused(tmp_path / "missing.onnx", "No face detector at", "det_10g.onnx")
+    assert_refused(tmp_path, "No face detector at")
+    text = tmp_path / "text.onnx"
+    text.write_text("this is no network")
+    assert_refused(text, "no ONNX file")
+    empty = tmp_path / "empty.onnx"
+    empty.touch()
+    assert_refused(empty, "no face detector")
+    other_name = tmp_path / "detector.bin"
+    other_name.write_bytes(b"1234")
+    assert_refused(other_name, "not named .onnx")
+    assert_refused(onnx_file(tmp_path / "one.onnx", 1), "no face detector")
+    assert_refused(onnx_file(tmp_path / "nine.onnx", 9), "no face detector")
+
+
+def test_a_recognizer_is_refused_as_detector(data_dir):
+    assert_refused(data_dir / "recognizers" / "mobileface_v2.onnx", "no face detector")

@@ -1,0 +1,261 @@
+"""Energies, their random views and their gradient by the latent."""
+
+from typing import Literal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from diffprivacy.alignment import similarity, template
+from diffprivacy.augmentations import blur, compress, move, random_view, recolour
+from diffprivacy.energy import (
+    Energy,
+    augmented,
+    diversity,
+    identity_away,
+    identity_toward,
+    latent_gradient,
+    visual_distance,
+)
+from diffprivacy.errors import DiffPrivacyError
+from diffprivacy.recognizers import Ensemble, FaceMatcher, Recognizer, load_recognizer
+
+SIZE = 48
+
+
+def recognizer(seed: int = 0, length: int = 32) -> Recognizer:
+    torch.manual_seed(seed)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 4, 2), nn.PReLU(), nn.Conv2d(8, 8, 4, 3), nn.PReLU(), nn.Flatten(), nn.Linear(8 * 4 * 4, length)
+    )
+    return Recognizer(network, input_size=28).double()
+
+
+def pictures(count: int, seed: int = 0) -> torch.Tensor:
+    """Smooth random pictures (count,3,48,48), float64."""
+    coarse = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return F.interpolate(coarse, size=SIZE, mode="bicubic").clamp(0, 1)
+
+
+def landmarks(faces: int) -> torch.Tensor:
+    return (template(40) + 4).expand(faces, -1, -1)
+
+
+def gradient_of(energy: Energy, images: torch.Tensor) -> torch.Tensor:
+    images = images.clone().requires_grad_()
+    return torch.autograd.grad(energy(images).sum(), images)[0]
+
+
+@pytest.fixture
+def one() -> Recognizer:
+    return recognizer()
+
+
+@pytest.fixture
+def both() -> Ensemble:
+    return Ensemble([(recognizer(), 1), (recognizer(1), 1)])
+
+
+def cosines(recognizer: Recognizer, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return recognizer.cosine(recognizer.embed(a, landmarks(len(a))), recognizer.embed(b, landmarks(len(b))))
+
+
+def away_from(
+    recognizer: FaceMatcher, originals: torch.Tensor, sign: float, form: Literal["smooth", "paper"]
+) -> Energy:
+    """Away from the originals' identity, or for sign -1 from its opposite, whose cosine is the negative."""
+    reference = recognizer.reference(originals, landmarks(len(originals)))
+    return identity_away(recognizer, tuple(sign * r for r in reference), landmarks(len(originals)), form)
+
+
+def test_paper_form_is_the_positive_cosine(one):
+    images, originals = pictures(3, 1), pictures(3, 2)
+    cosine = cosines(one, images, originals)
+    torch.testing.assert_close(away_from(one, originals, 1, "paper")(images), cosine.clamp(min=0))
+    torch.testing.assert_close(away_from(one, originals, -1, "paper")(images), (-cosine).clamp(min=0))
+
+
+def test_only_the_smooth_form_has_a_gradient_below_zero(one):
+    images, originals = pictures(1, 1), pictures(1, 2)
+    sign = -float(cosines(one, images, originals).sign())
+    paper = gradient_of(away_from(one, originals, sign, "paper"), images)
+    smooth = gradient_of(away_from(one, originals, sign, "smooth"), images)
+    assert not paper.any()
+    assert smooth.norm() > 0
+    above = gradient_of(away_from(one, originals, -sign, "smooth"), images)
+    assert smooth.norm() < above.norm()
+    assert F.cosine_similarity(smooth.flatten(), -above.flatten(), dim=0) == pytest.approx(1)
+
+
+def test_toward_is_one_minus_cosine(one):
+    images, originals = pictures(2, 1), pictures(2, 2)
+    energy = identity_toward(one, one.reference(originals, landmarks(2)), landmarks(2))
+    torch.testing.assert_close(energy(images), 1 - cosines(one, images, originals))
+    torch.testing.assert_close(energy(originals), torch.zeros(2, dtype=torch.float64), atol=1e-9, rtol=0)
+
+
+def test_variants_follow_face_by_face(one):
+    originals, variants = pictures(2, 1), pictures(6, 2)
+    energy = identity_toward(one, one.reference(originals, landmarks(2)), landmarks(2))
+    expected = 1 - cosines(one, variants, originals.repeat_interleave(3, dim=0))
+    torch.testing.assert_close(energy(variants), expected)
+    with pytest.raises(DiffPrivacyError, match="5 pictures are no whole number of variants of the 2 reference faces"):
+        energy(variants[:5])
+
+
+def test_ensembles_weigh_each_network(one):
+    two = recognizer(1, 64)
+    both = Ensemble([(one, 1), (two, 3)])
+    images, originals = pictures(2, 1), pictures(2, 2)
+    parts = [away_from(member, originals, 1, "smooth")(images) for member in (one, two)]
+    torch.testing.assert_close(away_from(both, originals, 1, "smooth")(images), 0.25 * parts[0] + 0.75 * parts[1])
+
+
+def test_diversity_is_the_papers_sum_over_pairs(one):
+    variants = pictures(6, 3)
+    energy = diversity(one, landmarks(2), "paper")(variants)
+    for face in range(2):
+        rows = variants[3 * face : 3 * face + 3]
+        pairs = [cosines(one, rows[i : i + 1], rows[j : j + 1]).clamp(min=0) for i, j in ((0, 1), (0, 2), (1, 2))]
+        torch.testing.assert_close(energy[3 * face : 3 * face + 3].sum() * (3 - 1) / 2, torch.cat(pairs).sum())
+
+
+def test_one_variant_has_nothing_to_differ_from(one):
+    energy = diversity(one, landmarks(2))
+    assert not energy(pictures(2)).any()
+    assert not gradient_of(energy, pictures(2)).any()
+
+
+def test_energies_add_and_scale(one):
+    images, originals = pictures(2, 1), pictures(2, 2)
+    toward = identity_toward(one, one.reference(originals, landmarks(2)), landmarks(2))
+    look = visual_distance(originals, landmarks(2), landmarks(2))
+    torch.testing.assert_close((0.5 * toward + look * 2)(images), 0.5 * toward(images) + 2 * look(images))
+
+
+def test_visual_distance_is_blind_to_light_and_colour_only():
+    originals = pictures(4, 1)
+    energy = visual_distance(originals, landmarks(4), landmarks(4))
+    relit = originals * torch.tensor([0.75, 0.7, 0.65], dtype=torch.float64).view(1, 3, 1, 1) + 0.1
+    torch.testing.assert_close(energy(originals), torch.ones(4, dtype=torch.float64))
+    assert energy(relit).min() > 0.8
+    assert energy(pictures(4, 2)).max() < 0.4
+    assert energy(1 - originals).max() < 1e-3
+
+
+def test_mirrored_and_moved_faces_keep_their_landmarks():
+    spots = torch.zeros(64, 3, 96, 96)
+    points = (template(80) + 8).expand(64, -1, -1)
+    x, y = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="xy")
+    for point in points[0]:
+        spots += torch.exp(-((x - point[0]) ** 2 + (y - point[1]) ** 2) / 8)
+    views = move(spots, similarity(points, template(112)), torch.Generator().manual_seed(0))
+    overlap = (views * spots).sum(dim=(1, 2, 3)) / spots.square().sum(dim=(1, 2, 3))
+    assert overlap.min() > 0.3
+    assert views.std(dim=0).max() > 0.1
+    ramp = (x / 96).expand(64, 3, -1, -1)
+    moved = move(ramp, similarity(points, template(112)), torch.Generator().manual_seed(0))
+    falling = (moved[:, 0, 48, 68] < moved[:, 0, 48, 28]).float().mean()
+    assert 0.3 < falling < 0.7
+
+
+def test_colours_and_compression_change_little():
+    images = pictures(32).float()
+    generator = torch.Generator().manual_seed(0)
+    assert 0.02 < (recolour(images, generator) - images).abs().mean() < 0.12
+    noisy = images + 0.02 * torch.randn(images.shape, generator=generator)
+    assert 0.002 < (compress(noisy, generator) - noisy).abs().mean() < 0.04
+    assert compress(images[..., :21, :35], generator).shape == (32, 3, 21, 35)
+
+
+def test_blur_takes_detail_only():
+    noise = torch.randn(32, 3, 48, 40, generator=torch.Generator().manual_seed(0))
+    left = blur(noise, torch.full((32,), 3.0), torch.Generator().manual_seed(1)).std(dim=(1, 2, 3))
+    assert left.max() < 1.02
+    assert left.mean() < 0.4
+    constant = torch.full((4, 3, 21, 35), 0.3)
+    torch.testing.assert_close(blur(constant, torch.full((4,), 3.0), torch.Generator()), constant)
+
+
+def test_views_depend_on_the_seed_alone(one):
+    images, originals = pictures(2, 1), pictures(2, 2)
+    energy = identity_toward(one, one.reference(originals, landmarks(2)), landmarks(2))
+    views = augmented(energy, landmarks(2), draws=3)
+    assert torch.equal(views(images, seed=5), views(images, seed=5))
+    assert not torch.equal(views(images, seed=5), views(images, seed=6))
+    generator = torch.Generator().manual_seed(5)
+    expected = sum(energy(random_view(images, landmarks(2), generator)) for _ in range(3)) / 3
+    torch.testing.assert_close(views(images, seed=5), expected)
+
+
+class Decoder(nn.Module):
+    """Latents (B,4,6,6) to pictures (B,3,48,48), float64."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.up = nn.ConvTranspose2d(4, 3, 8, 8).double()
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(2 * self.up(latents))
+
+
+def whole_energy(both: Ensemble, faces: int) -> Energy:
+    originals = pictures(faces, 2)
+    reference = both.reference(originals, landmarks(faces))
+    away = identity_away(both, reference, landmarks(faces)) + 0.5 * diversity(both, landmarks(faces))
+    return augmented(away + visual_distance(originals, landmarks(faces), landmarks(faces)), landmarks(faces), draws=2)
+
+
+def latents(count: int) -> torch.Tensor:
+    return torch.randn(count, 4, 6, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+
+
+def test_latent_gradient_is_the_numeric_one(both):
+    energy, decoder, z0 = whole_energy(both, 1), Decoder(), latents(2)
+    direction = torch.randn(z0.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    step = 1e-6
+    ahead, behind = (energy(decoder(z0 + s * step * direction), 7).sum() for s in (1, -1))
+    slope = (latent_gradient(energy, decoder)(z0, seed=7) * direction).sum()
+    assert slope.item() == pytest.approx(((ahead - behind) / (2 * step)).item(), rel=1e-4)
+
+
+def test_smooth_energies_pass_gradcheck(one):
+    energy = identity_away(one, one.reference(pictures(1), landmarks(1)), landmarks(1)) + diversity(one, landmarks(1))
+    decoder = Decoder()
+    assert torch.autograd.gradcheck(lambda z: energy(decoder(z)), latents(2).requires_grad_())
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4])
+def test_chunks_change_nothing(both, chunk):
+    energy, decoder = whole_energy(both, 2), Decoder()
+    whole = latent_gradient(energy, decoder)(latents(6), seed=1)
+    torch.testing.assert_close(latent_gradient(energy, decoder, chunk)(latents(6), seed=1), whole)
+
+
+def test_latent_gradient_works_in_inference_mode(both):
+    decoder = Decoder()
+    outside = latent_gradient(whole_energy(both, 2), decoder)(latents(2), seed=1)
+    with torch.inference_mode():
+        gradient = latent_gradient(whole_energy(both, 2), decoder)
+        torch.testing.assert_close(gradient(latents(2), seed=1), outside)
+
+
+def test_steps_see_different_views_and_repeated_runs_the_same(both):
+    gradient = latent_gradient(whole_energy(both, 1), Decoder())
+    assert torch.equal(gradient(latents(1)), gradient(latents(1)))
+    assert not torch.equal(gradient(latents(1)), gradient(latents(1), seed=0))
+
+
+@pytest.mark.parametrize("name", ["mobilefacenet_ms1m", "mobileface_v2"])
+def test_gradient_through_a_real_recognizer_is_the_numeric_one(data_dir, name):
+    real = load_recognizer(data_dir / f"recognizers/{name}.onnx").double()
+    images, originals = pictures(2, 1), pictures(2, 2)
+    energy = identity_away(real, real.reference(originals, landmarks(2)), landmarks(2))
+    energy = energy + diversity(real, landmarks(1))
+    direction = torch.randn(images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    step = 1e-7
+    numeric = (energy(images + step * direction).sum() - energy(images - step * direction).sum()) / (2 * step)
+    assert (gradient_of(energy, images) * direction).sum().item() == pytest.approx(numeric.item(), rel=1e-2)
