@@ -1,0 +1,27 @@
+"""The embedded demo model: a small latent-diffusion model of faces at 128x128 pixels, with every part of the method."""
+
+from .load import (
+    IMAGE_SIZE,
+    LATENT_CHANNELS,
+    MARGIN,
+    config,
+    load_autoencoder,
+    load_image_encoder,
+    load_recognizer,
+    load_text_encoder,
+    load_unet,
+    weights,
+)
+
+__all__ = [
+    "IMAGE_SIZE",
+    "LATENT_CHANNELS",
+    "MARGIN",
+    "config",
+    "load_autoencoder",
+    "load_image_encoder",
+    "load_recognizer",
+    "load_text_encoder",
+    "load_unet",
+    "weights",
+]

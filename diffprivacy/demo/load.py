@@ -1,0 +1,110 @@
+"""Loading the demo model's parts; each file is checked against its published SHA-256 first.
+
+Weights have the names that diffusers and transformers give them. ComfyUI's names follow from its own tables: see
+``comfy.utils.unet_to_diffusers``, and the prefixes ``text_model.`` and ``vision_model.``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from ..errors import DiffPrivacyError
+from ..recognizers import Recognizer, read_thresholds
+from .autoencoder import Autoencoder
+from .recognizers import FaceResNet, MobileFace
+from .text import full_table
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPVisionModel
+
+FOLDER = Path(__file__).parent
+WEIGHTS = FOLDER / "weights"
+CHECKSUMS = "checksums.json"
+IMAGE_SIZE = 128
+LATENT_CHANNELS = 16
+MARGIN = 1.45
+"""Side of the crops that the model was trained on, in sides of the ArcFace crop; see diffprivacy.faces."""
+
+Part = Literal["autoencoder", "unet", "text_encoder", "image_encoder", "mobileface", "resnet"]
+
+
+def config(part: str) -> dict[str, Any]:
+    """The configuration of a part: autoencoder, unet, text_encoder or image_encoder."""
+    return json.loads((FOLDER / "configs" / f"{part}.json").read_text())
+
+
+def weights(part: Part, folder: Path = WEIGHTS) -> dict[str, Tensor]:
+    """The tensors of a part in float32, under the names of diffusers or transformers.
+
+    Raises DiffPrivacyError when the file is missing or its SHA-256 is not the published one.
+    """
+    path = folder / f"{part}.safetensors"
+    published = json.loads((folder / CHECKSUMS).read_text())[path.name]
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise DiffPrivacyError(f"The demo model's file {path} is missing; install the pack again.") from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != published:
+        raise DiffPrivacyError(
+            f"The demo model's file {path} is damaged: its SHA-256 is {found} and should be {published}; "
+            "install the pack again."
+        )
+    tensors = {name: t.float() if t.is_floating_point() else t for name, t in load(content).items()}
+    if part == "text_encoder":
+        kept = tensors.pop("embeddings.token_embedding.weight"), tensors.pop("embeddings.token_embedding.token_ids")
+        tensors["embeddings.token_embedding.weight"] = full_table(*kept)
+    return tensors
+
+
+def _filled(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    module.load_state_dict(tensors)
+    module.eval().requires_grad_(False)
+
+
+def load_autoencoder() -> Autoencoder:
+    """The autoencoder: encode and decode images in [-1,1]; its latents are in the UNet's units, scaling factor 1."""
+    module = Autoencoder(**config("autoencoder"))
+    _filled(module, weights("autoencoder"))
+    return module
+
+
+def load_unet() -> UNet2DConditionModel:
+    """The UNet as diffusers' own class: predicts noise, 1000 steps, betas scaled-linear as in SD 1.x."""
+    from diffusers import UNet2DConditionModel
+
+    module = UNet2DConditionModel(**config("unet"))
+    _filled(module, weights("unet"))
+    return module
+
+
+def load_text_encoder() -> CLIPTextModel:
+    """The text encoder as transformers' own class; token ids are CLIP's, padded with the end token."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    module = CLIPTextModel(CLIPTextConfig(**config("text_encoder")))
+    _filled(module, weights("text_encoder"))
+    return module
+
+
+def load_image_encoder() -> CLIPVisionModel:
+    """The image encoder as transformers' own class: 128x128 pixels, CLIP's normalisation, seven hidden states."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    module = CLIPVisionModel(CLIPVisionConfig(**config("image_encoder")))
+    _filled(module, weights("image_encoder"))
+    return module
+
+
+def load_recognizer(which: Literal["guide", "judge"]) -> Recognizer:
+    """A recognizer for energies and reports, with the thresholds measured for it; its network takes 112x112 crops."""
+    network, part = (MobileFace(), "mobileface") if which == "guide" else (FaceResNet(), "resnet")
+    _filled(network, weights(part))
+    return Recognizer(network, thresholds=read_thresholds(WEIGHTS / f"{part}.safetensors"), name=f"demo {which}")
