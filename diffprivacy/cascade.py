@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .errors import DiffPrivacyError
 from .faces import TEMPLATE_SIZE, Face, align_matrix, head_centre
-from .search import find_faces
+from .search import SAME_FACE, find_faces, keep_best, overlap
 from .verifier import CONTEXT, CROP_SIZE, load_verifier
 
 SCANS = ((640, (-20, 0, 20), 640), (1280, (0,), 64))
@@ -26,8 +26,9 @@ LENIENCE = 0.1
 """How far below its thresholds the cascade still lets a window pass."""
 PLAUSIBLE = 0.5
 """Score from which a proposed window is looked at again, aligned."""
-ENOUGH = 0.99
-"""Score of an aligned crop from which it is a face."""
+ENOUGH = 0.98
+VOTES = 3
+"""Score of an aligned crop from which it is a face, and the number of windows that must have led to it."""
 ALIGNED_MARGIN = 1.4
 """Margin of an aligned crop that shows the face as large as a window with its context does."""
 BOX_RADII = (40.0, 56.0)
@@ -58,7 +59,11 @@ class CascadeDetector:
         faces = [face for face in self._look(pyramid, self._proposals(pyramid)) if face.score > PLAUSIBLE]
         for _ in range(2):
             faces = self._look(pyramid, [align_matrix(face, CROP_SIZE, ALIGNED_MARGIN) for face in faces])
-        return [face for face in faces if face.score > ENOUGH]
+        return [
+            face
+            for face in keep_best(faces)
+            if face.score > ENOUGH and sum(overlap(face, other) > SAME_FACE for other in faces) >= VOTES
+        ]
 
     def _proposals(self, pyramid: Sequence[np.ndarray]) -> list[np.ndarray]:
         """For every window that the cascade takes for a face, the similarity (2,3) from the picture to its crop."""

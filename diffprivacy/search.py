@@ -85,9 +85,17 @@ def keep_best(faces: Sequence[Face]) -> list[Face]:
     """Of boxes that overlap like those of one face, only the one with the highest score."""
     kept: list[Face] = []
     for face in sorted(faces, key=lambda face: -face.score):
-        if all(_intersection_over_union(face, better) < SAME_FACE for better in kept):
+        if all(overlap(face, better) < SAME_FACE for better in kept):
             kept.append(face)
     return kept
+
+
+def overlap(one: Face, other: Face) -> float:
+    """Intersection over union of two boxes."""
+    width = min(one.box[2], other.box[2]) - max(one.box[0], other.box[0])
+    height = min(one.box[3], other.box[3]) - max(one.box[1], other.box[1])
+    common = max(0.0, width) * max(0.0, height)
+    return common / (one.area + other.area - common)
 
 
 def moved(face: Face, matrix: np.ndarray) -> Face:
@@ -115,10 +123,3 @@ def _starts(length: int, extent: int) -> list[int]:
         return [(length - extent) // 2]
     count = int(np.ceil((length - extent) / (extent * 3 / 4))) + 1
     return np.linspace(0, length - extent, count).round().astype(int).tolist()
-
-
-def _intersection_over_union(one: Face, other: Face) -> float:
-    width = min(one.box[2], other.box[2]) - max(one.box[0], other.box[0])
-    height = min(one.box[3], other.box[3]) - max(one.box[1], other.box[1])
-    common = max(0.0, width) * max(0.0, height)
-    return common / (one.area + other.area - common)

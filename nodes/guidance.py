@@ -199,12 +199,12 @@ class EnergyGuidance(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "scale",
-                    default=0.1,
+                    default=0.015,
                     min=0.0,
                     max=1000.0,
                     step=0.005,
                     round=0.0001,
-                    tooltip="0 is off. normalized: about 0.02 to 0.5. paper: 1 for anonymizing, 1.5 to 2.5 for hiding.",
+                    tooltip="0 is off. normalized: 0.01 to 0.05, more leaves traces. paper: 1 for anonymizing, 1.5 to 2.5 for hiding.",
                 ),
                 io.Int.Input(
                     "from_step", default=999, min=0, max=999, advanced=True, tooltip="Highest time step it guides at."
