@@ -14,30 +14,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from diffprivacy import demo, pipeline
 from diffprivacy.demo.host import load_backbone
+from diffprivacy.demo.showcase import cosine
 from diffprivacy.detectors import load_detector
-from diffprivacy.faces import Face, crop_face, crop_landmarks
+from diffprivacy.faces import crop_face
 from diffprivacy.images import Picture, read_picture, write_picture
 from diffprivacy.preview import contact_sheet
-from diffprivacy.recognizers import FaceMatcher, load_recognizer
+from diffprivacy.recognizers import load_recognizer
 from diffprivacy.selection import select_faces
 from diffprivacy.stages import PRESETS
 
 SCALES = (0.0, 0.015, 0.03, 0.06, 0.1)
 PHOTOS = ("000", "003", "007", "012")
-
-
-def cosine(recognizer: FaceMatcher, original: Tensor, other: Tensor, face: Face) -> float:
-    """Cosine of the face in two versions (H,W,3) of a picture."""
-    landmarks = crop_landmarks(face, 224, 2.0)[None]
-    a, b = (
-        recognizer.reference(crop_face(rgb, face, 224, 2.0).movedim(-1, 0)[None], landmarks, mirrored=True)
-        for rgb in (original, other)
-    )
-    return recognizer.cosine(a, b).item()
 
 
 def main() -> None:

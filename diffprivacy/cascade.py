@@ -26,8 +26,8 @@ LENIENCE = 0.1
 """How far below its thresholds the cascade still lets a window pass."""
 PLAUSIBLE = 0.5
 """Score from which a proposed window is looked at again, aligned."""
-ENOUGH = 0.98
-VOTES = 3
+ENOUGH = 0.99
+VOTES = 2
 """Score of an aligned crop from which it is a face, and the number of windows that must have led to it."""
 ALIGNED_MARGIN = 1.4
 """Margin of an aligned crop that shows the face as large as a window with its context does."""

@@ -21,9 +21,9 @@ FINEST = 1.6
 def find_faces(picture: Tensor, scan: Scan, sure: float) -> list[Face]:
     """Every face of ``picture`` (H,W,3) in [0,1] once, from left to right.
 
-    A picture without a face that scores at least ``sure`` may lie on its side or be upside down: it is tried all four
-    ways, and the one that shows the surest face holds. Detectors do find such faces as they lie, with a lower score
-    and landmarks in the wrong places.
+    A picture without a face that scores at least ``sure`` may lie on its side or be upside down, so it is tried all
+    four ways. Detectors do find such faces as they lie, with a lower score and landmarks in the wrong places: the
+    surest view of each face holds.
     """
     pixels = (picture.detach().cpu() * 255).round().clamp(0, 255).byte().numpy()
     height, width = pixels.shape[:2]
@@ -35,16 +35,11 @@ def find_faces(picture: Tensor, scan: Scan, sure: float) -> list[Face]:
     )
     found: list[Face] = []
     for quarter_turns, turn_back in enumerate(turns_back):
-        faces = keep_best(scan(np.ascontiguousarray(np.rot90(pixels, quarter_turns))))
-        if _surest(faces) > _surest(found):
-            found = [moved(face, np.array(turn_back)) for face in faces]
-        if _surest(found) >= sure:
+        faces = scan(np.ascontiguousarray(np.rot90(pixels, quarter_turns)))
+        found = keep_best([*found, *(moved(face, np.array(turn_back)) for face in faces)])
+        if found and found[0].score >= sure:
             break
     return sort_faces(found)
-
-
-def _surest(faces: Sequence[Face]) -> float:
-    return max((face.score for face in faces), default=0.0)
 
 
 def scan_views(pixels: np.ndarray, side: int, scan: Scan) -> list[Face]:
@@ -82,7 +77,7 @@ def scan_views(pixels: np.ndarray, side: int, scan: Scan) -> list[Face]:
 
 
 def keep_best(faces: Sequence[Face]) -> list[Face]:
-    """Of boxes that overlap like those of one face, only the one with the highest score."""
+    """Of boxes that overlap like those of one face, only the one with the highest score; the surest face first."""
     kept: list[Face] = []
     for face in sorted(faces, key=lambda face: -face.score):
         if all(overlap(face, better) < SAME_FACE for better in kept):

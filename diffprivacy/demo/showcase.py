@@ -59,7 +59,7 @@ def run(photo: Path | None, output: Path, seed: int | None = None) -> None:
     labels = []
     print(f"{'':<10} {'guide':>6} {'judge':>6}   cosine to the original")
     for name, rgb in zip(names, pictures, strict=True):
-        cosines = [_cosine(recognizer, picture.rgb, rgb, faces[0]) for recognizer in (guide, judge)]
+        cosines = [cosine(recognizer, picture.rgb, rgb, faces[0]) for recognizer in (guide, judge)]
         print(f"{name:<10} {cosines[0]:>6.2f} {cosines[1]:>6.2f}")
         labels.append(f"{name}\nguide {cosines[0]:.2f}  judge {cosines[1]:.2f}")
     for i, rgb in enumerate(protected):
@@ -75,8 +75,8 @@ def _astronaut() -> Picture:
     return Picture(torch.from_numpy(skimage.data.astronaut().astype(np.float32) / 255))
 
 
-def _cosine(recognizer: FaceMatcher, original: Tensor, other: Tensor, face: Face) -> float:
-    """Cosine of the face in two versions of a picture."""
+def cosine(recognizer: FaceMatcher, original: Tensor, other: Tensor, face: Face) -> float:
+    """Cosine between the face in two versions (H,W,3) of a picture."""
     landmarks = crop_landmarks(face, 224, margin=2.0)[None]
     a, b = (
         recognizer.reference(crop_face(rgb, face, 224, margin=2.0).movedim(-1, 0)[None], landmarks, mirrored=True)

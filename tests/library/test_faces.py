@@ -13,6 +13,7 @@ from diffprivacy.faces import (
     Face,
     align_matrix,
     crop_face,
+    crop_landmarks,
     face_mask,
     head_centre,
     paste_faces,
@@ -57,6 +58,16 @@ def test_alignment_undoes_any_similarity(x, y, width, degrees, size, margin):
     expected = (ARCFACE_TEMPLATE - 55.5) * size / (112 * margin) + (size - 1) / 2
     np.testing.assert_allclose(apply(matrix, face.landmarks), expected, atol=0.01 * size / 112)
     np.testing.assert_allclose(apply(matrix, np.array([[x, y]])), [[(size - 1) / 2] * 2], atol=0.01 * size / 112)
+
+
+def test_landmarks_in_the_crop_are_where_the_crop_shows_them():
+    face = placed(100, 90, 40, 30)
+    picture = torch.zeros(200, 200, 3)
+    for x, y in face.landmarks.round().astype(int):
+        picture[y - 1 : y + 2, x - 1 : x + 2] = 1
+    crop = crop_face(picture, face, 256, 1.2)
+    for x, y in crop_landmarks(face, 256, 1.2).round().int().tolist():
+        assert crop[y, x].min() > 0.7
 
 
 def test_arcface_crop_is_size_112_and_margin_1():
