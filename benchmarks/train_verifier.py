@@ -5,7 +5,7 @@
 Faces: portraits of members of the US Congress (voteview/member_photos, largely public domain), 128 pixels wide, in a
 tar of WebP files. Their landmarks are those that YuNet (libfacedetection, Apache-2.0) finds. Everything else: windows
 of the pictures without people that scikit-image, scikit-learn and matplotlib bring along, and windows of the portraits
-that show a part of a face only. About 40 minutes on one core of a CPU.
+that show a part of a face only. About half an hour on one core of a CPU.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the verifier of the built-in face detector.")
     parser.add_argument("--portraits", type=Path, required=True, help="tar of portraits, 128 x 128")
     parser.add_argument("--yunet", type=Path, required=True, help="YuNet as ONNX")
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     options = parser.parse_args()
     torch.manual_seed(0)
