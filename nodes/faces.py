@@ -34,7 +34,7 @@ class LoadDetector(io.ComfyNode):
                     "file",
                     options=[BUILT_IN, *models.onnx_files(*DETECTOR_FOLDERS)],
                     default=BUILT_IN,
-                    tooltip="SCRFD, RetinaFace or YuNet as ONNX. The built-in cascade finds upright frontal faces only.",
+                    tooltip="SCRFD, RetinaFace or YuNet as ONNX. The built-in one is for a first look.",
                 )
             ],
             outputs=[sockets.FaceDetector.Output(display_name="detector")],
