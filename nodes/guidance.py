@@ -244,6 +244,8 @@ class EnergyGuidance(io.ComfyNode):
             raise DiffPrivacyError(
                 f"Widgets `from_step` and `to_step`: sampling goes from {from_step} down to {to_step}; swap them."
             )
+        if scale == 0:
+            return io.NodeOutput(model)
         levels = host.noise_levels(model)
         guidance = Guidance(rule, scale, (to_step, from_step), every)
         latent_format = model.get_model_object("latent_format")
