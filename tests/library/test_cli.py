@@ -13,11 +13,11 @@ from PIL import Image
 
 from diffprivacy import demo
 from diffprivacy.cli import main
+from diffprivacy.commands.inputs import plan
 from diffprivacy.detectors import load_detector
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.faces import protected_mask
 from diffprivacy.images import read_picture
-from diffprivacy.jobs import plan
 
 QUICK = ["--steps", "5", "--strength", "0.6"]
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..autoencoder import BLOCK, Autoencoder
 from .data import Augmenter, arcface_crop, in_colour, read_portraits, split
-from .loop import autocast, channels_last, checkpoint_weights, parser, run_of, train
+from .loop import autocast, channels_last, checkpoint_weights, parser, run_of, shipped_weights, train
 from .teacher import Teacher
 
 CONFIG = Path(__file__).parent.parent / "configs" / "autoencoder.json"
@@ -55,6 +55,8 @@ def main() -> None:
         with torch.no_grad():
             model.rescale(1 / float(model.encode(held_out * 2 - 1).std()))
         model.encoder.requires_grad_(False)
+    elif options.shipped:
+        model.load_state_dict(shipped_weights("autoencoder"))
     else:
         # Gains halfway to whitening: coarse structure keeps the larger share of the diffusion model's attention.
         mean, basis, deviations = principal_components(training[::4] / 127.5 - 1, config["latent_channels"])

@@ -1,6 +1,6 @@
 """Freeze finished runs into the shipped weights: ``python -m diffprivacy.demo.train.freeze RUNS [--to FOLDER]``.
 
-RUNS holds the run folders autoencoder-final, unet and resnet. Averaged weights are written in half
+RUNS holds the run folders autoencoder-final, unet and resnet; what is missing there stays as shipped. Averaged weights are written in half
 precision beside their checksums; the sum of the sizes must stay below 40 MB.
 """
 
@@ -15,9 +15,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ...recognizers import thresholds_path
-from ..load import CHECKSUMS, WEIGHTS, weights
+from ..load import CHECKSUMS, WEIGHTS
 from .convert import mobileface_weights
-from .loop import checkpoint_weights
+from .loop import checkpoint_weights, shipped_weights
 
 LIMIT = 40_000_000
 PARTS = {"unet": "unet.", "text_encoder": "text.", "image_encoder": "vision."}
@@ -35,14 +35,18 @@ def main() -> None:
     arguments.add_argument("--to", type=Path, default=WEIGHTS)
     options = arguments.parse_args()
     options.to.mkdir(parents=True, exist_ok=True)
-    together = checkpoint_weights(options.runs / "unet")
-    parts = {
-        part: {name.removeprefix(prefix): t for name, t in together.items() if name.startswith(prefix)}
-        for part, prefix in PARTS.items()
-    }
-    parts["autoencoder"] = checkpoint_weights(options.runs / "autoencoder-final")
-    parts["resnet"] = checkpoint_weights(options.runs / "resnet")
-    parts["mobileface"] = mobileface_weights(options.mobileface) if options.mobileface else weights("mobileface")
+    parts = {name: shipped_weights(name) for name in (*PARTS, "autoencoder", "resnet", "mobileface")}
+    if (options.runs / "unet").exists():
+        together = checkpoint_weights(options.runs / "unet")
+        parts |= {
+            part: {name.removeprefix(prefix): t for name, t in together.items() if name.startswith(prefix)}
+            for part, prefix in PARTS.items()
+        }
+    for part, run in {"autoencoder": "autoencoder-final", "resnet": "resnet"}.items():
+        if (options.runs / run).exists():
+            parts[part] = checkpoint_weights(options.runs / run)
+    if options.mobileface:
+        parts["mobileface"] = mobileface_weights(options.mobileface)
     sums, total = {}, 0
     for name in sorted(parts):
         path = options.to / f"{name}.safetensors"

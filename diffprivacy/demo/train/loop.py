@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..load import WEIGHTS
+
 Loss = Callable[[int, torch.Generator], tuple[Tensor, dict[str, float]]]
 
 
@@ -47,6 +49,7 @@ def parser(description: str, **defaults: float) -> argparse.ArgumentParser:
     arguments.add_argument("--lr", type=float, default=defaults["lr"])
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments.add_argument("--shipped", action="store_true", help="begin a new run at the shipped weights")
     arguments.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
     return arguments
 
@@ -74,6 +77,14 @@ def checkpoint_weights(out: Path) -> dict[str, Tensor]:
     """The averaged weights of the newest checkpoint in a run's folder."""
     state = load_file(out / "checkpoint.safetensors")
     return {name.removeprefix("ema."): tensor for name, tensor in state.items() if name.startswith("ema.")}
+
+
+def shipped_weights(part: str) -> dict[str, Tensor]:
+    """The shipped weights of a part in float32, as a run holds them."""
+    return {
+        name: t.float() if t.is_floating_point() else t
+        for name, t in load_file(WEIGHTS / f"{part}.safetensors").items()
+    }
 
 
 def channels_last(module: Any, device: torch.device) -> Any:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..recognizers import FaceResNet
 from .data import Augmenter, arcface_crop, in_colour, read_portraits, split
-from .loop import autocast, channels_last, parser, run_of, train
+from .loop import autocast, channels_last, parser, run_of, shipped_weights, train
 from .teacher import Teacher
 
 BLENDED = 0.4
@@ -53,6 +53,8 @@ def main() -> None:
     held_out_crops = arcface_crop(held_out / 255)
     truth = teacher(held_out_crops)
     model = channels_last(FaceResNet(), device)
+    if options.shipped:
+        model.load_state_dict(shipped_weights("resnet"))
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         chosen = torch.randint(len(training), (run.batch,), generator=generator, device=device)

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from ...backbone import NoiseLevels
 from ...hosts.tokenizer import PLACEHOLDER_TOKEN, tokenize
-from ..autoencoder import Autoencoder
+from ..load import load_autoencoder
 from ..text import CompactEmbedding
 from .data import Augmenter, arcface_crop, in_colour, read_portraits, split
-from .loop import autocast, channels_last, checkpoint_weights, parser, run_of, train
+from .loop import autocast, channels_last, checkpoint_weights, parser, run_of, shipped_weights, train
 from .teacher import Teacher
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -145,15 +145,16 @@ class Model(nn.Module):
 
 def main() -> None:
     arguments = parser("Train the demo model's UNet, text and image encoder.", steps=120_000, batch=32, lr=8e-4)
-    arguments.add_argument("--autoencoder", type=Path, required=True, help="run folder of the autoencoder")
+    arguments.add_argument("--autoencoder", type=Path, help="run folder of the autoencoder; default: the shipped one")
     arguments.add_argument("--draws", type=int, default=2, help="time steps drawn for each picture of a batch")
     arguments.add_argument("--empty", type=float, default=0.15, help="share of empty prompts")
     arguments.add_argument("--words", type=float, default=0.10, help="share of prompts without a pseudo-word")
     options = arguments.parse_args()
     run = run_of(options)
     device = run.device
-    autoencoder = Autoencoder(**json.loads((CONFIGS / "autoencoder.json").read_text()))
-    autoencoder.load_state_dict(checkpoint_weights(options.autoencoder))
+    autoencoder = load_autoencoder()
+    if options.autoencoder:
+        autoencoder.load_state_dict(checkpoint_weights(options.autoencoder))
     autoencoder = channels_last(autoencoder, device).requires_grad_(False)
     teacher = Teacher(device)
     training = split(read_portraits(options.data))[0].to(device)
@@ -162,6 +163,9 @@ def main() -> None:
     tables = CaptionTable(device)
     latent_width = json.loads((CONFIGS / "unet.json").read_text())["in_channels"]
     model = Model(tables.token_ids, identities.shape[1], latent_width * COARSE**2).to(device)
+    if options.shipped:
+        for module, part in ((model.unet, "unet"), (model.text, "text_encoder"), (model.vision, "image_encoder")):
+            module.load_state_dict(shipped_weights(part))
     if device.type == "cuda":  # On CPUs the backward pass of torch 2.11's channels-last GroupNorm crashes.
         channels_last(model.unet, device)
     sigmas = NoiseLevels.scaled_linear().sigmas.to(device)

@@ -1,0 +1,26 @@
+"""``diffprivacy demo``: see what it does, on one photo."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..demo import showcase
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the command."""
+    parser = commands.add_parser("demo", help="see what it does, on one photo, with nothing to download")
+    parser.add_argument("photo", nargs="?", type=Path, metavar="PHOTO", help="default: a public-domain portrait")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("demo-output"), metavar="OUT", help="folder to write to"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="fix the noise")
+    parser.set_defaults(run=demonstrate)
+
+
+def demonstrate(options: argparse.Namespace) -> int:
+    """Run the showcase; returns the exit code."""
+    showcase.run(options.photo, options.output, options.seed)
+    return 0

@@ -1,0 +1,83 @@
+"""The checkpoint and the recognizers that a command works with."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .. import demo
+from ..demo.host import load_backbone as load_demo_backbone
+from ..faces import MARGIN
+from ..hosts.diffusers import DiffusersBackbone, load_backbone
+from ..recognizers import Ensemble, FaceMatcher, load_recognizer
+from .options import positive
+
+
+@dataclass(frozen=True)
+class Model:
+    """A backbone, the crops it was made for (side in pixels, margin), and the recognizer that guides it."""
+
+    backbone: DiffusersBackbone
+    size: int
+    margin: float
+    recognizer: FaceMatcher | None
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options that :func:`load_model` reads."""
+    add = parser.add_argument
+    add(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE|DIR",
+        help="SD 1.x .safetensors, or a diffusers folder (default: demo model)",
+    )
+    add(
+        "--recognizer",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="recognizer as ONNX to guide with; several make an ensemble",
+    )
+    add(
+        "--size",
+        type=positive,
+        metavar="PIXELS",
+        help="side of the face crops (default: what the checkpoint was made for)",
+    )
+    add("--device", metavar="NAME", help="cuda, mps or cpu (default: the first of them that is there)")
+
+
+def load_model(options: argparse.Namespace) -> Model:
+    """The checkpoint that the options name, or the embedded demo model, which brings a recognizer of its own."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    device = options.device or first_device()
+    members = [load_recognizer(path).to(device) for path in options.recognizer or []]
+    recognizer = Ensemble([(member, 1.0) for member in members]) if members else None
+    if options.checkpoint is None:
+        print("using the embedded demo model, 128x128 pixels a face; --checkpoint gives real quality", file=sys.stderr)
+        backbone = load_demo_backbone().to(device)
+        return Model(
+            backbone,
+            options.size or demo.IMAGE_SIZE,
+            demo.MARGIN,
+            recognizer or demo.load_recognizer("guide").to(device),
+        )
+    backbone = load_backbone(options.checkpoint).to(device, torch.float32 if device == "cpu" else torch.float16)
+    return Model(backbone, options.size or backbone.image_size, MARGIN, recognizer)
+
+
+def first_device() -> str:
+    """cuda, mps or cpu: the first of them that is there."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

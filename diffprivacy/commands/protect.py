@@ -1,0 +1,134 @@
+"""``diffprivacy anonymize`` and ``hide``: many pictures, one after the other; what is finished stays finished."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import pipeline
+from ..detectors import Detector, load_detector
+from ..errors import DiffPrivacyError, NoFaceError
+from ..images import Picture, read_picture, write_picture
+from ..sampling import strength_steps
+from ..selection import select_faces
+from ..stages import PRESETS, Preset
+from .inputs import all_exist, plan
+from .model import Model, add_model_options, load_model
+from .options import positive
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+TASKS = {
+    "anonymize": (pipeline.anonymize, "make every face somebody else"),
+    "hide": (pipeline.hide, "make every face look like somebody else whom machines still take for the same person"),
+}
+
+
+def add_parser(commands: Any) -> None:
+    """Declare both commands."""
+    for task, (_, help_text) in TASKS.items():
+        parser = commands.add_parser(task, help=help_text)
+        _add_options(parser)
+        parser.set_defaults(run=protect, task=task)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("inputs", nargs="+", type=Path, metavar="INPUT", help="picture, or folder of pictures")
+    add("-o", "--output", required=True, type=Path, metavar="OUT", help="folder for the PNG files")
+    add_model_options(parser)
+    add("--detector", default="builtin", metavar="FILE", help="detector as ONNX, or builtin (default)")
+    add("--faces", default="all", metavar="WHICH", help="all (default), largest, or numbers from the left such as 0,2")
+    add(
+        "--without-face",
+        choices=["error", "copy"],
+        default="error",
+        help="for a picture in which no face is found (default: error, nothing is written)",
+    )
+    add("--preset", choices=["default", "paper"], default="default", help="what measured best, or the paper's settings")
+    add("--strength", type=float, metavar="S", help="how far a face is redrawn, above 0 and up to 1")
+    add("--steps", type=positive, metavar="N", help="steps of the whole schedule, of which the strength's share runs")
+    add("--variants", type=positive, default=1, metavar="N", help="different faces to make of each (default 1)")
+    add("--seed", type=int, metavar="N", help="fix the noise, for tests (default: drawn from the operating system)")
+    add("--overwrite", action="store_true", help="do finished pictures again")
+
+
+def protect(options: argparse.Namespace) -> int:
+    """Protect all inputs as ``options.task`` says; returns the exit code."""
+    from tqdm import tqdm
+
+    targets = plan(options.inputs, options.output, options.variants)
+    todo = {source: files for source, files in targets.items() if options.overwrite or not all_exist(files)}
+    if len(todo) < len(targets):
+        print(f"{len(targets) - len(todo)} already done (--overwrite does them again)")
+    if not todo:
+        return 0
+    if options.seed is not None:
+        print("warning: --seed makes the noise predictable; leave it out for pictures that matter", file=sys.stderr)
+    preset = _preset(options)
+    detector = load_detector(None if options.detector == "builtin" else Path(options.detector))
+    model = load_model(options)
+    failed = 0
+    for source, files in todo.items():
+        try:
+            with tqdm(desc=source.name, unit="step", disable=None, leave=False) as bar:
+                pictures = _protect(source, options, preset, detector, model, bar)
+        except DiffPrivacyError as error:
+            print(f"error: {source}: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        files[0].parent.mkdir(parents=True, exist_ok=True)
+        for file, picture in zip(files, pictures, strict=True):
+            write_picture(file, picture)
+            print(file)
+    return 1 if failed else 0
+
+
+def _protect(
+    source: Path,
+    options: argparse.Namespace,
+    preset: Preset,
+    detector: Detector,
+    model: Model,
+    bar: tqdm,
+) -> list[Picture]:
+    picture = read_picture(source)
+    try:
+        faces = select_faces(detector.detect(picture.rgb), options.faces)
+    except NoFaceError:
+        if options.without_face == "error":
+            raise
+        return [picture] * options.variants
+
+    redraw, _ = TASKS[options.task]
+
+    def progress(step: dict) -> None:
+        bar.total = step["steps"]
+        bar.update(1)
+
+    protected = redraw(
+        picture.rgb,
+        faces,
+        model.backbone,
+        size=model.size,
+        preset=preset,
+        recognizer=model.recognizer,
+        variants=options.variants,
+        margin=model.margin,
+        seed=options.seed,
+        callback=progress,
+    )
+    return [dataclasses.replace(picture, rgb=rgb) for rgb in protected]
+
+
+def _preset(options: argparse.Namespace) -> Preset:
+    changes = {"strength": options.strength, "steps": options.steps}
+    preset = dataclasses.replace(
+        PRESETS[options.task][options.preset], **{name: value for name, value in changes.items() if value is not None}
+    )
+    strength_steps(preset.steps, preset.strength)
+    return preset
