@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from .faces import MARGIN, Face, crop_face, crop_landmarks, paste_faces
 from .guidance import guided
 from .recognizers import FaceMatcher
 from .sampling import Callback, ddim_sigmas, noise_to, sample_euler
-from .stages import PRESETS, Preset, scheduled
+from .stages import PRESETS, Preset, scheduled, stage_denoiser
 
 
 def anonymize(
@@ -32,7 +32,8 @@ def anonymize(
     backbone: Backbone,
     size: int,
     preset: Preset = PRESETS["anonymize"]["default"],
-    conditionings: Mapping[str, Any] | None = None,
+    pseudo_words: Sequence[Tensor] | None = None,
+    prompt: str = "a photo of *",
     recognizer: FaceMatcher | None = None,
     variants: int = 1,
     margin: float = MARGIN,
@@ -46,7 +47,8 @@ def anonymize(
     keeps every bit.
 
     size: side in pixels of the crops the backbone redraws, a multiple of its downscale.
-    conditionings: those the preset's schedule names, "msi" and "empty"; by default the empty prompt for both.
+    pseudo_words: (S,D) of each face, one row for each time stage, which stand for ``*`` in the prompt until the preset
+    switches to the empty prompt; without them the empty prompt holds throughout.
     seed: of the noise; by default the operating system's entropy.
 
     Raises NoFaceError without faces, DiffPrivacyError for a size that does not fit the backbone.
@@ -58,7 +60,9 @@ def anonymize(
         away = identity_away(recognizer, recognizer.reference(crops, landmarks), landmarks)
         return augmented(away + diversity(recognizer, landmarks) if variants > 1 else away, landmarks)
 
-    return _redraw(picture, faces, backbone, size, preset, conditionings, energy, variants, margin, seed, callback)
+    return _redraw(
+        picture, faces, backbone, size, preset, pseudo_words, prompt, energy, variants, margin, seed, callback
+    )
 
 
 def hide(
@@ -67,7 +71,8 @@ def hide(
     backbone: Backbone,
     size: int,
     preset: Preset = PRESETS["hide"]["default"],
-    conditionings: Mapping[str, Any] | None = None,
+    pseudo_words: Sequence[Tensor] | None = None,
+    prompt: str = "a photo of *",
     recognizer: FaceMatcher | None = None,
     variants: int = 1,
     margin: float = MARGIN,
@@ -88,7 +93,9 @@ def hide(
         toward = identity_toward(recognizer, recognizer.reference(crops, landmarks), landmarks)
         return augmented(toward, landmarks) + VISUAL_WEIGHT * visual_distance(crops, landmarks, landmarks)
 
-    return _redraw(picture, faces, backbone, size, preset, conditionings, energy, variants, margin, seed, callback)
+    return _redraw(
+        picture, faces, backbone, size, preset, pseudo_words, prompt, energy, variants, margin, seed, callback
+    )
 
 
 VISUAL_WEIGHT = 0.5
@@ -100,37 +107,47 @@ def _redraw(
     backbone: Backbone,
     size: int,
     preset: Preset,
-    conditionings: Mapping[str, Any] | None,
+    pseudo_words: Sequence[Tensor] | None,
+    prompt: str,
     energy_of: Callable[[Tensor, Tensor], Energy | None],
     variants: int,
     margin: float,
     seed: int | None,
     callback: Callback | None,
 ) -> list[Tensor]:
-    """Noise each face's crop to the preset's strength, denoise it under the energy of the crops, and paste it back."""
+    """Noise each face's crop to the preset's strength, denoise it under the energy of the crop, and paste it back.
+
+    Faces go one after the other, so that memory does not grow with their number.
+    """
     if not faces:
         raise NoFaceError("There is no face to protect in the picture.")
     if size % backbone.downscale:
         raise DiffPrivacyError(f"The crop size {size} is no multiple of {backbone.downscale}; choose one, such as 512.")
-    crops = torch.stack([crop_face(picture, face, size, margin) for face in faces]).movedim(-1, 1)
-    landmarks = torch.stack([crop_landmarks(face, size, margin) for face in faces])
-
     sigmas = ddim_sigmas(backbone.noise_levels, preset.steps, preset.strength)
-    latents = backbone.encode(crops).repeat_interleave(variants, dim=0)
     generator = torch.Generator().manual_seed(torch.seed() if seed is None else seed)
-    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    decoder = backbone.differentiable_decoder()
+    empty = stage_denoiser(backbone)
 
-    if conditionings is None:
-        conditionings = dict.fromkeys(("msi", "empty"), backbone.text_conditioning(""))
-    denoisers = {
-        name: lambda x, sigma, conditioning=conditioning: backbone.denoise(x, sigma, conditioning)
-        for name, conditioning in conditionings.items()
-    }
-    denoiser = scheduled(denoisers, preset.schedule(), backbone.noise_levels)
-    if (energy := energy_of(crops, landmarks)) is not None:
-        gradient = latent_gradient(energy, backbone.differentiable_decoder())
-        denoiser = guided(denoiser, gradient, sigmas, preset.guidance, backbone.noise_levels)
+    def progress(done: int) -> Callback:
+        steps = len(sigmas) - 1
 
-    samples = sample_euler(denoiser, noise_to(latents, sigmas[0], noise), sigmas, callback)
-    redrawn = backbone.decode(samples).movedim(1, -1).cpu().unflatten(0, (len(faces), variants))
-    return [paste_faces(picture, redrawn[:, variant], faces, margin) for variant in range(variants)]
+        def report(step: dict[str, Any]) -> None:
+            if callback is not None:
+                callback({**step, "i": done * steps + step["i"], "steps": len(faces) * steps})
+
+        return report
+
+    redrawn = []
+    for i, face in enumerate(faces):
+        crop = crop_face(picture, face, size, margin).movedim(-1, 0)[None]
+        landmarks = crop_landmarks(face, size, margin)[None]
+        msi = empty if pseudo_words is None else stage_denoiser(backbone, prompt, pseudo_words[i])
+        denoiser = scheduled({"msi": msi, "empty": empty}, preset.schedule(), backbone.noise_levels)
+        if (energy := energy_of(crop, landmarks)) is not None:
+            gradient = latent_gradient(energy, decoder)
+            denoiser = guided(denoiser, gradient, sigmas, preset.guidance, backbone.noise_levels)
+        latents = backbone.encode(crop).repeat(variants, 1, 1, 1)
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        samples = sample_euler(denoiser, noise_to(latents, sigmas[0], noise), sigmas, progress(i))
+        redrawn.append(backbone.decode(samples).movedim(1, -1).cpu())
+    return [paste_faces(picture, [crops[variant] for crops in redrawn], faces, margin) for variant in range(variants)]

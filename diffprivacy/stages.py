@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from typing import Any
 
 from torch import Tensor
 
-from .backbone import Denoiser, NoiseLevels
+from .backbone import Backbone, Denoiser, NoiseLevels
 from .errors import DiffPrivacyError
 from .guidance import Guidance
 
@@ -95,6 +96,14 @@ class EmbeddingSchedule:
         return cls(tuple(Span(low + 1, high, {name: 1.0}) for name, (high, low) in ranges))
 
     @classmethod
+    def stages(cls, names: Sequence[str]) -> EmbeddingSchedule:
+        """One embedding for each of equally long stages: names[k] holds at floor(len(names) t / 1000) = k."""
+        count = len(names)
+        bounds = [-(-k * TRAINING_STEPS // count) for k in range(count + 1)]
+        spans = zip(names, pairwise(bounds), strict=True)
+        return cls(tuple(Span(low, after - 1, {name: 1.0}) for name, (low, after) in spans))
+
+    @classmethod
     def blend(cls, first: str, then: str, high: int, low: int, pieces: int = 10) -> EmbeddingSchedule:
         """``first`` while t > high, ``then`` while t <= low, and between them a ramp of ``pieces`` equal spans.
 
@@ -159,6 +168,24 @@ def scheduled(denoisers: Mapping[str, Denoiser], schedule: EmbeddingSchedule, no
         return denoised
 
     return denoise
+
+
+def stage_denoiser(backbone: Backbone, prompt: str = "", pseudo_words: Tensor | None = None) -> Denoiser:
+    """The backbone under a prompt, whose ``*`` stands for another pseudo-word in every stage.
+
+    pseudo_words: (S,D), row k for stage k of S; None for a prompt without ``*``.
+    """
+    if pseudo_words is None:
+        conditioning = backbone.text_conditioning(prompt)
+        return lambda x, sigma: backbone.denoise(x, sigma, conditioning)
+
+    def under(conditioning: Any) -> Denoiser:
+        return lambda x, sigma: backbone.denoise(x, sigma, conditioning)
+
+    denoisers = {
+        f"stage {k}": under(backbone.text_conditioning(prompt, word[None])) for k, word in enumerate(pseudo_words)
+    }
+    return scheduled(denoisers, EmbeddingSchedule.stages(list(denoisers)), backbone.noise_levels)
 
 
 @dataclass(frozen=True)

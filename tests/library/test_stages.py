@@ -275,3 +275,9 @@ def test_a_blend_is_the_weighted_mean_of_the_predictions():
 def test_an_embedding_without_denoiser_is_named():
     with pytest.raises(DiffPrivacyError, match=r"uses empty, .*use only msi"):
         scheduled({"msi": constant_denoiser(0.0)}, PRESETS["hide"]["paper"].schedule(), LEVELS)
+
+
+@pytest.mark.parametrize("count", [1, 3, 10])
+def test_stages_are_equally_long(count):
+    schedule = EmbeddingSchedule.stages([str(k) for k in range(count)])
+    assert [next(iter(schedule.mix_at(t))) for t in range(1000)] == [str(count * t // 1000) for t in range(1000)]
