@@ -16,11 +16,13 @@ from diffprivacy import demo
 from diffprivacy.demo import load
 from diffprivacy.demo.autoencoder import Autoencoder
 from diffprivacy.demo.host import load_backbone
+from diffprivacy.demo.recognizers import FaceResNet
 from diffprivacy.demo.text import VOCABULARY_SIZE, CompactEmbedding, full_table
 from diffprivacy.demo.train.autoencoder import principal_components
 from diffprivacy.demo.train.data import Augmenter, arcface_crop, in_colour, luminance
 from diffprivacy.demo.train.evaluate import samples
-from diffprivacy.demo.train.loop import Run, checkpoint_weights, train
+from diffprivacy.demo.train.loop import Run, checkpoint_weights, shipped_weights, train
+from diffprivacy.demo.train.unet import CaptionTable, Model
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.faces import Face, crop_face
 from diffprivacy.hosts.tokenizer import tokenize
@@ -262,3 +264,12 @@ def test_interrupted_training_resumes_to_the_same_weights(tmp_path: Path):
     _fit(tmp_path / "parts", 9, 20)
     resumed = _fit(tmp_path / "parts", 11, 20)
     assert all(torch.allclose(whole[name], resumed[name], atol=1e-7) for name in whole)
+
+
+def test_training_can_go_on_from_the_shipped_weights():
+    """Every part is shipped under the names, and with the vocabulary, that the training scripts use."""
+    model = Model(CaptionTable(CPU).token_ids, identity_width=256, coarse_width=16)
+    for module, part in ((model.unet, "unet"), (model.text, "text_encoder"), (model.vision, "image_encoder")):
+        module.load_state_dict(shipped_weights(part))
+    FaceResNet().load_state_dict(shipped_weights("resnet"))
+    Autoencoder(**demo.config("autoencoder")).load_state_dict(shipped_weights("autoencoder"))
