@@ -6,6 +6,7 @@ x = z + sigma * eps, with z the latent in the units the network was trained on, 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -58,6 +59,41 @@ class TextConditioning:
     context: Tensor
     pooled: Tensor | None = None
 
+    def rows(self, index: Tensor) -> TextConditioning:
+        """The conditioning of a batch whose row i is row index[i] of this one."""
+        return TextConditioning(self.context[index], None if self.pooled is None else self.pooled[index])
+
+
+DifferentiableTextEncoder = Callable[[str, Tensor], TextConditioning]
+"""``encode(prompt, words)``: a prompt with one ``*``, encoded once for each word (B,D); carries gradients to the words."""
+
+DifferentiableDenoiser = Callable[[Tensor, Tensor, TextConditioning], Tensor]
+"""``denoise(x, sigmas, conditioning) -> z0``: x (B,C,h,w) at noise levels sigmas (B,); carries gradients to the conditioning."""
+
+
+@dataclass(frozen=True)
+class EncoderIdentity:
+    """What tells one text or image encoder from another: its widths, its number of layers and the signs of its weights.
+
+    widths: of the token embeddings (two of them in SDXL) or of the image encoder's hidden states.
+    """
+
+    widths: tuple[int, ...]
+    depth: int
+    signs: str
+
+    @classmethod
+    def of(cls, widths: Sequence[int], depth: int, weights: Sequence[Tensor]) -> EncoderIdentity:
+        """The identity of an encoder with these embedding weights, the same in every floating-point precision."""
+        digest = hashlib.sha256()
+        for weight in weights:
+            sample = weight.detach().flatten()[:: max(1, weight.numel() // 4096)]
+            digest.update((sample > 0).cpu().numpy().tobytes())
+        return cls(tuple(widths), depth, digest.hexdigest()[:12])
+
+    def __str__(self) -> str:
+        return f"{self.depth} layers of {'+'.join(map(str, self.widths))} ({self.signs})"
+
 
 class Backbone(Protocol):
     """A latent diffusion model with its autoencoder, text encoder and image encoder.
@@ -103,4 +139,25 @@ class Backbone(Protocol):
 
     def image_features(self, images: Tensor, levels: Sequence[int]) -> list[Tensor]:
         """Hidden states of the image encoder at ``levels`` (0 is the embedding output), each (B,N,D)."""
+        ...
+
+    @property
+    def text_encoder_identity(self) -> EncoderIdentity: ...
+
+    @property
+    def image_encoder_identity(self) -> EncoderIdentity: ...
+
+    def word_embedding(self, word: str) -> Tensor:
+        """Token embedding (D,) of a word, the mean of its tokens' if there are several."""
+        ...
+
+    def differentiable_text_encoder(self) -> DifferentiableTextEncoder:
+        """The text encoder with frozen weights, for training pseudo-words."""
+        ...
+
+    def differentiable_denoiser(self, checkpointing: bool = False) -> DifferentiableDenoiser:
+        """The denoiser with frozen weights, for training what conditions it.
+
+        checkpointing: activations are computed again in the backward pass, which saves memory and costs time.
+        """
         ...

@@ -128,9 +128,15 @@ def protected_mask(shape: Sequence[int], faces: Sequence[Face], margin: float = 
 
 
 def paste_faces(
-    picture: Tensor, crops: Tensor | Sequence[Tensor], faces: Sequence[Face], margin: float = MARGIN
+    picture: Tensor,
+    crops: Tensor | Sequence[Tensor],
+    faces: Sequence[Face],
+    margin: float = MARGIN,
+    opaque: bool = False,
 ) -> Tensor:
     """``picture`` (H,W,3) with ``crops``, each (S,S,3) and cut with the same margin, blended into the faces' places.
+
+    opaque: without the soft border, so that nothing of the picture is left within a mask.
 
     Pixels outside every mask keep their bits. Where masks overlap, the face in whose middle a pixel lies deeper
     prevails, so that neighbours do not wipe out each other.
@@ -145,6 +151,8 @@ def paste_faces(
         ]
         masks, depths = map(torch.stack, zip(_mask_in_picture(face, region, margin, picture), *rivals, strict=True))
         shares = (depths / depths.amax(dim=0).clamp_min(1e-12)) ** SHARPNESS
+        if opaque:
+            masks = (masks > 0).to(masks)
         weight = (masks.amax(dim=0) * shares[0] / shares.sum(dim=0).clamp_min(1e-12))[..., None]
         to_crop = align_matrix(face, crop.shape[0], margin)
         points = _transform(to_crop, *_grid(*region, picture))

@@ -74,9 +74,9 @@ def decode_picture(data: bytes, name: str) -> Picture:
     if pixels is None:
         raise DiffPrivacyError(f"{name} is a picture of mode {image.mode}; save it as RGB with 8 or 16 bits a channel.")
     pixels = _upright(pixels, orientation)
-    levels = torch.from_numpy(pixels.astype(np.float32)) / np.iinfo(pixels.dtype).max
-    alpha = levels[..., 3].contiguous() if levels.shape[2] == 4 else None
-    return Picture(levels[..., :3].contiguous(), alpha, bit_depth=pixels.dtype.itemsize * 8)
+    values = torch.from_numpy(pixels.astype(np.float32)) / np.iinfo(pixels.dtype).max
+    alpha = values[..., 3].contiguous() if values.shape[2] == 4 else None
+    return Picture(values[..., :3].contiguous(), alpha, bit_depth=pixels.dtype.itemsize * 8)
 
 
 def encode_png(picture: Picture) -> bytes:
@@ -84,10 +84,14 @@ def encode_png(picture: Picture) -> bytes:
     import cv2
 
     channels = [picture.rgb.flip(2)] if picture.alpha is None else [picture.rgb.flip(2), picture.alpha[..., None]]
-    top = 2**picture.bit_depth - 1
-    levels = (torch.cat(channels, dim=2).cpu() * top).round().clamp(0, top)
-    _, data = cv2.imencode(".png", levels.numpy().astype(np.uint8 if picture.bit_depth == 8 else np.uint16))
+    _, data = cv2.imencode(".png", levels(torch.cat(channels, dim=2), picture.bit_depth))
     return data.tobytes()
+
+
+def levels(values: Tensor, bit_depth: int) -> np.ndarray:
+    """Values in [0,1] as a file of 8 or 16 bits a channel holds them: uint8 or uint16."""
+    top = 2**bit_depth - 1
+    return (values.cpu() * top).round().clamp(0, top).numpy().astype(np.uint8 if bit_depth == 8 else np.uint16)
 
 
 def write_picture(path: str | Path, picture: Picture) -> None:
@@ -114,10 +118,22 @@ def write_atomically(path: Path, data: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
+            _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise DiffPrivacyError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a rename to the disk, so that files written one after the other survive a power cut in that order."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _pixels(image: Image.Image, data: bytes) -> np.ndarray | None:

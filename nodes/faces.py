@@ -255,7 +255,7 @@ class PasteFaces(io.ComfyNode):
             mask = protected_mask(picture.shape[:2], found, faces.margin)
             for variant in range(faces.variants):
                 new = [variants[variant] for variants in of_picture]
-                pictures.append(paste_faces(picture, torch.stack(new), found, faces.margin) if new else picture)
+                pictures.append(paste_faces(picture, new, found, faces.margin, faces.opaque) if new else picture)
                 masks.append(mask)
         return io.NodeOutput(torch.stack(pictures), torch.stack(masks))
 

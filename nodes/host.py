@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
+import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import comfy.clip_model
 import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
@@ -15,12 +18,26 @@ import comfy.utils
 import folder_paths
 import latent_preview
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 
-from ..diffprivacy.backbone import Denoiser, NoiseLevels
+from ..diffprivacy.backbone import (
+    Denoiser,
+    DifferentiableDenoiser,
+    DifferentiableTextEncoder,
+    EncoderIdentity,
+    NoiseLevels,
+    TextConditioning,
+)
 from ..diffprivacy.errors import DiffPrivacyError
 from ..diffprivacy.hosts.diffusers import clip_pixels
-from ..diffprivacy.hosts.tokenizer import PLACEHOLDER_TOKEN, check_placeholders, isolate_placeholders
+from ..diffprivacy.hosts.tokenizer import (
+    END_TOKEN,
+    PLACEHOLDER_TOKEN,
+    START_TOKEN,
+    check_placeholders,
+    isolate_placeholders,
+)
 from ..diffprivacy.recognizers import Embeddings, FaceMatcher
 
 SamplerFunction = Callable[[Denoiser, Tensor, Tensor, Callable[[dict], None]], Tensor]
@@ -121,13 +138,97 @@ class ComfyBackbone:
         tokens = self.clip.tokenize(prompt)
         if pseudo_words is not None:
             check_placeholders(prompt, len(pseudo_words))
-            widths = [
-                getattr(self.clip.cond_stage_model, f"clip_{name}").transformer.get_input_embeddings().weight.shape[1]
-                for name in sorted(tokens, key="lhg".index)
-            ]
-            for name, words in zip(sorted(tokens, key="lhg".index), pseudo_words.split(widths, dim=-1), strict=True):
+            widths = list(self.text_encoder_identity.widths)
+            for name, words in zip(self._text_names, pseudo_words.split(widths, dim=-1), strict=True):
                 tokens[name] = _place_words(tokens[name], words)
         return self.clip.encode_from_tokens_scheduled(tokens)
+
+    @property
+    def _text_names(self) -> list[str]:
+        """ComfyUI's names of the CLIP text encoders: l, h or l and g."""
+        return [name for name in "lhg" if hasattr(self.clip.cond_stage_model, f"clip_{name}")]
+
+    @property
+    def _token_tables(self) -> list[Tensor]:
+        models = [getattr(self.clip.cond_stage_model, f"clip_{name}") for name in self._text_names]
+        if not models:
+            raise DiffPrivacyError("Socket `clip`: this is no CLIP text encoder of Stable Diffusion 1.x, 2.x or XL.")
+        return [model.transformer.get_input_embeddings().weight for model in models]
+
+    @property
+    def text_encoder_identity(self) -> EncoderIdentity:
+        tables = self._token_tables
+        first = getattr(self.clip.cond_stage_model, f"clip_{self._text_names[0]}")
+        return EncoderIdentity.of([table.shape[1] for table in tables], first.transformer.num_layers, tables)
+
+    @property
+    def image_encoder_identity(self) -> EncoderIdentity:
+        network = getattr(self.clip_vision.model, "vision_model", None)
+        patches = getattr(getattr(network, "embeddings", None), "patch_embedding", None)
+        if network is None or patches is None or self.clip_vision.model_type != "clip_vision_model":
+            raise DiffPrivacyError(
+                "Socket `clip_vision`: this image encoder is no CLIP vision model; load ViT-L/14 or ViT-H/14 of CLIP."
+            )
+        return EncoderIdentity.of([patches.weight.shape[0]], len(network.encoder.layers), [patches.weight])
+
+    def word_embedding(self, word: str) -> Tensor:
+        tokens = self.clip.tokenize(word)
+        special = {PLACEHOLDER_TOKEN, START_TOKEN, END_TOKEN, 0}
+        return torch.cat(
+            [
+                table[[token for token, *_ in tokens[name][0] if token not in special]].detach().float().mean(0).cpu()
+                for name, table in zip(self._text_names, self._token_tables, strict=True)
+            ]
+        ).clone()
+
+    def differentiable_text_encoder(self) -> DifferentiableTextEncoder:
+        """A private copy of the text encoders with the CLIP's LoRAs and its chosen last layer."""
+        patcher = private_patcher(self.clip.patcher)
+        model = patcher.model
+        model.reset_clip_options()
+        if self.clip.layer_idx is not None:
+            model.set_clip_options({"layer": self.clip.layer_idx})
+        model.set_clip_options({"execution_device": patcher.load_device})
+        encoders = [getattr(model, f"clip_{name}") for name in self._text_names]
+        for module in model.modules():
+            if isinstance(module, comfy.clip_model.CLIPLayer):
+                module.forward = functools.partial(_text_layer, module)
+        widths = list(self.text_encoder_identity.widths)
+
+        def encode(prompt: str, words: Tensor) -> TextConditioning:
+            prompt = isolate_placeholders(prompt)
+            check_placeholders(prompt, 1)
+            comfy.model_management.load_models_gpu([patcher])
+            tokens = self.clip.tokenize(prompt)
+            outputs = [
+                encoder([[vector if token == PLACEHOLDER_TOKEN else token for token, *_ in tokens[name][0]] for vector in part])
+                for name, encoder, part in zip(self._text_names, encoders, words.split(widths, dim=-1), strict=True)
+            ]  # fmt: skip
+            context = torch.cat([output[0] for output in outputs], dim=-1)
+            return TextConditioning(context, outputs[-1][1] if len(outputs) == 2 else None)
+
+        return encode
+
+    def differentiable_denoiser(self, checkpointing: bool = False) -> DifferentiableDenoiser:
+        """A private copy of the UNet with the MODEL's LoRAs and attention patches."""
+        patcher = private_patcher(self.model)
+        model = patcher.model
+        if checkpointing:
+            network = model.diffusion_model
+            for block in (*network.input_blocks, network.middle_block, *network.output_blocks):
+                for layer in block:
+                    layer.forward = functools.partial(_checkpointed, layer.forward)
+        options = patcher.model_options["transformer_options"]
+
+        def denoise(x: Tensor, sigmas: Tensor, conditioning: TextConditioning) -> Tensor:
+            comfy.model_management.load_models_gpu([patcher])
+            height, width = (8 * side for side in x.shape[-2:])
+            extra = {"cross_attn": conditioning.context, "pooled_output": conditioning.pooled}
+            conditions = model.extra_conds(noise=x, device=x.device, height=height, width=width, **extra)
+            given = {name: condition.cond for name, condition in conditions.items()}
+            return model.apply_model(x, sigmas, transformer_options=dict(options), **given)
+
+        return denoise
 
     def image_features(self, images: Tensor, levels: Sequence[int]) -> list[Tensor]:
         encoder = self.clip_vision
@@ -135,6 +236,19 @@ class ComfyBackbone:
         pixels = clip_pixels(images.to(encoder.load_device), encoder.image_size)
         states = encoder.model(pixel_values=pixels, intermediate_output="all")[1]
         return [states[:, level - 1].float().cpu() for level in levels]
+
+
+def _text_layer(layer: Any, x: Tensor, mask: Any = None, optimized_attention: Any = None) -> Tensor:
+    """ComfyUI's CLIP layer, but adding its residuals out of place, as autograd needs."""
+    x = x + layer.self_attn(layer.layer_norm1(x), mask, optimized_attention)
+    return x + layer.mlp(layer.layer_norm2(x))
+
+
+def _checkpointed(forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    """A layer's forward whose activations are computed again in the backward pass, with the options it saw then."""
+    inputs = tuple(dict(value) if isinstance(value, dict) else value for value in inputs)
+    options = {name: dict(value) if isinstance(value, dict) else value for name, value in options.items()}
+    return torch.utils.checkpoint.checkpoint(forward, *inputs, use_reentrant=False, **options)
 
 
 def _place_words(batches: list[list[tuple]], words: Tensor) -> list[list[tuple]]:
@@ -194,6 +308,7 @@ class ManagedRecognizer(FaceMatcher):
         super().__init__()
         self.recognizer = recognizer
         self.weights = recognizer.weights
+        self.thresholds = recognizer.thresholds
         self.patcher = managed(
             recognizer, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
         )
@@ -205,10 +320,28 @@ class ManagedRecognizer(FaceMatcher):
         return tuple(embedding.to(images.device) for embedding in embeddings)
 
 
+def private_patcher(patcher: Any) -> Any:
+    """A model's patcher with the same LoRAs on a frozen copy of the network, which autograd can use inside a prompt.
+
+    The model is taken off the GPU first: only then are its weights those of the file, and there is room for the copy.
+    """
+    comfy.model_management.unload_model_and_clones(patcher)
+    untouched = ({}, {}, {}, set())
+    return patcher.clone(disable_dynamic=True, model_override=(private_copy(patcher.model), untouched))
+
+
+def release() -> None:
+    """Give back the memory of private copies that nobody uses any more."""
+    gc.collect()
+    comfy.model_management.cleanup_models()
+    comfy.model_management.soft_empty_cache()
+
+
 def private_copy(network: torch.nn.Module) -> Any:
     """A frozen copy of a network that autograd can use, even of one that was loaded in inference mode."""
+    configuration = getattr(network, "model_config", None)  # Shared: a UNet's cannot be copied.
     with torch.inference_mode(False):
-        return copy.deepcopy(network).requires_grad_(False)
+        return copy.deepcopy(network, {id(configuration): configuration}).requires_grad_(False)
 
 
 def managed(network: torch.nn.Module, device: torch.device, offload_device: torch.device) -> Any:

@@ -9,7 +9,9 @@ import folder_paths
 import torch
 from comfy_api.v0_0_2 import io, ui
 
-from ..diffprivacy.images import Picture, read_picture, write_picture
+from ..diffprivacy import png
+from ..diffprivacy.images import Picture, read_picture
+from . import sockets
 
 CATEGORY = "Diff-Privacy/pictures"
 
@@ -21,7 +23,8 @@ class SaveProtected(io.ComfyNode):
             node_id="DiffPrivacySaveProtected",
             display_name="Save Protected Picture",
             category=CATEGORY,
-            description="Saves PNG files that hold the picture and nothing else: no prompt, no workflow, no EXIF.",
+            description="Saves PNG files that hold the picture and nothing else: no prompt, no workflow, no EXIF. "
+            "A sealed recovery key goes with them if one is connected.",
             search_aliases=["save without metadata", "save image no workflow", "face privacy"],
             is_output_node=True,
             inputs=[
@@ -31,11 +34,12 @@ class SaveProtected(io.ComfyNode):
                     default="protected/picture",
                     tooltip="Name in the output folder, without the ending; choose one that tells nothing.",
                 ),
+                sockets.SealedKeys.Input("sealed_key", optional=True, tooltip="From Seal Recovery Key."),
             ],
         )
 
     @classmethod
-    def execute(cls, image, filename_prefix) -> io.NodeOutput:
+    def execute(cls, image, filename_prefix, sealed_key=None) -> io.NodeOutput:
         height, width = image.shape[1:3]
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory(), width, height
@@ -43,7 +47,8 @@ class SaveProtected(io.ComfyNode):
         results = []
         for i, picture in enumerate(image.cpu().float()):
             file = f"{name}_{counter + i:05}_.png"
-            write_picture(Path(folder) / file, Picture(picture))
+            sealed, beside = ((), False) if sealed_key is None else (sealed_key.files, sealed_key.beside)
+            png.save(Path(folder) / file, Picture(picture), sealed, beside)
             results.append(ui.SavedResult(file, subfolder, io.FolderType.output))
         return io.NodeOutput(ui=ui.SavedImages(results))
 
@@ -70,18 +75,24 @@ class LoadProtected(io.ComfyNode):
             outputs=[
                 io.Image.Output(display_name="image"),
                 io.Mask.Output(display_name="mask", tooltip="Where the picture is transparent."),
+                sockets.SealedKeys.Output(
+                    display_name="sealed_key", tooltip="The recovery key inside or beside a protected picture."
+                ),
             ],
         )
 
     @classmethod
     def execute(cls, image) -> io.NodeOutput:
-        picture = read_picture(Path(folder_paths.get_annotated_filepath(image)))
+        path = Path(folder_paths.get_annotated_filepath(image))
+        picture = read_picture(path)
         alpha = picture.alpha if picture.alpha is not None else torch.ones(picture.rgb.shape[:2])
-        return io.NodeOutput(picture.rgb[None], 1 - alpha[None])
+        return io.NodeOutput(picture.rgb[None], 1 - alpha[None], sockets.SealedKey(tuple(png.carried(path))))
 
     @classmethod
     def fingerprint_inputs(cls, image) -> str:
-        return hashlib.sha256(Path(folder_paths.get_annotated_filepath(image)).read_bytes()).hexdigest()
+        path = Path(folder_paths.get_annotated_filepath(image))
+        files = [path, *png.found_beside(path)]
+        return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
 
 
 NODES = [SaveProtected, LoadProtected]

@@ -1,16 +1,22 @@
-"""From a latent to the noise map that brings it back."""
+"""From a latent to the noise map that brings it back, sealed until its owner opens it."""
 
 from __future__ import annotations
 
 import functools
 
 import comfy.samplers
-from comfy_api.v0_0_2 import io
+from comfy_api.v0_0_2 import io, ui
+from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..diffprivacy import inversion, sampling
+from ..diffprivacy import inversion, png, recovery, sampling, vault
 from ..diffprivacy.errors import DiffPrivacyError
-from . import host
+from ..diffprivacy.images import Picture
+from ..diffprivacy.keys import FIDELITIES, Embedding, RecoveryKey
+from . import host, sockets
 
+SECOND_STATE = "diffprivacy_second_state"
+"""Where a LATENT holds BELM's second state."""
+EMBEDDING_OPTIONS = {"start_percent", "end_percent", "strength"}
 CATEGORY = "Diff-Privacy/recovery"
 
 
@@ -62,31 +68,226 @@ class InvertLatent(io.ComfyNode):
         except DiffPrivacyError as error:
             raise DiffPrivacyError(f"Socket `sigmas`: {error}") from error
         if method == "belm":
-            samples, replay = _invert_belm(model, positive, latent_image, sigmas)
+            states = []
+
+            def invert(denoiser, x, sigmas, callback):
+                states.extend(inversion.invert_belm(denoiser, x, sigmas, callback))
+                return states[0]
+
         else:
             invert = inversion.invert_ddim
             if method == "fixed point":
                 invert = functools.partial(inversion.invert_fixed_point, iterations=iterations)
-            samples = host.run_sampler(model, positive, latent_image, sigmas, invert)
-            replay = comfy.samplers.sampler_object("euler")
-        return io.NodeOutput({**latent_image, "samples": samples.cpu()}, replay)
+        noise_map = {**latent_image}
+        noise_map["samples"] = host.run_sampler(model, positive, latent_image, sigmas, invert).cpu()
+        if method == "belm":
+            noise_map[SECOND_STATE] = states[1].cpu()
+        return io.NodeOutput(noise_map, _replay_sampler(noise_map.get(SECOND_STATE)))
 
 
-def _invert_belm(model, positive, latent_image, sigmas):
-    """The noise map and a SAMPLER that holds BELM's second state."""
-    before = []
-
-    def invert(denoiser, x, sigmas, callback):
-        x, x_before = inversion.invert_belm(denoiser, x, sigmas, callback)
-        before.append(x_before)
-        return x
-
-    samples = host.run_sampler(model, positive, latent_image, sigmas, invert)
+def _replay_sampler(second_state):
+    """The SAMPLER of the way back: euler, or one that holds BELM's second state."""
+    if second_state is None:
+        return comfy.samplers.sampler_object("euler")
 
     def replay(denoiser, x, sigmas, callback):
-        return inversion.sample_belm(denoiser, (x, before[0].to(x.device)), sigmas, callback)
+        return inversion.sample_belm(denoiser, (x, second_state.to(x.device)), sigmas, callback)
 
-    return samples, host.sampler(replay)
+    return host.sampler(replay)
 
 
-NODES = [InvertLatent]
+class SealKey(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffPrivacySealKey",
+            display_name="Seal Recovery Key",
+            category=CATEGORY,
+            description="Encrypts what brings a protected picture's original back, for Save Protected Picture. "
+            "To public keys: then this machine cannot open it again. Or to a passphrase.",
+            search_aliases=["encrypt", "age", "recovery key", "passphrase", "seal"],
+            has_intermediate_output=True,
+            inputs=[
+                io.Image.Input("protected", tooltip="The protected picture, one, as it will be saved."),
+                io.Combo.Input(
+                    "fidelity",
+                    options=list(FIDELITIES),
+                    tooltip="latent: as good as the VAE. lossless: every bit of the faces, needs original and faces only. "
+                    "compact: latent in a quarter of the room.",
+                ),
+                io.String.Input(
+                    "recipients",
+                    default="",
+                    multiline=True,
+                    tooltip="Public keys that may open it, one a line: age1... or an SSH public key. They are no secret.",
+                ),
+                io.String.Input(
+                    "passphrase",
+                    default="",
+                    tooltip="Instead of recipients: env:NAME or file:PATH, where the passphrase is found. Never the "
+                    "passphrase itself: ComfyUI writes this value into workflows.",
+                ),
+                io.Combo.Input(
+                    "place", options=["inside", "beside"], tooltip="In the saved PNG, or as a file NAME.png.age."
+                ),
+                io.Latent.Input("noise_map", optional=True, tooltip="From Invert Latent to Noise Map."),
+                io.Conditioning.Input("positive", optional=True, tooltip="The conditioning of the inversion."),
+                io.Sigmas.Input("sigmas", optional=True, tooltip="The sigmas of the inversion."),
+                io.Image.Input("original", optional=True, tooltip="For lossless: the original picture."),
+                sockets.Faces.Input("faces", optional=True, tooltip="From Crop Faces, for pasting back."),
+            ],
+            outputs=[sockets.SealedKeys.Output(display_name="sealed_key")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, passphrase) -> bool | str:
+        return _source_fault(passphrase)
+
+    @classmethod
+    def execute(
+        cls,
+        protected,
+        fidelity,
+        recipients,
+        passphrase,
+        place,
+        noise_map=None,
+        positive=None,
+        sigmas=None,
+        original=None,
+        faces=None,
+    ) -> io.NodeOutput:
+        if len(protected) != 1 or (faces is not None and len(faces.faces) != 1):
+            raise DiffPrivacyError("Socket `protected`: a key belongs to one picture; give a batch of one.")
+        named = [line.strip() for line in recipients.splitlines() if line.strip()]
+        secret = vault.read_secret(passphrase, "passphrase") if passphrase else None
+        seal = vault.Seal(secret, named)
+        if fidelity == "lossless":
+            key = _lossless(original, faces)
+        else:
+            key = _replayed(fidelity, noise_map, positive, sigmas, faces)
+        sealed = seal.close(key.bound_to(Picture(protected[0].cpu().float())).to_bytes())
+        text = f"sealed {fidelity} key, {len(sealed) / 1000:.1f} kB"
+        return io.NodeOutput(sockets.SealedKey((sealed,), place == "beside"), ui=ui.PreviewText(text))
+
+
+class OpenKey(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffPrivacyOpenKey",
+            display_name="Open Recovery Key",
+            category=CATEGORY,
+            description="Opens the sealed key of a protected picture. Sample its noise map with its conditioning, sigmas "
+            "and sampler (SamplerCustomAdvanced, DisableNoise, BasicGuider), decode and paste: the original.",
+            search_aliases=["decrypt", "age", "recovery key", "deanonymize", "unseal"],
+            inputs=[
+                io.Image.Input("protected", tooltip="The protected picture, one."),
+                sockets.SealedKeys.Input("sealed_key", tooltip="From Load Picture."),
+                io.String.Input(
+                    "secret",
+                    default="env:DIFFPRIVACY_SECRET",
+                    tooltip="env:NAME or file:PATH, where the passphrase or the identity (age or SSH) is found. Never the "
+                    "secret itself: ComfyUI writes this value into workflows.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="noise_map"),
+                io.Conditioning.Output(display_name="positive"),
+                io.Sigmas.Output(display_name="sigmas"),
+                io.Sampler.Output(display_name="replay_sampler"),
+                sockets.Faces.Output(display_name="faces", tooltip="For Paste Faces, onto the protected picture."),
+                io.Image.Output(display_name="original", tooltip="Of a lossless key: the original, without sampling."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, secret) -> bool | str:
+        return _source_fault(secret)
+
+    @classmethod
+    def execute(cls, protected, sealed_key, secret) -> io.NodeOutput:
+        if len(protected) != 1:
+            raise DiffPrivacyError("Socket `protected`: a key belongs to one picture; give a batch of one.")
+        if not sealed_key.files:
+            raise DiffPrivacyError(f"Socket `sealed_key`: the picture was loaded, but {png.NO_KEY}")
+        opener = vault.opener(vault.read_secret(secret))
+        picture = Picture(protected[0].cpu().float())
+        keys = [RecoveryKey.from_bytes(opener.open(sealed)) for sealed in sealed_key.files]
+        if all(key.patches for key in keys):
+            restored = recovery.recover(picture, keys)
+            blocked = ExecutionBlocker("This lossless key has no noise map: take the output `original`.")
+            return io.NodeOutput(*[blocked] * 5, restored.rgb[None])
+        (key, *others) = keys
+        recovery.check_picture(picture, key)
+        if others or not key.embeddings or key.noise_map is None:
+            raise DiffPrivacyError("The key was made at the command line: run `diffprivacy recover`.")
+        noise_map = {"samples": key.noise_map}
+        faces = ExecutionBlocker("This key knows no faces: connect them to Seal Recovery Key.")
+        if key.faces:
+            variants = len(key.noise_map) // len(key.faces)
+            faces = sockets.FaceBatch((tuple(key.faces),), key.shape, key.margin, variants, opaque=True)
+        return io.NodeOutput(
+            noise_map,
+            [[entry.context, {"pooled_output": entry.pooled, **entry.options}] for entry in key.embeddings],
+            key.sigmas,
+            _replay_sampler(key.second_state),
+            faces,
+            ExecutionBlocker("Only a lossless key holds the original: sample the noise map."),
+        )
+
+
+def _source_fault(source) -> bool | str:
+    """What is wrong with a secret's place, without repeating it; True if nothing."""
+    try:
+        if source:
+            vault.check_source(source)
+    except DiffPrivacyError as error:
+        return str(error)
+    return True
+
+
+def _lossless(original, faces) -> RecoveryKey:
+    if original is None or faces is None or faces.margin is None or len(original) != 1:
+        raise DiffPrivacyError(
+            "Sockets `original` and `faces`: a lossless key needs one picture and Crop Faces' faces."
+        )
+    picture = Picture(original[0].cpu().float())
+    return recovery.record(picture, faces.flat, None, fidelity="lossless", margin=faces.margin)
+
+
+def _replayed(fidelity, noise_map, positive, sigmas, faces) -> RecoveryKey:
+    if noise_map is None or positive is None or sigmas is None:
+        raise DiffPrivacyError(f"Sockets `noise_map`, `positive` and `sigmas`: a {fidelity} key needs all three.")
+    if "noise_mask" in noise_map:
+        raise DiffPrivacyError("Socket `noise_map`: invert the latent without a noise mask; a key holds whole crops.")
+    try:
+        sampling.check_sigmas(sigmas)
+    except DiffPrivacyError as error:
+        raise DiffPrivacyError(f"Socket `sigmas`: {error}") from error
+    second_state = noise_map.get(SECOND_STATE)
+    return RecoveryKey(
+        fidelity,
+        sigmas=sigmas,
+        method="fixed point" if second_state is None else "belm",
+        noise_map=noise_map["samples"],
+        second_state=second_state,
+        embeddings=[_embedding(*entry) for entry in positive],
+        faces=() if faces is None else tuple(faces.flat),
+        margin=1.0 if faces is None else faces.margin,
+    )
+
+
+def _embedding(context, options) -> Embedding:
+    """One entry of a CONDITIONING; raises DiffPrivacyError for what a key cannot hold, such as a ControlNet."""
+    rest = {name: value for name, value in options.items() if value is not None}
+    pooled = rest.pop("pooled_output", None)
+    if foreign := rest.keys() - EMBEDDING_OPTIONS:
+        raise DiffPrivacyError(
+            f"Socket `positive`: it carries {', '.join(sorted(foreign))}, which a key cannot hold; invert with prompts and "
+            "time ranges only."
+        )
+    return Embedding(context, pooled, {name: float(value) for name, value in rest.items()})
+
+
+NODES = [InvertLatent, SealKey, OpenKey]

@@ -14,6 +14,8 @@ FaceDetector = io.Custom("FACE_DETECTOR")
 FaceRecognizer = io.Custom("FACE_RECOGNIZER")
 Faces = io.Custom("FACES")
 Energy = io.Custom("ENERGY")
+MSI = io.Custom("MSI")
+SealedKeys = io.Custom("SEALED_KEY")
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,14 @@ class FaceBatch:
     """The chosen faces of a batch of pictures, and how Crop Faces cropped them.
 
     faces: for each picture its faces, in the order of the crops; size: (height, width) of the pictures in pixels;
-    margin and variants: those of the crops, None before cropping.
+    margin and variants: those of the crops, None before cropping; opaque: crops are pasted without a soft border.
     """
 
     faces: tuple[tuple[Face, ...], ...]
     size: tuple[int, int]
     margin: float | None = None
     variants: int | None = None
+    opaque: bool = False
 
     def __len__(self) -> int:
         return sum(len(faces) for faces in self.faces)
@@ -42,3 +45,11 @@ class FaceBatch:
         if self.margin is None:
             raise DiffPrivacyError("Socket `faces`: connect Crop Faces, which knows how the faces were cropped.")
         return torch.stack([crop_landmarks(face, size, self.margin) for face in self.flat])
+
+
+@dataclass(frozen=True)
+class SealedKey:
+    """Recovery keys as age files, none where a picture carries none, and whether a saved picture carries them inside or beside it."""
+
+    files: tuple[bytes, ...]
+    beside: bool = False

@@ -31,6 +31,7 @@ def doctor(options: argparse.Namespace) -> int:
         "onnxruntime": "onnxruntime",
         "onnx2torch": "onnx2torch",
         "cv2": "opencv-python",
+        "pyrage": "pyrage",
         "skimage": "scikit-image",
         "sklearn": "scikit-learn",
     }.items():

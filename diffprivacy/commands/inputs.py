@@ -18,7 +18,7 @@ def plan(inputs: Iterable[Path], output: Path, variants: int = 1) -> dict[Path, 
     targets: dict[Path, list[Path]] = {}
     owners: dict[Path, Path] = {}
     for given in inputs:
-        for source in _pictures(given):
+        for source in pictures_in(given):
             place = source.relative_to(given).parent if given.is_dir() else Path()
             endings = [""] if variants == 1 else [f"-{i + 1}" for i in range(variants)]
             targets[source] = [output / place / f"{source.stem}{ending}.png" for ending in endings]
@@ -30,7 +30,8 @@ def plan(inputs: Iterable[Path], output: Path, variants: int = 1) -> dict[Path, 
     return targets
 
 
-def _pictures(given: Path) -> list[Path]:
+def pictures_in(given: Path) -> list[Path]:
+    """A picture itself, or all pictures in a folder and its folders; raises DiffPrivacyError when there is none."""
     if given.is_dir():
         found = sorted(p for p in given.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
         if not found:

@@ -13,6 +13,7 @@ from .. import demo
 from ..demo.host import load_backbone as load_demo_backbone
 from ..faces import MARGIN
 from ..hosts.diffusers import DiffusersBackbone, load_backbone
+from ..hosts.vision import load_vision_encoder
 from ..recognizers import Ensemble, FaceMatcher, load_recognizer
 from .options import positive
 
@@ -29,13 +30,8 @@ class Model:
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """The options that :func:`load_model` reads."""
+    add_checkpoint_options(parser)
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        type=Path,
-        metavar="FILE|DIR",
-        help="SD 1.x .safetensors, or a diffusers folder (default: demo model)",
-    )
     add(
         "--recognizer",
         action="append",
@@ -49,11 +45,50 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="side of the face crops (default: what the checkpoint was made for)",
     )
-    add("--device", metavar="NAME", help="cuda, mps or cpu (default: the first of them that is there)")
+
+
+def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
+    """The options that :func:`load_checkpoint` reads."""
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE|DIR",
+        help="SD 1.x .safetensors, or a diffusers folder (default: demo model)",
+    )
+    parser.add_argument("--device", metavar="NAME", help="cuda, mps or cpu (default: the first of them that is there)")
+
+
+def add_vision_option(parser: argparse.ArgumentParser) -> None:
+    """The option that :func:`load_vision` reads."""
+    parser.add_argument(
+        "--clip-vision",
+        type=Path,
+        metavar="FILE|DIR",
+        help="CLIP vision model for MSI, such as ViT-L/14 (the demo model has one)",
+    )
+
+
+def load_vision(options: argparse.Namespace, backbone: DiffusersBackbone) -> None:
+    """Give the backbone the CLIP vision model that the options name, if they do."""
+    if options.clip_vision is not None:
+        backbone.vision_encoder = load_vision_encoder(options.clip_vision).to(backbone.device)
 
 
 def load_model(options: argparse.Namespace) -> Model:
     """The checkpoint that the options name, or the embedded demo model, which brings a recognizer of its own."""
+    device = options.device or first_device()
+    members = [load_recognizer(path).to(device) for path in options.recognizer or []]
+    recognizer = Ensemble([(member, 1.0) for member in members]) if members else None
+    backbone = load_checkpoint(options)
+    if options.checkpoint is None:
+        print("using the embedded demo model, 128x128 pixels a face; --checkpoint gives real quality", file=sys.stderr)
+        guide = recognizer or demo.load_recognizer("guide").to(device)
+        return Model(backbone, options.size or demo.IMAGE_SIZE, demo.MARGIN, guide)
+    return Model(backbone, options.size or backbone.image_size, MARGIN, recognizer)
+
+
+def load_checkpoint(options: argparse.Namespace) -> DiffusersBackbone:
+    """The checkpoint that the options name, or the embedded demo model, on its device."""
     import diffusers
     import transformers
 
@@ -61,19 +96,9 @@ def load_model(options: argparse.Namespace) -> Model:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     device = options.device or first_device()
-    members = [load_recognizer(path).to(device) for path in options.recognizer or []]
-    recognizer = Ensemble([(member, 1.0) for member in members]) if members else None
     if options.checkpoint is None:
-        print("using the embedded demo model, 128x128 pixels a face; --checkpoint gives real quality", file=sys.stderr)
-        backbone = load_demo_backbone().to(device)
-        return Model(
-            backbone,
-            options.size or demo.IMAGE_SIZE,
-            demo.MARGIN,
-            recognizer or demo.load_recognizer("guide").to(device),
-        )
-    backbone = load_backbone(options.checkpoint).to(device, torch.float32 if device == "cpu" else torch.float16)
-    return Model(backbone, options.size or backbone.image_size, MARGIN, recognizer)
+        return load_demo_backbone().to(device)
+    return load_backbone(options.checkpoint).to(device, torch.float32 if device == "cpu" else torch.float16)
 
 
 def first_device() -> str:

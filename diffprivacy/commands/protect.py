@@ -8,16 +8,24 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from .. import pipeline
 from ..detectors import Detector, load_detector
 from ..errors import DiffPrivacyError, NoFaceError
+from ..faces import crop_face
 from ..images import Picture, read_picture, write_picture
+from ..keys import RecoveryKey
+from ..msi import MSI, load_msi
+from ..recovery import record
 from ..sampling import strength_steps
 from ..selection import select_faces
 from ..stages import PRESETS, Preset
+from ..vault import Seal
 from .inputs import all_exist, plan
-from .model import Model, add_model_options, load_model
+from .model import Model, add_model_options, add_vision_option, load_model, load_vision
 from .options import positive
+from .sealing import add_seal_options, load_seal, write_sealed
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -55,6 +63,14 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--variants", type=positive, default=1, metavar="N", help="different faces to make of each (default 1)")
     add("--seed", type=int, metavar="N", help="fix the noise, for tests (default: drawn from the operating system)")
     add("--overwrite", action="store_true", help="do finished pictures again")
+    add(
+        "--msi",
+        type=Path,
+        metavar="FILE",
+        help="say each face in pseudo-words until the switch, not nothing; see train-msi",
+    )
+    add_vision_option(parser)
+    add_seal_options(parser)
 
 
 def protect(options: argparse.Namespace) -> int:
@@ -70,21 +86,29 @@ def protect(options: argparse.Namespace) -> int:
     if options.seed is not None:
         print("warning: --seed makes the noise predictable; leave it out for pictures that matter", file=sys.stderr)
     preset = _preset(options)
+    seal = load_seal(options)
     detector = load_detector(None if options.detector == "builtin" else Path(options.detector))
     model = load_model(options)
+    msi = None if options.msi is None else load_msi(options.msi)
+    if msi is not None:
+        load_vision(options, model.backbone)
+        msi.check(model.backbone)
     failed = 0
     for source, files in todo.items():
         try:
             with tqdm(desc=source.name, unit="step", disable=None, leave=False) as bar:
-                pictures = _protect(source, options, preset, detector, model, bar)
+                pictures, key = _protect(source, options, preset, detector, model, msi, seal, bar)
         except DiffPrivacyError as error:
             print(f"error: {source}: {error}", file=sys.stderr)
             failed += 1
             continue
         files[0].parent.mkdir(parents=True, exist_ok=True)
         for file, picture in zip(files, pictures, strict=True):
-            write_picture(file, picture)
-            print(file)
+            if seal is None or key is None:
+                write_picture(file, picture)
+                print(file)
+            else:
+                write_sealed(file, picture, key, seal, options)
     return 1 if failed else 0
 
 
@@ -94,15 +118,18 @@ def _protect(
     preset: Preset,
     detector: Detector,
     model: Model,
+    msi: MSI | None,
+    seal: Seal | None,
     bar: tqdm,
-) -> list[Picture]:
+) -> tuple[list[Picture], RecoveryKey | None]:
+    """The protected variants, and the key that brings the faces back where one is to be sealed."""
     picture = read_picture(source)
     try:
         faces = select_faces(detector.detect(picture.rgb), options.faces)
     except NoFaceError:
         if options.without_face == "error":
             raise
-        return [picture] * options.variants
+        return [picture] * options.variants, None
 
     redraw, _ = TASKS[options.task]
 
@@ -110,19 +137,29 @@ def _protect(
         bar.total = step["steps"]
         bar.update(1)
 
+    words = None
+    if msi is not None:
+        crops = torch.stack([crop_face(picture.rgb, face, model.size, model.margin) for face in faces])
+        words = list(msi.words(model.backbone, crops.movedim(-1, 1)))
     protected = redraw(
         picture.rgb,
         faces,
         model.backbone,
         size=model.size,
         preset=preset,
+        pseudo_words=words,
         recognizer=model.recognizer,
         variants=options.variants,
         margin=model.margin,
         seed=options.seed,
         callback=progress,
     )
-    return [dataclasses.replace(picture, rgb=rgb) for rgb in protected]
+    pictures = [dataclasses.replace(picture, rgb=rgb) for rgb in protected]
+    if seal is None:
+        return pictures, None
+    return pictures, record(
+        picture, faces, model.backbone, model.size, options.fidelity, margin=model.margin, callback=progress
+    )
 
 
 def _preset(options: argparse.Namespace) -> Preset:

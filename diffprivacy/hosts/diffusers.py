@@ -12,8 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..backbone import NoiseLevels, TextConditioning
+from ..backbone import (
+    DifferentiableDenoiser,
+    DifferentiableTextEncoder,
+    EncoderIdentity,
+    NoiseLevels,
+    TextConditioning,
+)
 from ..errors import DiffPrivacyError
+from ..fingerprints import weights_fingerprint
 from . import single_file
 from .tokenizer import END_TOKEN, PLACEHOLDER_TOKEN, check_placeholders, isolate_placeholders, tokenize
 
@@ -57,12 +64,30 @@ class DiffusersBackbone:
         """Side in pixels of the pictures the checkpoint was trained on."""
         return self.downscale * (self.unet.config.sample_size or 64)
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprints of the parts that recovery replays."""
+        return {
+            "checkpoint": weights_fingerprint([self.unet, *self.text_encoders]),
+            "autoencoder": weights_fingerprint([self.autoencoder]),
+        }
+
     @torch.no_grad()
     def denoise(self, x: Tensor, sigma: Tensor, conditioning: TextConditioning) -> Tensor:
         """Predicted clean latent z0 for x = z + sigma * eps (Karras et al., arXiv 2206.00364, eq. 7)."""
-        sigma = sigma.to(x)
+        return self._denoised(x, sigma, conditioning)
+
+    def differentiable_denoiser(self, checkpointing: bool = False) -> DifferentiableDenoiser:
+        """The UNet itself, its weights frozen, under diffusers' own non-reentrant checkpointing if asked for."""
+        self.unet.requires_grad_(False)
+        (self.unet.enable_gradient_checkpointing if checkpointing else self.unet.disable_gradient_checkpointing)()
+        return self._denoised
+
+    def _denoised(self, x: Tensor, sigma: Tensor, conditioning: TextConditioning) -> Tensor:
+        """z0 for x (B,C,h,w) at noise levels sigma, 0-d or (B,)."""
+        timestep = self.noise_levels.timestep(sigma.to(x))
+        sigma = sigma.to(x).view(-1, 1, 1, 1)
         norm = (sigma**2 + 1).sqrt()
-        timestep = self.noise_levels.timestep(sigma)
         output = self.unet(
             (x / norm).to(self.dtype),
             timestep,
@@ -117,13 +142,29 @@ class DiffusersBackbone:
         With two text encoders (SDXL) a row is the concatenation of both encoders' embeddings.
         """
         prompt = isolate_placeholders(prompt)
-        widths = [encoder.config.hidden_size for encoder in self.text_encoders]
-        words: Sequence[Tensor | None] = [None] * len(widths)
         if pseudo_words is not None:
             check_placeholders(prompt, len(pseudo_words))
-            words = pseudo_words.split(widths, dim=-1)
+        return self._conditioning(prompt, 1, pseudo_words)
+
+    def differentiable_text_encoder(self) -> DifferentiableTextEncoder:
+        """The text encoders themselves, their weights frozen."""
+        for encoder in self.text_encoders:
+            encoder.requires_grad_(False)
+
+        def encode(prompt: str, words: Tensor) -> TextConditioning:
+            prompt = isolate_placeholders(prompt)
+            check_placeholders(prompt, 1)
+            return self._conditioning(prompt, len(words), words)
+
+        return encode
+
+    def _conditioning(self, prompt: str, rows: int, pseudo_words: Tensor | None) -> TextConditioning:
+        """The prompt encoded ``rows`` times; pseudo_words fill its placeholders row after row."""
+        words: Sequence[Tensor | None] = [None] * len(self.text_encoders)
+        if pseudo_words is not None:
+            words = pseudo_words.split(self._text_widths, dim=-1)
         outputs = [
-            self._encode_text(encoder, tokenize(prompt, pad), vectors)
+            self._encode_text(encoder, [tokenize(prompt, pad)] * rows, vectors)
             for encoder, pad, vectors in zip(self.text_encoders, self.pad_tokens, words, strict=True)
         ]
         if len(outputs) == 1:
@@ -131,8 +172,8 @@ class DiffusersBackbone:
         context = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
         return TextConditioning(context.float(), outputs[-1].text_embeds.float())
 
-    def _encode_text(self, encoder: Any, tokens: list[int], words: Tensor | None) -> Any:
-        ids = torch.tensor([tokens], device=self.device)
+    def _encode_text(self, encoder: Any, tokens: list[list[int]], words: Tensor | None) -> Any:
+        ids = torch.tensor(tokens, device=self.device)
         if words is None:
             return encoder(ids, output_hidden_states=True)
 
@@ -148,12 +189,37 @@ class DiffusersBackbone:
     @torch.no_grad()
     def image_features(self, images: Tensor, levels: Sequence[int]) -> list[Tensor]:
         """Hidden states (B,N,D) of the CLIP vision model at the given levels, 1 to its number of layers."""
-        if self.vision_encoder is None:
-            raise DiffPrivacyError("No CLIP vision model is loaded; give one with the checkpoint to use MSI.")
-        config = self.vision_encoder.config
-        pixels = clip_pixels(images.to(self.device), config.image_size)
-        states = self.vision_encoder(pixels, output_hidden_states=True).hidden_states
+        pixels = clip_pixels(images.to(self.device), self._vision_encoder.config.image_size)
+        states = self._vision_encoder(pixels, output_hidden_states=True).hidden_states
         return [states[level] for level in levels]
+
+    @property
+    def _vision_encoder(self) -> Any:
+        if self.vision_encoder is None:
+            raise DiffPrivacyError("No CLIP vision model is loaded; give one with --clip-vision to use MSI.")
+        return self.vision_encoder
+
+    @property
+    def _text_widths(self) -> list[int]:
+        return [encoder.config.hidden_size for encoder in self.text_encoders]
+
+    @property
+    def text_encoder_identity(self) -> EncoderIdentity:
+        tables = [encoder.get_input_embeddings().weight for encoder in self.text_encoders]
+        return EncoderIdentity.of(self._text_widths, self.text_encoders[0].config.num_hidden_layers, tables)
+
+    @property
+    def image_encoder_identity(self) -> EncoderIdentity:
+        config = self._vision_encoder.config
+        patches = self._vision_encoder.get_input_embeddings().weight
+        return EncoderIdentity.of([config.hidden_size], config.num_hidden_layers, [patches])
+
+    @torch.no_grad()
+    def word_embedding(self, word: str) -> Tensor:
+        """Token embedding (D,) of a word; with two text encoders (SDXL) both, one after the other."""
+        tokens = tokenize(word)
+        ids = torch.tensor(tokens[1 : tokens.index(END_TOKEN)], device=self.device)
+        return torch.cat([encoder.get_input_embeddings()(ids).mean(0).float() for encoder in self.text_encoders])
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> DiffusersBackbone:
         """Move all networks; dtype changes the UNet and the text encoders, the autoencoder stays float32."""

@@ -1,0 +1,108 @@
+"""``diffprivacy evaluate``: do machines still match protected pictures with their originals?"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .. import demo
+from ..detectors import load_detector
+from ..errors import DiffPrivacyError
+from ..evaluation import FAR, Judged, clean_pairs, judge, kept_thresholds, table
+from ..images import Picture, read_picture, write_picture
+from ..preview import cosine_plot
+from ..recognizers import Recognizer, load_recognizer
+from .inputs import pictures_in, plan
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the command."""
+    parser = commands.add_parser("evaluate", help="judge protected and recovered pictures against their originals")
+    add = parser.add_argument
+    add("originals", type=Path, metavar="ORIGINALS", help="picture, or folder of pictures")
+    add("protected", type=Path, metavar="PROTECTED", help="folder that anonymize or hide wrote them to")
+    add("--recovered", type=Path, metavar="FOLDER", help="folder that recover wrote to")
+    add(
+        "--recognizer",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="judge as ONNX, several allowed; take one that did not guide (default: the demo model's judge)",
+    )
+    add("--detector", default="builtin", metavar="FILE", help="detector as ONNX, or builtin (default)")
+    add(
+        "--clean",
+        type=Path,
+        metavar="FOLDER",
+        help=f"photos in one folder for each person, to measure the thresholds at FAR {FAR:g} on "
+        "(default: those kept beside the recognizers)",
+    )
+    add("--plot", type=Path, metavar="PNG", help="write a plot of all cosines")
+    parser.set_defaults(run=evaluate)
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Print the table; returns the exit code."""
+    from tqdm import tqdm
+
+    detector = load_detector(None if options.detector == "builtin" else Path(options.detector))
+    judges = _judges(options.recognizer)
+    thresholds = kept_thresholds(judges)
+    if options.clean:
+        points = clean_pairs(pictures_in(options.clean), judges, detector)
+        for name, point in points.items():
+            print(f"{name}: threshold {point.threshold:.3f}, TAR of clean pairs {100 * point.tar:.1f} %")
+        thresholds = {name: point.threshold for name, point in points.items()}
+    folders = {"protected": options.protected} | ({"recovered": options.recovered} if options.recovered else {})
+    versions: dict[str, list[Judged]] = {}
+    for name, folder in folders.items():
+        judged = versions.setdefault(name, [])
+        for original, others in tqdm(_matches(options.originals, folder), desc=name, unit="picture", disable=None):
+            picture = read_picture(original).rgb
+            faces = detector.detect(picture)
+            if not faces:
+                print(f"warning: {original} is left out: no face was found in it", file=sys.stderr)
+            people = [f"{original}, face {i}" for i in range(len(faces))]
+            for other in others:
+                try:
+                    judged += judge(picture, read_picture(other).rgb, faces, people, judges, detector)
+                except DiffPrivacyError as error:
+                    raise DiffPrivacyError(f"{other}: {error}") from error
+        if not judged:
+            raise DiffPrivacyError(f"No face was found in {options.originals}; name a better one with --detector.")
+    print(table(versions, thresholds))
+    for name in judges.keys() - thresholds.keys():
+        print(f"no TAR for {name}: no threshold at FAR {FAR:g} is kept beside it; give --clean", file=sys.stderr)
+    if options.plot:
+        write_picture(options.plot, Picture(cosine_plot(versions, thresholds)))
+    return 0
+
+
+def _judges(files: list[Path] | None) -> dict[str, Recognizer]:
+    if not files:
+        judge = demo.load_recognizer("judge")
+        return {judge.name: judge}
+    return {file.stem: load_recognizer(file) for file in files}
+
+
+def _matches(originals: Path, folder: Path) -> list[tuple[Path, list[Path]]]:
+    """Every original with its versions in a folder: ``name.png``, or ``name-1.png`` and so on for variants.
+
+    Raises DiffPrivacyError for an original without one.
+    """
+    return [(source, list(_versions(file))) for source, (file,) in plan([originals], folder).items()]
+
+
+def _versions(file: Path) -> Iterator[Path]:
+    if file.exists():
+        yield file
+        return
+    variant = re.compile(re.escape(file.stem) + r"-\d+\.png")
+    found = sorted(path for path in file.parent.glob("*.png") if variant.fullmatch(path.name))
+    if not found:
+        raise DiffPrivacyError(f"{file} does not exist, and no variant of it such as {file.stem}-1.png does.")
+    yield from found

@@ -1,0 +1,115 @@
+"""``diffprivacy train-msi``: fit MSI to one face, a few photos of a person, or a folder of many people."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import demo
+from ..detectors import load_detector
+from ..errors import DiffPrivacyError
+from ..faces import MARGIN, crop_face
+from ..msi import DEFAULT, PAPER, load_msi, new_msi, save_msi
+from ..selection import select_faces
+from ..training import Progress, Settings, Training
+from ..training_data import prepare, readable_crops
+from .inputs import pictures_in
+from .model import add_checkpoint_options, add_vision_option, load_checkpoint, load_vision
+from .options import positive
+
+MANY = 20
+"""Faces from which on some are held out to measure with."""
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the command."""
+    parser = commands.add_parser("train-msi", help="turn faces into pseudo-words of the checkpoint's language")
+    add = parser.add_argument
+    add("inputs", nargs="+", type=Path, metavar="INPUT", help="picture, or folder of pictures")
+    add("-o", "--output", required=True, type=Path, metavar="FILE", help="the .safetensors file to write")
+    add_checkpoint_options(parser)
+    add_vision_option(parser)
+    add("--size", type=positive, metavar="PIXELS", help="side of the crops (default: what the checkpoint was made for)")
+    add("--detector", default="builtin", metavar="FILE", help="detector as ONNX, or builtin (default)")
+    add("--faces", default="largest", metavar="WHICH", help="largest (default), all, or numbers from the left")
+    add("--init", type=Path, metavar="MSI", help="begin at a trained MSI (default: at the word face)")
+    add("--preset", choices=["default", "paper"], default="default", help="what measured best, or the paper's module")
+    add("--steps", type=positive, default=Settings.steps, metavar="N", help="most steps (default %(default)s)")
+    add("--minutes", type=float, default=math.inf, metavar="M", help="stop after so many minutes")
+    add(
+        "--batch",
+        type=positive,
+        default=Settings.batch,
+        metavar="N",
+        help="time steps in a batch (default %(default)s)",
+    )
+    add("--chunk", type=positive, default=None, metavar="N", help="of these at once, for less memory (default: all)")
+    add("--checkpointing", action="store_true", help="less memory for more time")
+    add("--lr", type=float, default=Settings.lr, metavar="LR", help="learning rate (default %(default)s)")
+    add("--no-flips", action="store_true", help="do not learn from the mirror images too")
+    add("--seed", type=int, default=0, metavar="N", help="of all draws (default 0): the same seed gives the same file")
+    parser.set_defaults(run=train_msi)
+
+
+def train_msi(options: argparse.Namespace) -> int:
+    """Train, or go on where an interrupted run stopped; returns the exit code."""
+    from tqdm import tqdm
+
+    sources = [picture for given in options.inputs for picture in pictures_in(given)]
+    if options.output.suffix != ".safetensors":
+        raise DiffPrivacyError(f"{options.output}: an MSI is a .safetensors file; give such a name to --output.")
+    backbone = load_checkpoint(options)
+    load_vision(options, backbone)
+    size = options.size or (demo.IMAGE_SIZE if options.checkpoint is None else backbone.image_size)
+    margin = demo.MARGIN if options.checkpoint is None else MARGIN
+    if options.init is None:
+        start = new_msi(backbone, PAPER if options.preset == "paper" else DEFAULT, options.seed)
+    else:
+        start = load_msi(options.init)
+    start.check(backbone)
+    detector = load_detector(None if options.detector == "builtin" else Path(options.detector))
+
+    def crops(rgb: Tensor) -> list[Tensor]:
+        return [crop_face(rgb, face, size, margin) for face in select_faces(detector.detect(rgb), options.faces)]
+
+    images = readable_crops(tqdm(sources, desc="faces", disable=None), crops, size)
+    held_out = min(16, len(images) // 10) if len(images) >= MANY else 0
+    data = prepare(backbone, images[: len(images) - held_out], flips=not options.no_flips)
+    validation = prepare(backbone, images[len(images) - held_out :], flips=False) if held_out else None
+    print(f"{len(images)} face(s), {held_out} of them held out")
+    if backbone.device.type == "cuda":
+        backbone.to(backbone.device, torch.bfloat16)
+    settings = Settings(
+        steps=options.steps,
+        batch=options.batch,
+        chunk=options.chunk or 0,
+        lr=options.lr,
+        checkpointing=options.checkpointing,
+        seed=options.seed,
+    )
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = options.output.with_name(options.output.name + ".unfinished")
+    training = Training(start, backbone, data, settings, validation, backbone.device, unfinished, options.minutes)
+    with tqdm(total=settings.steps, initial=training.step, unit="step", disable=None) as bar:
+
+        def progress(now: Progress) -> None:
+            bar.set_postfix(loss=f"{now.validation:.5f}")
+            bar.update(1)
+
+        try:
+            training.run(progress)
+        except KeyboardInterrupt:
+            save_msi(training.learnt(), options.output)
+            print(f"interrupted: {options.output} holds what was learnt; the same command goes on", file=sys.stderr)
+            raise
+    save_msi(training.learnt(), options.output)
+    unfinished.unlink(missing_ok=True)
+    first = training.history[0][2]
+    print(f"{options.output}: validation loss {first:.5f} -> {training.best_loss:.5f} in {training.step} steps")
+    return 0

@@ -1,0 +1,202 @@
+"""Recovery on real photos with the demo model: how exact it is, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+
+import insightface
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+
+from diffprivacy import demo, pipeline
+from diffprivacy.demo.host import load_backbone
+from diffprivacy.detectors import load_detector
+from diffprivacy.errors import DiffPrivacyError
+from diffprivacy.faces import crop_face, protected_mask
+from diffprivacy.hosts.diffusers import DiffusersBackbone
+from diffprivacy.images import Picture, decode_picture, encode_png, levels, read_picture
+from diffprivacy.keys import RecoveryKey
+from diffprivacy.metrics import psnr
+from diffprivacy.recovery import record, recover, replay
+from diffprivacy.stages import Preset
+
+GROUP = Path(insightface.__file__).parent / "data" / "images" / "t1.jpg"
+BLUNT = Preset(strength=0.6, steps=5, switch=None)
+GEOMETRY = {"size": demo.IMAGE_SIZE, "margin": demo.MARGIN}
+
+
+@pytest.fixture(scope="module")
+def backbone() -> DiffusersBackbone:
+    return load_backbone()
+
+
+@dataclasses.dataclass
+class Scene:
+    """A photo, its faces, and the protected picture as a file gives it back."""
+
+    original: Picture
+    faces: list
+    protected: Picture
+
+
+def scene(original: Picture, backbone: DiffusersBackbone) -> Scene:
+    faces = load_detector(None).detect(original.rgb)
+    rgb = pipeline.anonymize(original.rgb, faces, backbone, preset=BLUNT, seed=1, **GEOMETRY)[0]
+    return Scene(original, faces, decode_picture(encode_png(dataclasses.replace(original, rgb=rgb)), "protected"))
+
+
+@pytest.fixture(scope="module")
+def astronaut(backbone) -> Scene:
+    return scene(Picture(torch.from_numpy(skimage.data.astronaut().astype(np.float32) / 255)), backbone)
+
+
+@pytest.fixture(scope="module")
+def group(backbone) -> Scene:
+    return scene(read_picture(GROUP), backbone)
+
+
+def key_of(scene: Scene, backbone: DiffusersBackbone | None, fidelity: str = "latent", **options) -> RecoveryKey:
+    geometry = {"margin": demo.MARGIN} if backbone is None else GEOMETRY
+    key = record(scene.original, scene.faces, backbone, fidelity=fidelity, **geometry, **options)
+    return RecoveryKey.from_bytes(key.bound_to(scene.protected).to_bytes())
+
+
+def crop(rgb: torch.Tensor, scene: Scene) -> torch.Tensor:
+    return crop_face(rgb, scene.faces[0], demo.IMAGE_SIZE, demo.MARGIN)
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "method", "loss"),
+    [("latent", "fixed point", 0.01), ("latent", "belm", 0.01), ("compact", "belm", 0.2)],
+)
+def test_replay_is_as_good_as_the_autoencoder(astronaut, backbone, fidelity, method, loss):
+    key = key_of(astronaut, backbone, fidelity, method=method)
+    original = crop(astronaut.original.rgb, astronaut)
+    encoded = backbone.encode(original.movedim(-1, 0)[None])
+    ceiling, found = (
+        psnr(backbone.decode(latent)[0].movedim(0, -1), original) for latent in (encoded, replay(key, backbone))
+    )
+    assert found > ceiling - loss
+
+
+def test_recovered_picture_shows_the_original_and_nothing_of_the_strange_face(astronaut, backbone):
+    recovered = recover(astronaut.protected, [key_of(astronaut, backbone, steps=8)], backbone)
+    original, protected = astronaut.original.rgb, astronaut.protected.rgb
+    mask = protected_mask(original.shape, astronaut.faces, demo.MARGIN)
+    assert torch.equal(recovered.rgb[mask == 0], original[mask == 0])
+    # The soft border too comes from the key alone: another protected picture gives the same recovery.
+    grey = torch.where(mask[..., None] > 0, 0.5, protected)
+    key = key_of(Scene(astronaut.original, astronaut.faces, Picture(grey)), backbone, steps=8)
+    assert torch.allclose(recover(Picture(grey), [key], backbone).rgb, recovered.rgb, atol=1e-6)
+    assert psnr(recovered.rgb, original) > psnr(protected, original) + 10
+
+
+def test_pseudo_words_bring_the_picture_back(astronaut, backbone):
+    words = [torch.randn(10, backbone.text_encoders[0].config.hidden_size, generator=torch.Generator().manual_seed(3))]
+    key = key_of(astronaut, backbone, prompt="a photo of *", pseudo_words=words, steps=10)
+    encoded = backbone.encode(crop(astronaut.original.rgb, astronaut).movedim(-1, 0)[None])
+    error = (replay(key, backbone) - encoded).square().mean().sqrt()
+    plain = dataclasses.replace(key, prompt="", pseudo_words=None)
+    assert error < 1e-4
+    assert (replay(plain, backbone) - encoded).square().mean().sqrt() > 100 * error
+
+
+@pytest.mark.parametrize("bit_depth", [8, 16])
+def test_lossless_brings_every_bit_back_without_a_model(group, bit_depth):
+    noise = torch.rand(group.original.rgb.shape, generator=torch.Generator().manual_seed(1)) * 1e-3
+    original = Picture(torch.from_numpy(levels(group.original.rgb + noise, bit_depth) / (2**bit_depth - 1)).float())
+    original = dataclasses.replace(original, bit_depth=bit_depth)
+    mask = protected_mask(original.rgb.shape, group.faces, demo.MARGIN)[..., None]
+    protected = dataclasses.replace(original, rgb=original.rgb * (1 - mask))
+    protected = decode_picture(encode_png(protected), "protected")
+    key = key_of(Scene(original, group.faces, protected), None, "lossless")
+    recovered = recover(protected, [key])
+    assert torch.equal(recovered.rgb, original.rgb)
+    assert np.array_equal(levels(recovered.rgb, bit_depth), levels(original.rgb, bit_depth))
+
+
+@pytest.mark.parametrize("fidelity", ["latent", "lossless"])
+def test_faces_are_released_one_by_one(group, backbone, fidelity):
+    """A key of one face changes nothing outside its mask, and all keys together bring back what one for all does."""
+    chosen = dataclasses.replace(group, faces=group.faces[1:3])
+    key = key_of(
+        chosen,
+        None if fidelity == "lossless" else backbone,
+        fidelity,
+        **({} if fidelity == "lossless" else {"steps": 4}),
+    )
+    one = recover(group.protected, [key.only(0)], backbone).rgb
+    mask = protected_mask(one.shape, chosen.faces[:1], demo.MARGIN)
+    assert torch.equal(one[mask == 0], group.protected.rgb[mask == 0])
+    assert not torch.equal(one[mask == 1], group.protected.rgb[mask == 1])
+    if fidelity == "lossless":
+        assert torch.equal(one[mask > 0], group.original.rgb[mask > 0])
+    each = recover(group.protected, key.each(), backbone).rgb
+    assert torch.equal(each, recover(group.protected, [key], backbone).rgb)
+
+
+def test_a_lossless_key_holds_no_pixel_of_other_faces(group):
+    """Not even where the rectangle around one face cuts into its neighbour."""
+    key = key_of(group, None, "lossless")
+    for face, patch in zip(group.faces, key.patches, strict=True):
+        part = decode_picture(patch.file, "patch")
+        mask = protected_mask(group.original.rgb.shape, [face], demo.MARGIN)
+        height, width = part.rgb.shape[:2]
+        inside = mask[patch.top : patch.top + height, patch.left : patch.left + width] > 0
+        assert part.rgb[~inside].abs().max() == 0
+
+
+def test_a_key_of_another_picture_is_refused(astronaut, group):
+    key = key_of(astronaut, None, "lossless")
+    with pytest.raises(DiffPrivacyError, match="to one of 512x512, and this has 1280x886"):
+        recover(group.protected, [key])
+    with pytest.raises(DiffPrivacyError, match="belongs to another picture, or this one's pixels were changed"):
+        recover(astronaut.original, [key])
+
+
+def test_a_changed_picture_is_recovered_on_request(astronaut):
+    file = io.BytesIO()
+    Image.fromarray(levels(astronaut.protected.rgb, 8)).save(file, "JPEG", quality=90)
+    key = key_of(astronaut, None, "lossless")
+    recovered = recover(decode_picture(file.getvalue(), "jpeg"), [key], changed=True).rgb
+    mask = protected_mask(recovered.shape, astronaut.faces, demo.MARGIN) > 0
+    assert torch.equal(recovered[mask], astronaut.original.rgb[mask])
+
+
+def test_another_checkpoint_is_refused_by_name(astronaut, backbone):
+    key = key_of(astronaut, backbone, steps=4)
+    for part in key.fingerprints:
+        other = dataclasses.replace(key, fingerprints={**key.fingerprints, part: "0" * 32})
+        with pytest.raises(DiffPrivacyError, match=f"another {part}: name the same one with --checkpoint"):
+            recover(astronaut.protected, [other], backbone)
+
+
+def test_fingerprints_tell_weights_apart_and_ignore_precision(backbone):
+    other = load_backbone()
+    assert other.fingerprints == backbone.fingerprints
+    half = other.to("cpu", torch.float16)
+    assert half.fingerprints == backbone.fingerprints
+    with torch.no_grad():
+        next(other.autoencoder.parameters()).mul_(1.01)
+    assert other.fingerprints["autoencoder"] != backbone.fingerprints["autoencoder"]
+    assert other.fingerprints["checkpoint"] == backbone.fingerprints["checkpoint"]
+
+
+def huge_patch() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGBA", (16000, 9000)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_patches_that_do_not_fit_are_refused_unread(astronaut, monkeypatch):
+    key = key_of(astronaut, None, "lossless")
+    patch = key.patches[0]
+    for changes in ({"top": 500}, {"file": b"nothing"}, {"file": patch.file[:40]}, {"file": huge_patch()}):
+        bad = dataclasses.replace(key, patches=(dataclasses.replace(patch, **changes),))
+        with pytest.raises(DiffPrivacyError, match="patch"):
+            recover(astronaut.protected, [bad])

@@ -1,0 +1,164 @@
+"""Sealing: who can open, who cannot, and that the age command line reads and writes the same files."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import subprocess
+
+import pyrage
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffprivacy.errors import DiffPrivacyError
+from diffprivacy.vault import (
+    MAX_SEALED,
+    Opener,
+    Seal,
+    check_source,
+    needs_passphrase,
+    opener,
+    read_secret,
+    read_secret_file,
+)
+
+IDENTITY = """# created: 2026-11-21T15:25:20Z
+# public key: age15pxdgahfy067enjhvwedyzly8jjpmpl9czn7l7kdjls3xcsv5u9qfdewnc
+AGE-SECRET-KEY-1L7ZM2GXYUZ4LFCM7VV9HEHUCW9PTW6ZSLWL5278QHTZJKDEH4THQL8SHR6"""
+RECIPIENT = "age15pxdgahfy067enjhvwedyzly8jjpmpl9czn7l7kdjls3xcsv5u9qfdewnc"
+BY_AGE = base64.b64decode(
+    "YWdlLWVuY3J5cHRpb24ub3JnL3YxCi0+IFgyNTUxOSBpQjQxdFVBc0k0OGlMMHRYbGZkaVJOQlpsWDNjUnduc1hkcGlpdFdBMFdnCjhyTHp0ZUFC"
+    "eE5mSVBrZnZVWkE1MjJFVjNrTEVaS3lwNTZSTm1kNlhjeGMKLS0tIFh6STNMZVFOeVBBekR5MERzQUY2enNSMGVjSHZNWFllZ3Y3aDk0dDBGWjAK"
+    "Ljz+kwTLoUf49gwKBWpItkVoP3aERoy31uYDkBq7NXY55RBBBvKbLAyLIo8XJwelhk+Cugt9wiumn1oj2Ww="
+)
+"""Written by age 1.1.1 with the recipient above."""
+DATA = b"sealed by the age command line"
+OPENER = Opener(identities=[IDENTITY])
+
+
+@pytest.fixture(scope="module")
+def ssh_keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """An Ed25519 key as OpenSSH writes it: (private, public)."""
+    if shutil.which("ssh-keygen") is None:
+        pytest.skip("needs ssh-keygen of OpenSSH")
+    file = tmp_path_factory.mktemp("ssh") / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", file], check=True)
+    return read_secret_file(file), file.with_suffix(".pub").read_text().strip()
+
+
+def test_files_of_the_age_command_line_open():
+    assert OPENER.open(BY_AGE) == DATA
+
+
+@pytest.mark.skipif(shutil.which("age") is None, reason="the age command line is not installed")
+def test_the_age_command_line_opens_ours(tmp_path):
+    (tmp_path / "identity.txt").write_text(IDENTITY)
+    (tmp_path / "key.age").write_bytes(Seal(recipients=[RECIPIENT]).close(DATA))
+    command = ["age", "--decrypt", "-i", tmp_path / "identity.txt", tmp_path / "key.age"]
+    assert subprocess.run(command, capture_output=True, check=True).stdout == DATA
+
+
+def test_passphrase():
+    sealed = Seal(passphrase="correct horse").close(DATA)
+    assert needs_passphrase(sealed)
+    assert opener("correct horse").open(sealed) == DATA
+    with pytest.raises(DiffPrivacyError, match=r"^The passphrase is wrong\.$"):
+        opener("correct horsf").open(sealed)
+    with pytest.raises(DiffPrivacyError, match="sealed to a passphrase, and none is given"):
+        OPENER.open(sealed)
+
+
+def test_each_of_several_recipients_opens_and_nobody_else(ssh_keys):
+    other = pyrage.x25519.Identity.generate()
+    private, public = ssh_keys
+    sealed = Seal(recipients=[RECIPIENT, str(other.to_public()), public]).close(DATA)
+    for text in (IDENTITY, str(other), private):
+        assert opener(text).open(sealed) == DATA
+    with pytest.raises(DiffPrivacyError, match="None of the identities given opens the key"):
+        opener(str(pyrage.x25519.Identity.generate())).open(sealed)
+    with pytest.raises(DiffPrivacyError, match="sealed to public keys: give the file of an identity"):
+        opener("a passphrase").open(sealed)
+
+
+def test_sealing_twice_shares_nothing_but_the_format():
+    seal = Seal(recipients=[RECIPIENT])
+    first, second = (set(seal.close(DATA).split()) for _ in range(2))
+    assert first & second <= {b"age-encryption.org/v1", b"->", b"X25519", b"---"}
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=150)
+def test_a_changed_seal_never_opens(data):
+    sealed = bytearray(BY_AGE)
+    kind = data.draw(st.sampled_from(["flip", "cut", "append"]))
+    if kind == "flip":
+        sealed[data.draw(st.integers(0, len(sealed) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    elif kind == "cut":
+        del sealed[data.draw(st.integers(0, len(sealed) - 1)) :]
+    else:
+        sealed += data.draw(st.binary(min_size=1, max_size=20))
+    with pytest.raises(DiffPrivacyError):
+        OPENER.open(bytes(sealed))
+
+
+@given(st.binary(max_size=300), st.booleans())
+@settings(deadline=None)
+def test_any_bytes_give_a_documented_error(content, with_header):
+    with pytest.raises(DiffPrivacyError):
+        OPENER.open(b"age-encryption.org/v1\n" + content if with_header else content)
+
+
+def test_too_large_seals_are_not_read():
+    with pytest.raises(DiffPrivacyError, match="are not read"):
+        OPENER.open(b"age-encryption.org/v1\n" + bytes(MAX_SEALED))
+
+
+@pytest.mark.parametrize("recipient", ["age1nonsense", "ssh-ed25519 AAAA", "", "hello"])
+def test_wrong_recipients_are_named(recipient):
+    with pytest.raises(DiffPrivacyError, match="is no public key"):
+        Seal(recipients=[recipient])
+
+
+def test_a_secret_key_as_recipient_is_not_repeated():
+    secret = IDENTITY.splitlines()[-1]
+    with pytest.raises(DiffPrivacyError, match="is a secret key") as caught:
+        Seal(recipients=[secret])
+    assert secret[:20] not in str(caught.value)
+
+
+def test_a_seal_needs_one_kind_of_lock():
+    for arguments in ({}, {"passphrase": "a", "recipients": [RECIPIENT]}):
+        with pytest.raises(DiffPrivacyError, match="either to a passphrase or to public keys"):
+            Seal(**arguments)
+
+
+def test_secrets_do_not_show():
+    assert "hunter2" not in repr(Seal(passphrase="hunter2")) + repr(Opener("hunter2", ["hunter2"]))
+
+
+def test_secrets_come_from_files_and_the_environment(tmp_path, monkeypatch):
+    (tmp_path / "secret.txt").write_text("correct horse\r\n")
+    monkeypatch.setenv("A_SECRET", "battery staple")
+    assert read_secret(f"file:{tmp_path / 'secret.txt'}") == "correct horse"
+    assert read_secret("env:A_SECRET") == "battery staple"
+
+
+@pytest.mark.parametrize("value", ["hunter2", "env:", "file:", "env:hunter2 hunter2", "ENV:hunter2", ""])
+def test_a_secret_itself_is_refused_and_not_repeated(value):
+    for check in (check_source, read_secret):
+        with pytest.raises(DiffPrivacyError, match="must be env:NAME or file:PATH") as caught:
+            check(value)
+        assert "hunter2" not in str(caught.value)
+
+
+def test_missing_secrets_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("EMPTY", "")
+    for source in ("env:EMPTY", "env:NOT_THERE"):
+        with pytest.raises(DiffPrivacyError, match=source.removeprefix("env:")):
+            read_secret(source)
+    for name, content in (("empty", b"\n"), ("binary", b"\xff\xfe"), ("large", b"x" * 10**5)):
+        (tmp_path / name).write_bytes(content)
+    for name in ("empty", "binary", "large", "absent", "."):
+        with pytest.raises(DiffPrivacyError, match=name.replace(".", "file")):
+            read_secret(f"file:{tmp_path / name}")
