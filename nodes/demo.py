@@ -16,6 +16,7 @@ import torch
 from comfy_api.v0_0_2 import io
 
 from ..diffprivacy import demo
+from ..diffprivacy.demo import showcase
 from . import host, sockets
 
 CATEGORY = "Diff-Privacy/demo"
@@ -122,6 +123,7 @@ class LoadDemoModel(io.ComfyNode):
                 io.ClipVision.Output(),
                 sockets.FaceRecognizer.Output(display_name="guide", tooltip="A small recognizer to guide with."),
                 sockets.FaceRecognizer.Output(display_name="judge", tooltip="Another one, to judge the result."),
+                sockets.MSI.Output(display_name="msi", tooltip="Faces to pseudo-words of this model, pretrained."),
             ],
         )
 
@@ -129,7 +131,25 @@ class LoadDemoModel(io.ComfyNode):
     def execute(cls) -> io.NodeOutput:
         with torch.inference_mode(False):
             guide, judge = (host.ManagedRecognizer(demo.load_recognizer(name)) for name in ("guide", "judge"))
-            return io.NodeOutput(load_model(), load_clip(), load_vae(), load_clip_vision(), guide, judge)
+            networks = load_model(), load_clip(), load_vae(), load_clip_vision()
+            return io.NodeOutput(*networks, guide, judge, demo.load_msi())
 
 
-NODES = [LoadDemoModel]
+class ExamplePhoto(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffPrivacyExamplePhoto",
+            display_name="Example Photo",
+            category=CATEGORY,
+            description="A portrait in the public domain, so that a workflow runs before you have chosen a photo.",
+            search_aliases=["example image", "test photo", "sample portrait"],
+            outputs=[io.Image.Output()],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(showcase.example_photo().rgb[None])
+
+
+NODES = [LoadDemoModel, ExamplePhoto]

@@ -15,6 +15,8 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from ..errors import DiffPrivacyError
+from ..msi import MSI
+from ..msi import load_msi as read_msi
 from ..recognizers import Recognizer, read_thresholds
 from .autoencoder import Autoencoder
 from .recognizers import FaceResNet, MobileFace
@@ -45,8 +47,17 @@ def weights(part: Part, folder: Path = WEIGHTS) -> dict[str, Tensor]:
 
     Raises DiffPrivacyError when the file is missing or its SHA-256 is not the published one.
     """
-    path = folder / f"{part}.safetensors"
-    published = json.loads((folder / CHECKSUMS).read_text())[path.name]
+    content = _checked(folder / f"{part}.safetensors")
+    tensors = {name: t.float() if t.is_floating_point() else t for name, t in load(content).items()}
+    if part == "text_encoder":
+        kept = tensors.pop("embeddings.token_embedding.weight"), tensors.pop("embeddings.token_embedding.token_ids")
+        tensors["embeddings.token_embedding.weight"] = full_table(*kept)
+    return tensors
+
+
+def _checked(path: Path) -> bytes:
+    """The content of a file of the demo model, which must be the published one."""
+    published = json.loads((path.parent / CHECKSUMS).read_text())[path.name]
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -57,11 +68,7 @@ def weights(part: Part, folder: Path = WEIGHTS) -> dict[str, Tensor]:
             f"The demo model's file {path} is damaged: its SHA-256 is {found} and should be {published}; "
             "install the pack again."
         )
-    tensors = {name: t.float() if t.is_floating_point() else t for name, t in load(content).items()}
-    if part == "text_encoder":
-        kept = tensors.pop("embeddings.token_embedding.weight"), tensors.pop("embeddings.token_embedding.token_ids")
-        tensors["embeddings.token_embedding.weight"] = full_table(*kept)
-    return tensors
+    return content
 
 
 def _filled(module: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -108,3 +115,10 @@ def load_recognizer(which: Literal["guide", "judge"]) -> Recognizer:
     network, part = (MobileFace(), "mobileface") if which == "guide" else (FaceResNet(), "resnet")
     _filled(network, weights(part))
     return Recognizer(network, thresholds=read_thresholds(WEIGHTS / f"{part}.safetensors"), name=f"demo {which}")
+
+
+def load_msi() -> MSI:
+    """The MSI module pretrained for the demo model: faces to pseudo-words without any training."""
+    path = WEIGHTS / "msi.safetensors"
+    _checked(path)
+    return read_msi(path)

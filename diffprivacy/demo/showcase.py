@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,75 +15,114 @@ from torch import Tensor
 from .. import demo, pipeline
 from ..detectors import load_detector
 from ..errors import DiffPrivacyError
-from ..faces import Face, crop_face, crop_landmarks
-from ..images import Picture, read_picture, write_picture
+from ..evaluation import judge
+from ..faces import Face, crop_face
+from ..images import Picture, read_picture, write_atomically, write_picture
+from ..keys import RecoveryKey
 from ..preview import contact_sheet
-from ..recognizers import FaceMatcher
+from ..recovery import record, recover
+from ..sampling import Callback
 from ..selection import select_faces
+from ..vault import Opener, Seal
 from .host import load_backbone
 
 VARIANTS = 4
 
 
 def run(photo: Path | None, output: Path, seed: int | None = None) -> None:
-    """Anonymize the largest face of a photo in four variants; write them, a contact sheet, and print the table.
+    """Anonymize the largest face of a photo in four variants, hide it, and recover it, with the key and without.
 
-    photo: None for scikit-image's public-domain astronaut. Raises DiffPrivacyError for a photo without a face.
+    Writes the protected pictures, each with its sealed key beside it, the identity that opens the keys, the recovered
+    picture and a contact sheet; prints the table. photo: None for scikit-image's public-domain astronaut.
+    Raises DiffPrivacyError for a photo without a face.
     """
-    from tqdm import tqdm
+    from pyrage import x25519  # pyright: ignore[reportAttributeAccessIssue]
 
-    picture = _astronaut() if photo is None else read_picture(photo)
-    detector = load_detector(None)
-    faces = select_faces(detector.detect(picture.rgb), "largest")
-    backbone = load_backbone()
-    guide, judge = demo.load_recognizer("guide"), demo.load_recognizer("judge")
-    with tqdm(desc="anonymize", unit="step", disable=None) as bar:
-
-        def progress(step: dict) -> None:
-            bar.total = step["steps"]
-            bar.update(1)
-
-        protected = pipeline.anonymize(
-            picture.rgb,
-            faces,
-            backbone,
-            size=demo.IMAGE_SIZE,
-            margin=demo.MARGIN,
-            recognizer=guide,
-            variants=VARIANTS,
-            seed=seed,
-            callback=progress,
-        )
+    picture = example_photo() if photo is None else read_picture(photo)
+    face = select_faces(load_detector(None).detect(picture.rgb), "largest")[0]
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DiffPrivacyError(f"{output} cannot be made a folder ({error.strerror}); choose another.") from error
-    names = ["original", *(f"variant {i + 1}" for i in range(VARIANTS))]
-    pictures = [picture.rgb, *protected]
-    labels = []
-    print(f"{'':<10} {'guide':>6} {'judge':>6}   cosine to the original")
-    for name, rgb in zip(names, pictures, strict=True):
-        cosines = [cosine(recognizer, picture.rgb, rgb, faces[0]) for recognizer in (guide, judge)]
-        print(f"{name:<10} {cosines[0]:>6.2f} {cosines[1]:>6.2f}")
-        labels.append(f"{name}\nguide {cosines[0]:.2f}  judge {cosines[1]:.2f}")
-    for i, rgb in enumerate(protected):
-        write_picture(output / f"variant-{i + 1}.png", Picture(rgb))
-    closeups = [crop_face(rgb, faces[0], 256, margin=2.2) for rgb in pictures]
-    write_picture(output / "contact-sheet.png", Picture(contact_sheet(closeups, labels)))
-    print(f"wrote {VARIANTS} pictures and contact-sheet.png to {output}")
+    backbone = load_backbone()
+    guide = demo.load_recognizer("guide")
+    crop: Any = {"size": demo.IMAGE_SIZE, "margin": demo.MARGIN}
+    redraw: Any = crop | {"recognizer": guide, "seed": seed}
+    with _progress("anonymize") as bar:
+        variants = pipeline.anonymize(picture.rgb, [face], backbone, variants=VARIANTS, callback=bar, **redraw)
+    with _progress("hide") as bar:
+        hidden = pipeline.hide(picture.rgb, [face], backbone, callback=bar, **redraw)
+    with _progress("record the key") as bar:
+        key = record(picture, [face], backbone, callback=bar, **crop)
+
+    identity, stranger = x25519.Identity.generate(), x25519.Identity.generate()
+    seal = Seal(recipients=[str(identity.to_public())])
+    write_atomically(output / "identity.txt", f"{identity}\n".encode())
+    names = [*(f"variant {i + 1}" for i in range(VARIANTS)), "hidden"]
+    versions = dict(zip(names, [*variants, *hidden], strict=True))
+    for name, rgb in versions.items():
+        file = output / f"{name.replace(' ', '-')}.png"
+        write_picture(file, Picture(rgb))
+        write_atomically(file.with_name(f"{file.name}.age"), seal.close(key.bound_to(read_picture(file)).to_bytes()))
+
+    protected = read_picture(output / "hidden.png")
+    sealed = (output / "hidden.png.age").read_bytes()
+    opened = RecoveryKey.from_bytes(Opener(identities=[str(identity)]).open(sealed))
+    with _progress("recover") as bar:
+        versions["recovered"] = recover(protected, [opened], backbone, callback=bar).rgb
+    write_picture(output / "recovered.png", Picture(versions["recovered"]))
+    try:
+        Opener(identities=[str(stranger)]).open(sealed)
+    except DiffPrivacyError as error:
+        refusal = str(error)
+    else:
+        raise AssertionError("a stranger's identity opened the key")
+    with _progress("recover with a wrong key") as bar:
+        versions["wrong key"] = recover(protected, [_another(opened)], backbone, callback=bar).rgb
+
+    _report(picture.rgb, face, versions, output / "contact-sheet.png")
+    print(f"another identity instead of identity.txt: {refusal}")
+    print(f"wrote the pictures, their sealed keys and contact-sheet.png to {output}")
 
 
-def _astronaut() -> Picture:
+def _another(key: RecoveryKey) -> RecoveryKey:
+    """A key of the same form whose noise map is a guess."""
+    assert key.noise_map is not None and key.sigmas is not None
+    return dataclasses.replace(key, noise_map=key.sigmas[0] * torch.randn(key.noise_map.shape))
+
+
+def _report(original: Tensor, face: Face, versions: dict[str, Tensor], sheet: Path) -> None:
+    """Print the table and write the contact sheet of the original and its versions (H,W,3)."""
+    judges = {name: demo.load_recognizer(name) for name in ("guide", "judge")}
+    labels = ["original"]
+    print(f"{'':<10} {'guide':>6} {'judge':>6} {'PSNR':>8}   (cosine to the original)")
+    for name, rgb in versions.items():
+        (judged,) = judge(original, rgb, [face], [""], judges)
+        cosines = [judged.cosine(which) for which in judges]
+        print(f"{name:<10} {cosines[0]:>6.2f} {cosines[1]:>6.2f} {judged.psnr:>5.1f} dB")
+        labels.append(f"{name}\nguide {cosines[0]:.2f}  judge {cosines[1]:.2f}\n{judged.psnr:.1f} dB")
+    closeups = [crop_face(rgb, face, 256, margin=2.2) for rgb in (original, *versions.values())]
+    half = len(closeups) // 2
+    rows = [contact_sheet(closeups[:half], labels[:half]), contact_sheet(closeups[half:], labels[half:])]
+    write_picture(sheet, Picture(torch.cat(rows)))
+
+
+@contextmanager
+def _progress(job: str) -> Iterator[Callback]:
+    """A progress bar, as the callback that moves it."""
+    from tqdm import tqdm
+
+    with tqdm(desc=job, unit="step", disable=None) as bar:
+
+        def report(step: dict[str, Any]) -> None:
+            bar.total = step["steps"]
+            bar.update(1)
+
+        yield report
+
+
+def example_photo() -> Picture:
+    """One face, 512x512: scikit-image's astronaut (NASA, public domain)."""
     import skimage.data
 
     return Picture(torch.from_numpy(skimage.data.astronaut().astype(np.float32) / 255))
-
-
-def cosine(recognizer: FaceMatcher, original: Tensor, other: Tensor, face: Face) -> float:
-    """Cosine between the face in two versions (H,W,3) of a picture."""
-    landmarks = crop_landmarks(face, 224, margin=2.0)[None]
-    a, b = (
-        recognizer.reference(crop_face(rgb, face, 224, margin=2.0).movedim(-1, 0)[None], landmarks, mirrored=True)
-        for rgb in (original, other)
-    )
-    return recognizer.cosine(a, b).item()

@@ -20,6 +20,7 @@ from .convert import mobileface_weights
 from .loop import checkpoint_weights, shipped_weights
 
 LIMIT = 40_000_000
+MSI_FILE = "msi.safetensors"
 PARTS = {"unet": "unet.", "text_encoder": "text.", "image_encoder": "vision."}
 
 
@@ -59,6 +60,11 @@ def main() -> None:
         total += len(content)
         sums[path.name] = hashlib.sha256(content).hexdigest()
         print(f"{path.name} {len(content) / 1e6:.2f} MB")
+    msi = options.to / MSI_FILE
+    if msi.exists():
+        total += msi.stat().st_size
+        sums[msi.name] = hashlib.sha256(msi.read_bytes()).hexdigest()
+        print(f"{msi.name} {msi.stat().st_size / 1e6:.2f} MB; new encoders need a new one: train.msi")
     (options.to / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
     print(f"together {total / 1e6:.2f} MB of {LIMIT / 1e6:.0f} MB")
     if total > LIMIT:

@@ -1,0 +1,233 @@
+"""MSI training against the released recipe, what ten stages give, and what pretraining gives; prints three tables.
+
+    DIFFPRIVACY_DATA=... python -m benchmarks.msi                    # the demo model on CelebA-HQ faces
+    python -m benchmarks.msi --full-size --device cuda               # time and peak memory at SD 1.5's size, seeded weights
+
+The released recipe (arXiv 2309.05330): the paper's module, one time step at a time, learning rate 1e-4, and latent,
+image features and text computed again at every step. Both are judged on the same fixed time steps and noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffprivacy import demo
+from diffprivacy.demo.host import load_backbone
+from diffprivacy.detectors import load_detector
+from diffprivacy.faces import crop_face
+from diffprivacy.hosts.diffusers import DiffusersAutoencoder, DiffusersBackbone
+from diffprivacy.hosts.tokenizer import END_TOKEN
+from diffprivacy.images import read_picture
+from diffprivacy.msi import DEFAULT, MSI, PAPER, image_scales, new_msi
+from diffprivacy.selection import select_faces
+from diffprivacy.stages import TRAINING_STEPS
+from diffprivacy.training import PROMPTS, Settings, Training
+from diffprivacy.training_data import prepare
+
+FIXED = ("", "a photo of a face", "a photo of a person", "a portrait of someone", "a color photo of a man",
+         "a colour portrait of a woman", "a close-up photo of a face", "a black and white photo of a person")  # fmt: skip
+OURS = Settings(steps=60, batch=20, lr=3e-2, patience=0, validation=100, validate_every=5)
+
+
+def photo(data: Path, name: str) -> Tensor:
+    """The face of a CelebA-HQ photo, (1,3,128,128)."""
+    picture = read_picture(data / "photos" / "celebahq512" / f"{name}.jpg").rgb
+    (face,) = select_faces(load_detector(data / "detectors" / "yunet_n.onnx").detect(picture), "largest")
+    return crop_face(picture, face, demo.IMAGE_SIZE, demo.MARGIN).movedim(-1, 0)[None]
+
+
+def released(backbone: DiffusersBackbone, image: Tensor, judge: Training, steps: int, every: int):
+    """(step, seconds, validation loss) of the released recipe; validation is not counted."""
+    msi = new_msi(backbone, PAPER).to(backbone.device).requires_grad_(True)
+    optimizer = torch.optim.AdamW(msi.parameters(), lr=1e-4)
+    encode_text, denoise = backbone.differentiable_text_encoder(), backbone.differentiable_denoiser()
+    sigmas = backbone.noise_levels.sigmas.to(backbone.device)
+    generator = torch.Generator().manual_seed(0)
+    history, seconds = [(0, 0.0, judge.validation_loss(msi.eval())[0])], 0.0
+    for step in range(1, steps + 1):
+        began = time.monotonic()
+        view = image if torch.rand((), generator=generator) < 0.5 else image.flip(-1)
+        latent = backbone.encode(view)
+        features = image_scales(backbone, view, msi.levels).to(latent)
+        t = int(torch.randint(TRAINING_STEPS, (1,), generator=generator))
+        prompt = PROMPTS[int(torch.randint(len(PROMPTS), (1,), generator=generator))]
+        noise = torch.randn(latent.shape, generator=generator).to(latent)
+        word = msi.train()(features)[:, t * msi.config.stages // TRAINING_STEPS]
+        denoised = denoise(latent + sigmas[t] * noise, sigmas[t : t + 1], encode_text(prompt, word))
+        optimizer.zero_grad(set_to_none=True)
+        ((denoised.float() - latent) / sigmas[t]).square().mean().backward()
+        optimizer.step()
+        seconds += time.monotonic() - began
+        if step % every == 0:
+            history.append((step, seconds, judge.validation_loss(msi.eval())[0]))
+            print(f"  released {step} steps {seconds:.0f} s {history[-1][2]:.5f}", flush=True)
+    return history
+
+
+def reached(history, goal: float):
+    """(step, seconds) at which a run first had a validation loss of at most ``goal``; None if it never had."""
+    return next(((step, seconds) for step, seconds, loss in history if loss <= goal), None)
+
+
+def fixed_prompt(training: Training, backbone: DiffusersBackbone, prompt: str) -> float:
+    """The validation loss under a prompt without a pseudo-word."""
+    encode_text, conditioning = training.encode_text, backbone.text_conditioning(prompt)
+    training.encode_text = lambda _, words: conditioning.rows(torch.zeros(len(words), dtype=torch.int64))
+    loss = training.validation_loss(training.msi)[0]
+    training.encode_text = encode_text
+    return loss
+
+
+def against_released(backbone: DiffusersBackbone, image: Tensor, steps: int) -> None:
+    data = prepare(backbone, image)
+    runs = {}
+    for name, start, settings in (
+        ("ours", new_msi(backbone, DEFAULT), OURS),
+        ("ours, not anchored", new_msi(backbone, dataclasses.replace(DEFAULT, anchored=False)), OURS),
+        ("ours, not scaled", new_msi(backbone, dataclasses.replace(DEFAULT, scaled=False)), OURS),
+        ("ours, no Min-SNR", new_msi(backbone, DEFAULT), dataclasses.replace(OURS, min_snr=0)),
+        ("the paper's module", new_msi(backbone, PAPER), dataclasses.replace(OURS, lr=1e-3)),
+    ):
+        training = Training(start, backbone, data, settings, device=backbone.device)
+        training.run()
+        runs[name] = training.history
+        if name == "ours":
+            judge = training
+    runs = {"released": released(backbone, image, judge, steps, max(1, steps // 20)), **runs}
+    goal = min(loss for _, _, loss in runs["released"])
+    print(f"\nto the released recipe's lowest validation loss, {goal:.5f}, in {steps} steps\n")
+    print("| recipe | at the start | lowest | steps to it | seconds to it | times faster |\n|---|---|---|---|---|---|")
+    reference = reached(runs["released"], goal)
+    assert reference is not None
+    for name, history in runs.items():
+        lowest, hit = min(loss for _, _, loss in history), reached(history, goal)
+        hit_text = f"{hit[0]} | {hit[1]:.0f} | {reference[1] / max(hit[1], 1e-9):.0f}" if hit else "never | | "
+        print(f"| {name} | {history[0][2]:.5f} | {lowest:.5f} | {hit_text} |", flush=True)
+
+
+def stage_advantage(backbone: DiffusersBackbone, images: dict[str, Tensor]) -> None:
+    print("\n| face | best fixed prompt | one pseudo-word | ten |\n|---|---|---|---|")
+    rows = []
+    for name, image in images.items():
+        data = prepare(backbone, image, flips=False)
+        settings = dataclasses.replace(OURS, steps=40, validate_every=10)
+        ten = Training(new_msi(backbone, DEFAULT), backbone, data, settings, device=backbone.device)
+        one = dataclasses.replace(DEFAULT, stages=1)
+        single = Training(new_msi(backbone, one), backbone, data, settings, device=backbone.device)
+        prompt = min(fixed_prompt(ten, backbone, text) for text in FIXED)
+        ten.run()
+        single.run()
+        rows.append([prompt, single.best_loss, ten.best_loss])
+        print(f"| {name} | {prompt:.5f} | {single.best_loss:.5f} | {ten.best_loss:.5f} |", flush=True)
+    print("| mean | {:.5f} | {:.5f} | {:.5f} |".format(*np.mean(rows, axis=0)))
+
+
+def pretraining(backbone: DiffusersBackbone, images: dict[str, Tensor], pretrained: MSI) -> None:
+    print("\n| face | start | 0 steps | 10 steps | 30 steps |\n|---|---|---|---|---|")
+    for name, image in images.items():
+        data = prepare(backbone, image, flips=False)
+        for start, msi, lr in (("pretrained", pretrained, 1e-2), ("the word face", new_msi(backbone, DEFAULT), 3e-2)):
+            settings = dataclasses.replace(OURS, steps=30, validate_every=10, lr=lr)
+            training = Training(msi, backbone, data, settings, device=backbone.device)
+            training.run()
+            losses = {step: loss for step, _, loss in training.history}
+            print(f"| {name} | {start} | {losses[0]:.5f} | {losses[10]:.5f} | {losses[30]:.5f} |", flush=True)
+
+
+def full_size_backbone() -> DiffusersBackbone:
+    """SD 1.5's networks and ViT-L/14 at full size with seeded weights: good for time and memory, not for pictures."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+
+    torch.manual_seed(0)
+    text: dict[str, Any] = {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 12,
+    }
+    vision: dict[str, Any] = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+    }
+    autoencoder: dict[str, Any] = {
+        "block_out_channels": (128, 256, 512, 512),
+        "layers_per_block": 2,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+    }
+    return DiffusersBackbone(
+        unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768).eval(),
+        autoencoder=DiffusersAutoencoder(AutoencoderKL(**autoencoder)).eval(),
+        text_encoders=[CLIPTextModel(CLIPTextConfig(**text)).eval()],
+        pad_tokens=[END_TOKEN],
+        latent_scale=0.18215,
+        vision_encoder=CLIPVisionModel(CLIPVisionConfig(patch_size=14, image_size=224, **vision)).eval(),
+    )
+
+
+def full_size(device: torch.device, steps: int, side: int) -> None:
+    """Time and peak memory of training on one face at SD 1.5's size, as it is and sparing memory."""
+    cuda = device.type == "cuda"
+    backbone = full_size_backbone().to(device, torch.bfloat16 if cuda else None)
+    image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    print("| setting | steps | seconds, all | seconds a step | peak GB |\n|---|---|---|---|---|")
+    for name, chunk, checkpointing in (
+        ("all 20 time steps at once", 20, False),
+        ("all 20, checkpointing", 20, True),
+        ("12 GB: 4 at once, checkpointing", 4, True),
+        ("8 GB: 1 at once, checkpointing", 1, True),
+    ):
+        if cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        began = time.monotonic()
+        settings = Settings(steps=steps, chunk=chunk, checkpointing=checkpointing, patience=0)
+        data = prepare(backbone, image, flips=False)
+        training = Training(new_msi(backbone), backbone, data, settings, device=device)
+        training.run()
+        seconds = time.monotonic() - began
+        peak = f"{torch.cuda.max_memory_allocated() / 1e9:.1f}" if cuda else ""
+        print(f"| {name} | {steps} | {seconds:.1f} | {seconds / steps:.2f} | {peak} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", default="123", help="which of the three tables, such as 23")
+    parser.add_argument("--steps", type=int, default=6100, help="of the released recipe; of ours with --full-size")
+    parser.add_argument("--face", default="012", help="CelebA-HQ photo of the first table")
+    parser.add_argument("--faces", nargs="+", default=["000", "003", "007", "012"], help="those of the others")
+    parser.add_argument("--full-size", action="store_true", help="SD 1.5's size instead of the demo model")
+    parser.add_argument("--side", type=int, default=512, help="pixels of the face with --full-size")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    if options.full_size:
+        full_size(device, min(options.steps, 60), options.side)
+        return
+    data = Path(os.environ["DIFFPRIVACY_DATA"])
+    backbone = load_backbone().to(device)
+    faces = {name: photo(data, name) for name in options.faces}
+    if "1" in options.tables:
+        against_released(backbone, photo(data, options.face), options.steps)
+    if "2" in options.tables:
+        stage_advantage(backbone, faces)
+    if "3" in options.tables:
+        pretraining(backbone, faces, demo.load_msi())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""MSI in graphs: train it, keep it, and turn faces into conditioning with it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import node_helpers
+import torch
+from comfy_api.v0_0_2 import io, ui
+from PIL import Image
+from safetensors.torch import save_file
+
+from ..diffprivacy.errors import DiffPrivacyError
+from ..diffprivacy.loss_curve import draw_loss_curve
+from ..diffprivacy.msi import load_msi, new_msi, save_msi, textual_inversions
+from ..diffprivacy.stages import EmbeddingSchedule, percent_range
+from ..diffprivacy.training import Settings, Training
+from ..diffprivacy.training_data import prepare
+from . import host, models, sockets
+
+CATEGORY = "Diff-Privacy/msi"
+FOLDER = "msi"
+
+
+class TrainMSI(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffPrivacyTrainMSI",
+            display_name="Train MSI",
+            category=CATEGORY,
+            description="Learns to say a face, or the faces of many people, in the checkpoint's own language: one "
+            "pseudo-word for each time stage. Interrupting ends the training, and the graph goes on with what was learnt.",
+            search_aliases=["textual inversion", "image inversion", "learn face", "multi-scale image inversion"],
+            inputs=[
+                io.Image.Input("images", tooltip="Crops from Crop Faces: one face, or many."),
+                io.Model.Input("model"),
+                io.Clip.Input("clip"),
+                io.Vae.Input("vae"),
+                io.ClipVision.Input("clip_vision", tooltip="CLIP's ViT-L/14 as in the paper, or ViT-H/14."),
+                io.Int.Input(
+                    "steps", default=100, min=1, max=100000, tooltip="At most; it stops once nothing is gained."
+                ),
+                io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="The same seed gives the same MSI."),
+                sockets.MSI.Input("msi", optional=True, tooltip="Begin here instead of at the word `face`."),
+                io.Int.Input(
+                    "batch", default=20, min=1, max=1024, advanced=True, tooltip="Time steps learnt from at each step."
+                ),
+                io.Int.Input(
+                    "chunk",
+                    default=4,
+                    min=0,
+                    max=1024,
+                    advanced=True,
+                    tooltip="How many of the batch go through the network at once; 0 for all. Less needs less memory.",
+                ),
+                io.Boolean.Input(
+                    "checkpointing", default=True, advanced=True, tooltip="Much less memory for a third more time."
+                ),
+                io.Float.Input("learning_rate", default=Settings.lr, min=1e-6, max=1.0, step=1e-5, advanced=True),
+                io.Boolean.Input("flips", default=True, advanced=True, tooltip="Learn from the mirror images too."),
+            ],
+            outputs=[
+                sockets.MSI.Output(display_name="msi"),
+                io.Image.Output(display_name="loss_curve", tooltip="Loss on time steps and noise kept for measuring."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images,
+        model,
+        clip,
+        vae,
+        clip_vision,
+        steps,
+        seed,
+        msi=None,
+        batch=20,
+        chunk=4,
+        checkpointing=True,
+        learning_rate=Settings.lr,
+        flips=True,
+    ) -> io.NodeOutput:
+        backbone = host.ComfyBackbone(model, clip, vae, clip_vision)
+        host.noise_levels(model)
+        with torch.inference_mode(False), torch.enable_grad():
+            start = new_msi(backbone, seed=seed) if msi is None else msi
+            _check(start, backbone)
+        try:
+            data = prepare(backbone, _pixels(images), flips)
+        except DiffPrivacyError as error:
+            raise DiffPrivacyError(f"Socket `images`: {error}") from error
+        settings = Settings(
+            steps=steps, batch=batch, chunk=chunk, lr=learning_rate, checkpointing=checkpointing, seed=seed
+        )
+        learnt, history = _train(start, backbone, data, settings)
+        host.release()
+        return io.NodeOutput(learnt, draw_loss_curve(history)[None])
+
+
+def _train(start, backbone, data, settings):
+    """The module and its losses, also when the user interrupts after the first step."""
+    bar = comfy.utils.ProgressBar(settings.steps)
+
+    def progress(now) -> None:
+        preview = None
+        if now.preview is not None:
+            with torch.inference_mode():
+                preview = ("JPEG", _picture(backbone.decode(now.preview)[0]), 512)
+        bar.update_absolute(now.step, now.steps, preview)
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    with torch.inference_mode(False), torch.enable_grad():
+        device = comfy.model_management.get_torch_device()
+        training = Training(start, backbone, data, settings, device=device)
+        try:
+            training.run(progress)
+        except comfy.model_management.InterruptProcessingException:
+            training.validate()
+        return training.learnt(), training.history
+
+
+def _picture(image) -> Image.Image:
+    return Image.fromarray((image.movedim(0, -1).clamp(0, 1) * 255).round().byte().cpu().numpy())
+
+
+def _pixels(images) -> torch.Tensor:
+    return images[..., :3].movedim(-1, 1).cpu().float()
+
+
+def _check(msi, backbone) -> None:
+    try:
+        msi.check(backbone)
+    except DiffPrivacyError as error:
+        raise DiffPrivacyError(f"Socket `msi`: {error}") from error
+
+
+class SaveMSI(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffPrivacySaveMSI",
+            display_name="Save MSI",
+            category=CATEGORY,
+            description="Writes an MSI to models/msi, where Load MSI finds it. One trained on a face can draw that face: "
+            "keep it as you would keep the photo.",
+            search_aliases=["save msi", "save embedding"],
+            is_output_node=True,
+            inputs=[
+                sockets.MSI.Input("msi"),
+                io.String.Input("filename_prefix", default="msi", tooltip="Name in models/msi; a number is added."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, msi, filename_prefix) -> io.NodeOutput:
+        root = Path(folder_paths.models_dir) / FOLDER
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, str(root))
+        path = Path(folder) / f"{name}_{counter:05}_.safetensors"
+        save_msi(msi, path)
+        return io.NodeOutput(ui=ui.PreviewText(f"saved {path.relative_to(root).as_posix()}"))
+
+
+class LoadMSI(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffPrivacyLoadMSI",
+            display_name="Load MSI",
+            category=CATEGORY,
+            description="Reads an MSI from models/msi, trained on one face or pretrained on many.",
+            search_aliases=["load msi", "load embedding"],
+            inputs=[io.Combo.Input("file", options=_files(), tooltip="From Save MSI or `diffprivacy train-msi`.")],
+            outputs=[sockets.MSI.Output(display_name="msi")],
+        )
+
+    @classmethod
+    def execute(cls, file) -> io.NodeOutput:
+        with torch.inference_mode(False):
+            path = next((folder / file for folder in models.onnx_folders(FOLDER) if (folder / file).is_file()), None)
+            return io.NodeOutput(load_msi(path or Path(folder_paths.models_dir) / FOLDER / file))
+
+
+def _files() -> list[str]:
+    folders = models.onnx_folders(FOLDER)
+    return sorted({f.relative_to(folder).as_posix() for folder in folders for f in folder.rglob("*.safetensors")})
+
+
+class InvertMSI(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffPrivacyInvertMSI",
+            display_name="Face to Conditioning (MSI)",
+            category=CATEGORY,
+            description="Says each crop's face in pseudo-words, one for each time stage, and puts them into a prompt. The "
+            "conditioning holds in ten time ranges and goes into any sampler.",
+            search_aliases=["invert", "textual inversion", "face prompt", "image to conditioning"],
+            inputs=[
+                sockets.MSI.Input("msi"),
+                io.Image.Input("image", tooltip="Crops from Crop Faces; the latent batch must have the same order."),
+                io.Clip.Input("clip"),
+                io.ClipVision.Input("clip_vision"),
+                io.String.Input(
+                    "prompt", default="a photo of *", multiline=True, tooltip="Each * stands for the face."
+                ),
+                io.String.Input(
+                    "save_embeddings",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="A name: also write the pseudo-words to models/embeddings as NAME-0 (fine stages) to NAME-9 "
+                    "(coarse), for `embedding:NAME-9` in any prompt. They describe the face. Empty: do not.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(cls, msi, image, clip, clip_vision, prompt, save_embeddings="") -> io.NodeOutput:
+        if "*" not in prompt:
+            raise DiffPrivacyError(
+                "Input `prompt`: it holds no `*`; write one where the face belongs, as in `a photo of *`."
+            )
+        backbone = host.ComfyBackbone(clip=clip, clip_vision=clip_vision)
+        _check(msi, backbone)
+        words = msi.words(backbone, _pixels(image))
+        if save_embeddings:
+            _save_embeddings(save_embeddings, words, msi.text_encoder)
+        spans = EmbeddingSchedule.stages([str(stage) for stage in range(words.shape[1])]).spans
+        entries = []
+        for stage, span in enumerate(spans):
+            faces = [backbone.text_conditioning(prompt, word.expand(prompt.count("*"), -1)) for word in words[:, stage]]
+            start, end = percent_range(span.low, span.high)
+            ranges = {"start_percent": start, "end_percent": end}
+            entries += node_helpers.conditioning_set_values(_batched(faces), ranges)
+        return io.NodeOutput(entries)
+
+
+def _batched(faces: list) -> list:
+    """The conditionings of several faces as one whose rows are theirs."""
+    entries = []
+    for rows in zip(*faces, strict=True):
+        options = dict(rows[0][1])
+        if options.get("pooled_output") is not None:
+            options["pooled_output"] = torch.cat([row[1]["pooled_output"] for row in rows])
+        entries.append([torch.cat([row[0] for row in rows]), options])
+    return entries
+
+
+def _save_embeddings(name: str, words, text_encoder) -> None:
+    if not re.fullmatch(r"[\w-]+", name):
+        raise DiffPrivacyError(f"Input `save_embeddings`: {name!r} is no name; use letters, digits, - and _ only.")
+    folder = Path(folder_paths.get_folder_paths("embeddings")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    for face, of_face in enumerate(words):
+        owner = name if len(words) == 1 else f"{name}-face{face + 1}"
+        for stage, tensors in enumerate(textual_inversions(of_face, text_encoder)):
+            save_file(tensors, folder / f"{owner}-{stage}.safetensors")
+
+
+NODES = [TrainMSI, SaveMSI, LoadMSI, InvertMSI]

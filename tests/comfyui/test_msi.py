@@ -1,0 +1,205 @@
+"""MSI in ComfyUI: what it trains is what the library trains, and any sampler takes what it says."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffprivacy import demo
+from diffprivacy.demo.host import load_backbone
+from diffprivacy.detectors import load_detector
+from diffprivacy.faces import crop_face
+from diffprivacy.msi import load_msi, new_msi
+from diffprivacy.training import Settings, Training
+from diffprivacy.training_data import prepare
+from tests.comfyui.graphs import Graph, saved_latent, slot, write_latent, write_lora
+from tests.comfyui.photos import pixels, write_astronaut
+from tests.comfyui.server import PromptError
+
+MSI_SLOT = 6
+STEPS, BATCH, RATE = 3, 5, 0.01
+LAST_SAVE = ["latent", 0]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def files(server):
+    (server.base / "models" / "loras").mkdir(exist_ok=True)
+    write_lora(server.base / "models" / "loras" / "lora.safetensors")
+    return write_astronaut(server.base / "input")
+
+
+@pytest.fixture(scope="module")
+def crop(files) -> torch.Tensor:
+    """The crop that the graphs train on, (1,3,128,128)."""
+    picture = torch.from_numpy(pixels(files).astype(np.float32) / 255)
+    (face,) = load_detector(None).detect(picture)
+    return crop_face(picture, face, demo.IMAGE_SIZE, demo.MARGIN).movedim(-1, 0)[None]
+
+
+def face_graph(size: int = demo.IMAGE_SIZE) -> tuple[Graph, list, list]:
+    """A graph with the demo model and the astronaut's crop."""
+    graph = Graph()
+    loader = graph.add("DiffPrivacyLoadDemoModel")
+    image = graph.add("LoadImage", image="astronaut.png")
+    detector = graph.add("DiffPrivacyLoadDetector", file="built-in (no file needed)")
+    faces = graph.add("DiffPrivacyDetectFaces", image=image, detector=detector, select="all", without_face="error")
+    crops = graph.add("DiffPrivacyCropFaces", image=image, faces=faces, size=size, margin=demo.MARGIN, variants=1)
+    return graph, loader, crops
+
+
+def train(graph: Graph, loader: list, crops: list, name: str, model=None, clip=None, vae=None, **settings) -> tuple:
+    """Train MSI and Save MSI; returns their outputs."""
+    inputs = {"steps": STEPS, "seed": 0, "batch": BATCH, "chunk": 0, "checkpointing": True, "flips": False}
+    inputs |= {"learning_rate": RATE, "model": model or loader, "clip": clip or slot(loader, 1)}
+    inputs |= {"vae": vae or slot(loader, 2), "clip_vision": slot(loader, 3), "images": crops}
+    msi = graph.add("DiffPrivacyTrainMSI", **inputs | settings)
+    return msi, graph.add("DiffPrivacySaveMSI", msi=msi, filename_prefix=name)
+
+
+def written(server, outputs: dict, node: list) -> Path:
+    return server.base / "models" / "msi" / outputs[node[0]]["text"][0].removeprefix("saved ")
+
+
+def test_it_trains_what_the_library_trains_and_says_it_in_ordinary_embeddings(server, crop):
+    graph, loader, crops = face_graph()
+    msi, saved = train(graph, loader, crops, "parity")
+    curve = graph.add("PreviewImage", images=slot(msi, 1))
+    words = {"clip": slot(loader, 1), "clip_vision": slot(loader, 3), "image": crops, "msi": msi}
+    said = graph.add("DiffPrivacyInvertMSI", prompt="a photo of *", save_embeddings="astronaut", **words)
+    samples = graph.add(
+        "KSampler",
+        **{"model": loader, "positive": said, "negative": said, "latent_image": graph.add("VAEEncode", pixels=crops, vae=slot(loader, 2))},
+        **{"seed": 1, "steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 0.5},
+    )  # fmt: skip
+    graph.add("PreviewImage", images=graph.add("VAEDecode", samples=samples, vae=slot(loader, 2)))
+    outputs = server.run(graph)
+    assert server.picture(outputs[curve[0]]["images"][0]).shape == (432, 768, 3)
+
+    backbone = load_backbone()
+    start = new_msi(backbone)
+    settings = Settings(steps=STEPS, batch=BATCH, lr=RATE)
+    there = load_msi(written(server, outputs, saved)).words(backbone, crop)[0]
+    here = Training(start, backbone, prepare(backbone, crop, flips=False), settings).run().words(backbone, crop)[0]
+    before = start.words(backbone, crop)[0]
+    assert (here - before).norm() > 0.01 * before.norm()
+    assert (there - here).norm() < 0.2 * (here - before).norm()
+    embeddings = server.base / "models" / "embeddings"
+    for stage, word in enumerate(there):
+        file = load_file(embeddings / f"astronaut-{stage}.safetensors")
+        assert torch.allclose(file["clip_l"], word[None], atol=1e-3)
+
+
+def test_saved_modules_load_again(server):
+    graph, loader, _ = face_graph()
+    saved = graph.add("DiffPrivacySaveMSI", msi=slot(loader, MSI_SLOT), filename_prefix="kept/demo")
+    path = written(server, server.run(graph), saved)
+    graph = Graph()
+    loaded = graph.add("DiffPrivacyLoadMSI", file=path.relative_to(server.base / "models" / "msi").as_posix())
+    again = graph.add("DiffPrivacySaveMSI", msi=loaded, filename_prefix="again")
+    tensors = load_file(written(server, server.run(graph), again))
+    assert tensors.keys() == load_file(path).keys()
+    assert all(torch.equal(tensor, load_file(path)[name]) for name, tensor in tensors.items())
+
+
+def test_faces_of_a_batch_keep_their_order(server):
+    """A batch of two different crops is sampled as each of them alone, each under its own words."""
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, demo.LATENT_CHANNELS, 16, 16, generator=generator)
+    results = []
+    for which in ((0,), (1,), (0, 1)):
+        graph, loader, crops = face_graph()
+        both = {0: crops, 1: graph.add("ImageInvert", image=crops)}
+        image = both[which[0]]
+        if len(which) == 2:
+            image = graph.add("ImageBatch", image1=crops, image2=both[1])
+        write_latent(server, f"msi-{which}.latent", latents[list(which)] * 5)
+        said = graph.add(
+            "DiffPrivacyInvertMSI",
+            **{"msi": slot(loader, MSI_SLOT), "image": image, "clip": slot(loader, 1), "clip_vision": slot(loader, 3)},
+            prompt="a photo of *, smiling",
+        )
+        samples = graph.add(
+            "SamplerCustomAdvanced",
+            noise=graph.add("DisableNoise"),
+            guider=graph.add("BasicGuider", model=loader, conditioning=said),
+            sampler=graph.add("KSamplerSelect", sampler_name="euler"),
+            sigmas=graph.add("BasicScheduler", model=loader, scheduler="normal", steps=3, denoise=1.0),
+            latent_image=graph.add("LoadLatent", latent=f"msi-{which}.latent"),
+        )
+        results.append(saved_latent(server, server.run(graph | save_latent(graph, samples)), LAST_SAVE))
+    first, second, batch = results
+    assert torch.allclose(batch, torch.cat([first, second]), atol=1e-3)
+
+
+def save_latent(graph: Graph, samples: list) -> dict:
+    return {LAST_SAVE[0]: {"class_type": "SaveLatent", "inputs": {"samples": samples, "filename_prefix": "msi"}}}
+
+
+def test_training_sees_the_loras_of_the_model_and_leaves_no_trace(server):
+    words, pictures = [], []
+    for with_lora in (False, True):
+        graph, loader, crops = face_graph(size=64)
+        checkpoint = graph.add("CheckpointLoaderSimple", ckpt_name="tiny.safetensors")
+        clip, vae, model = slot(checkpoint, 1), slot(checkpoint, 2), checkpoint
+        prompt = graph.add("CLIPTextEncode", clip=clip, text="a face")
+        if with_lora:
+            model = graph.add("LoraLoaderModelOnly", model=model, lora_name="lora.safetensors", strength_model=1.0)
+        _, saved = train(graph, loader, crops, "lora", model, clip, vae, steps=1, batch=2)
+        inputs = {"seed": 1, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+        latent = graph.add("EmptyLatentImage", width=64, height=64, batch_size=1)
+        samples = graph.add(
+            "KSampler", model=checkpoint, positive=prompt, negative=prompt, latent_image=latent, **inputs
+        )
+        outputs = server.run(graph | save_latent(graph, samples))
+        pictures.append(saved_latent(server, outputs, LAST_SAVE))
+        words.append(load_file(written(server, outputs, saved)))
+    assert not torch.equal(words[0]["out.weight"], words[1]["out.weight"])
+    assert torch.equal(pictures[0], pictures[1])
+
+
+def test_interrupting_keeps_what_was_learnt(server):
+    graph, loader, crops = face_graph()
+    _, saved = train(graph, loader, crops, "interrupted", steps=100000, seed=9)
+    log = len(server.log())
+    prompt_id = server.queue(graph)
+    deadline = time.monotonic() + 60
+    while "Requested to load" not in server.log()[log:] and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(4)
+    server.post("/interrupt")
+    path = written(server, server.wait(prompt_id, seconds=120)["outputs"], saved)
+    assert load_msi(path).config.stages == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": "a photo"}, "`prompt`.*no `\\*`"),
+        ({"save_embeddings": "../elsewhere"}, "`save_embeddings`.*no name"),
+        ({"clip": "tiny"}, "`msi`.*another text encoder"),
+    ],
+)
+def test_bad_input_names_the_socket(server, change, message):
+    graph, loader, crops = face_graph()
+    if change.get("clip") == "tiny":
+        change = {"clip": slot(graph.add("CheckpointLoaderSimple", ckpt_name="tiny.safetensors"), 1)}
+    inputs = {"msi": slot(loader, MSI_SLOT), "image": crops, "clip": slot(loader, 1), "clip_vision": slot(loader, 3)}
+    said = graph.add("DiffPrivacyInvertMSI", **inputs | {"prompt": "a photo of *"} | change)
+    latent = graph.add("VAEEncode", pixels=crops, vae=slot(loader, 2))
+    inputs = {"seed": 1, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+    samples = graph.add("KSampler", model=loader, positive=said, negative=said, latent_image=latent, **inputs)
+    with pytest.raises(PromptError, match=message):
+        server.run(graph | save_latent(graph, samples))
+
+
+def test_pictures_too_small_to_learn_from(server):
+    graph, loader, crops = face_graph()
+    small = graph.add("ImageScale", image=crops, upscale_method="area", width=32, height=32, crop="disabled")
+    train(graph, loader, small, "small")
+    with pytest.raises(PromptError, match=r"`images`.*32x32"):
+        server.run(graph)

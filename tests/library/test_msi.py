@@ -1,0 +1,188 @@
+"""MSI: the paper's module to the letter, its generalisation, and its files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from diffprivacy.backbone import EncoderIdentity
+from diffprivacy.demo.host import load_backbone
+from diffprivacy.errors import DiffPrivacyError
+from diffprivacy.hosts import diffusers as diffusers_host
+from diffprivacy.msi import (
+    DEFAULT,
+    MSI,
+    PAPER,
+    MSIConfig,
+    load_msi,
+    new_msi,
+    relative_levels,
+    save_msi,
+    scale_of,
+    textual_inversions,
+)
+
+CLIP_L = EncoderIdentity((768,), 12, "text")
+SDXL = EncoderIdentity((768, 1280), 12, "text")
+TWO = EncoderIdentity((24, 40), 12, "text")
+VIT_L = EncoderIdentity((1024,), 24, "vision")
+VIT_H = EncoderIdentity((1280,), 32, "vision")
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone()
+
+
+@pytest.fixture
+def small():
+    torch.manual_seed(0)
+    return MSI(EncoderIdentity((32,), 2, "t"), EncoderIdentity((24,), 6, "v"), DEFAULT, torch.randn(32))
+
+
+def test_levels_lie_at_the_same_relative_depth():
+    assert relative_levels(24) == (3, 7, 11, 15, 24)
+    assert relative_levels(32) == (4, 9, 15, 20, 32)
+    assert relative_levels(6) == (1, 2, 3, 4, 6)
+
+
+def test_stage_k_reads_level_k_half():
+    assert [scale_of(stage) for stage in range(10)] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    torch.manual_seed(0)
+    msi = MSI(CLIP_L, VIT_L, PAPER).eval()
+    features = torch.randn(1, 5, 1024)
+    before = msi(features)
+    for level in range(5):
+        changed = features.clone()
+        changed[:, level] += 1
+        moved = (msi(changed) - before).abs().amax(-1)[0] > 1e-6
+        assert moved.nonzero().flatten().tolist() == [2 * level, 2 * level + 1]
+
+
+def test_the_paper_s_module_is_the_published_formula():
+    """Projected, normalised, scaled by the stage; attention over one token is what its values make of the context."""
+    torch.manual_seed(0)
+    msi = MSI(CLIP_L, VIT_L, PAPER).eval()
+    features = torch.randn(2, 5, 1024)
+    words = msi(features)
+    assert words.shape == (2, 10, 768)
+    w = {name: tensor.double() for name, tensor in msi.state_dict().items()}
+    for stage in (0, 5, 9):
+        level = stage // 2
+        x = features[:, level].double() @ w[f"projectors.{level}.linear1.weight"].T
+        x = x @ w[f"projectors.{level}.linear2.weight"].T
+        x = x / x.norm(dim=1, keepdim=True) * w["stages"][stage]
+        x = x @ w["attentions.1.value.weight"].T
+        x = x @ w["attentions.1.out.0.weight"].T + w["attentions.1.out.0.bias"]
+        x = x @ w["out.weight"].T + w["out.bias"]
+        assert torch.allclose(words[:, stage].double(), x, atol=1e-5)
+    shapes = {name: tuple(tensor.shape) for name, tensor in msi.named_parameters()}
+    assert shapes["projectors.4.linear1.weight"] == (768, 1024)
+    assert shapes["stages"] == (10, 768)
+    assert shapes["attentions.0.query.weight"] == (8 * 64, 768)
+
+
+@pytest.mark.parametrize(("text", "vision"), [(CLIP_L, VIT_H), (TWO, VIT_L)])
+@pytest.mark.parametrize("stages", [1, 7, 10])
+def test_any_encoders_and_stages(text, vision, stages):
+    width = sum(text.widths)
+    word = torch.randn(width)
+    msi = MSI(text, vision, MSIConfig(stages=stages, heads=0, anchored=True, scaled=True), word).eval()
+    features = torch.randn(3, 5, vision.widths[0])
+    words = msi(features)
+    assert torch.allclose(words, word.expand(3, stages, width), atol=1e-5)
+    torch.nn.init.normal_(msi.out.weight)
+    words = msi(features)
+    assert not torch.allclose(words, word.expand(3, stages, width), atol=0.1)
+    for part, of_word in zip(words.split(list(text.widths), -1), word.split(list(text.widths)), strict=True):
+        assert torch.allclose(part.norm(dim=-1), of_word.norm().expand(3, stages), rtol=1e-4)
+
+
+def test_an_untrained_module_says_its_word(backbone):
+    words = new_msi(backbone, DEFAULT).words(backbone, torch.rand(1, 3, 128, 128))
+    for prompt in ("a photo of {}", "{}, a portrait"):
+        said = backbone.text_conditioning(prompt.format("*"), words[0, 3:4])
+        written = backbone.text_conditioning(prompt.format("face"))
+        assert torch.allclose(said.context, written.context, atol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_module(backbone):
+    a, b, c = (new_msi(backbone, PAPER, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not torch.equal(a["stages"], c["stages"])
+
+
+def test_files_keep_everything(small, tmp_path):
+    torch.nn.init.normal_(small.out.weight)
+    save_msi(small, tmp_path / "new" / "msi.safetensors")
+    loaded = load_msi(tmp_path / "new" / "msi.safetensors")
+    features = torch.randn(2, 5, 24)
+    assert torch.equal(loaded(features), small.eval()(features))
+    assert (loaded.text_encoder, loaded.image_encoder, loaded.config) == (
+        small.text_encoder,
+        small.image_encoder,
+        small.config,
+    )
+    save_msi(small, tmp_path / "half.safetensors", half=True)
+    assert torch.allclose(load_msi(tmp_path / "half.safetensors")(features), small(features), atol=1e-2)
+
+
+def written(small, path, **metadata):
+    save_msi(small, path)
+    tensors = load_file(path)
+    about = {"format": "diffprivacy-msi", "version": "1", "config": "{}"}
+    for kind, identity in (("text_encoder", small.text_encoder), ("image_encoder", small.image_encoder)):
+        about[kind] = json.dumps({"widths": identity.widths, "depth": identity.depth, "signs": identity.signs})
+    save_file(tensors, path, about | metadata)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda small, path: None, "does not exist"),
+        (lambda small, path: path.write_bytes(b"not tensors"), "not a readable safetensors"),
+        (lambda small, path: save_file({"clip_l": torch.zeros(1, 768)}, path), "no MSI file"),
+        (lambda small, path: written(small, path, version="9"), "version 9.*update"),
+        (lambda small, path: written(small, path, config='{"stages": 3}'), "(?s)damaged.*stages"),
+        (lambda small, path: written(small, path, text_encoder='{"width": 1}'), "damaged"),
+    ],
+)
+def test_a_file_that_cannot_serve_is_one_clear_error(small, tmp_path, spoil, message):
+    spoil(small, tmp_path / "a.safetensors")
+    with pytest.raises(DiffPrivacyError, match=message) as caught:
+        load_msi(tmp_path / "a.safetensors")
+    assert "a.safetensors" in str(caught.value)
+
+
+def test_another_encoder_is_refused_by_name(backbone):
+    text, image = backbone.text_encoder_identity, backbone.image_encoder_identity
+    MSI(text, image).check(backbone)
+    with pytest.raises(DiffPrivacyError, match=r"another text encoder.*12 layers of 768.*2 layers of 256"):
+        MSI(CLIP_L, image).check(backbone)
+    with pytest.raises(DiffPrivacyError, match=r"another CLIP vision model.*24 layers of 1024.*6 layers of 192"):
+        MSI(text, VIT_L).check(backbone)
+
+
+def test_identity_of_an_encoder_is_that_of_its_weights_in_any_precision(backbone):
+    table = backbone.text_encoders[0].get_input_embeddings().weight
+    for dtype in (torch.float16, torch.bfloat16):
+        assert EncoderIdentity.of((256,), 2, [table.to(dtype)]) == EncoderIdentity.of((256,), 2, [table])
+    assert EncoderIdentity.of((256,), 2, [-table]) != EncoderIdentity.of((256,), 2, [table])
+
+
+def test_without_a_vision_model_the_error_says_how_to_give_one(tiny_checkpoint):
+    host = diffusers_host.load_backbone(tiny_checkpoint)
+    with pytest.raises(DiffPrivacyError, match="--clip-vision"):
+        new_msi(host)
+
+
+def test_textual_inversion_files():
+    words = torch.randn(10, 2048)
+    files = textual_inversions(words, SDXL)
+    assert len(files) == 10
+    assert torch.equal(torch.cat([files[3]["clip_l"], files[3]["clip_g"]], dim=1), words[3:4])
+    assert textual_inversions(words[:, :768], CLIP_L)[0]["clip_l"].shape == (1, 768)
+    assert textual_inversions(words[:, :1024], EncoderIdentity((1024,), 23, ""))[0].keys() == {"clip_h"}

@@ -1,0 +1,213 @@
+"""Training MSI: it learns, it repeats itself, and it survives what happens to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+
+from diffprivacy import demo
+from diffprivacy.cli import main
+from diffprivacy.demo.host import load_backbone
+from diffprivacy.detectors import load_detector
+from diffprivacy.errors import DiffPrivacyError
+from diffprivacy.faces import crop_face
+from diffprivacy.loss_curve import draw_loss_curve
+from diffprivacy.msi import DEFAULT, PAPER, load_msi, new_msi
+from diffprivacy.training import Settings, Training
+from diffprivacy.training_data import prepare, readable_crops
+
+QUICK = Settings(steps=4, batch=4, validate_every=2, validation=6, patience=0, lr=1e-2)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone()
+
+
+@pytest.fixture(scope="module")
+def photo() -> torch.Tensor:
+    """A real face, (1,3,128,128)."""
+    picture = torch.from_numpy(skimage.data.astronaut().astype(np.float32) / 255)
+    (face,) = load_detector(None).detect(picture)
+    return crop_face(picture, face, demo.IMAGE_SIZE, demo.MARGIN).movedim(-1, 0)[None]
+
+
+@pytest.fixture(scope="module")
+def data(backbone, photo):
+    return prepare(backbone, photo, flips=False)
+
+
+@pytest.fixture
+def start(backbone):
+    return new_msi(backbone, DEFAULT)
+
+
+def same(a, b) -> bool:
+    other = b.state_dict()
+    return all(torch.equal(tensor, other[name]) for name, tensor in a.state_dict().items())
+
+
+def test_constants_are_those_of_the_picture_and_of_its_mirror_image(backbone, photo):
+    data = prepare(backbone, photo, flips=True)
+    assert data.features.shape == (2, 5, 192)
+    for i, image in enumerate((photo, photo.flip(-1))):
+        assert torch.allclose(data.latents[i : i + 1], backbone.encode(image), atol=1e-4)
+        states = backbone.image_features(image, [1, 6])
+        assert torch.allclose(data.features[i, 0], states[0].mean(1)[0], atol=1e-4)
+        assert torch.allclose(data.features[i, 4], states[1].mean(1)[0], atol=1e-4)
+
+
+def test_the_loss_is_the_diffusion_model_s_own(backbone, data, start):
+    """Mean squared error of the predicted noise, from the host's plain denoiser and text encoder."""
+    training = Training(start, backbone, data, QUICK)
+    words = start.eval()(data.features)[0]
+    generator = torch.Generator().manual_seed(-1)
+    noise = torch.randn(6, *data.latents.shape[1:], generator=generator)
+    errors = []
+    for i, eps in enumerate(noise):
+        t = int((i + 0.5) * 1000 / 6)
+        sigma = backbone.noise_levels.sigmas[t]
+        conditioning = backbone.text_conditioning("a photo of *", words[t // 100][None])
+        x = data.latents + sigma * eps
+        predicted = (x - backbone.denoise(x, sigma, conditioning)) / sigma
+        errors.append((predicted - eps).square().mean())
+    assert training.validation_loss(start)[0] == pytest.approx(torch.stack(errors).mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("config", [DEFAULT, PAPER])
+def test_training_lowers_the_loss_and_reaches_only_msi(backbone, data, config):
+    start = new_msi(backbone, config)
+    before = [p.clone() for p in backbone.unet.parameters()]
+    settings = dataclasses.replace(QUICK, steps=8, batch=8, validation=20, ema=0.5)
+    training = Training(start, backbone, data, settings)
+    learnt = training.run()
+    assert training.best_loss < training.history[0][2]
+    assert not same(learnt, start)
+    for network in (backbone.unet, backbone.text_encoders[0], backbone.vision_encoder, backbone.autoencoder):
+        assert all(parameter.grad is None for parameter in network.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, backbone.unet.parameters(), strict=True))
+
+
+def test_gradients_reach_all_of_msi_that_the_batch_reads(backbone, data, start):
+    torch.nn.init.normal_(start.out.weight, std=0.1)
+    training = Training(start, backbone, data, dataclasses.replace(QUICK, batch=10))
+    training._train_step()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in training.msi.parameters())
+
+
+def test_checkpointing_and_chunks_change_nothing_but_memory(backbone, data, start):
+    plain = Training(start, backbone, data, dataclasses.replace(QUICK, lr=1e-3)).run()
+    sparing = dataclasses.replace(QUICK, lr=1e-3, checkpointing=True, chunk=2)
+    start.config = plain.config = dataclasses.replace(start.config, dropout=0.0)
+    words = Training(start, backbone, data, sparing).run()(data.features)
+    assert torch.allclose(words, plain(data.features), atol=0.02 * words.norm(dim=-1).mean().item())
+
+
+def test_a_seed_decides_everything(backbone, data, start):
+    a, b, c = (Training(start, backbone, data, dataclasses.replace(QUICK, seed=seed)).run() for seed in (3, 3, 4))
+    assert same(a, b)
+    assert not same(a, c)
+
+
+def test_an_interrupted_run_keeps_what_it_learnt_and_goes_on_to_the_same_end(backbone, data, start, tmp_path):
+    whole = Training(start, backbone, data, QUICK)
+    whole.run()
+    checkpoint = tmp_path / "run"
+
+    def interrupt(now):
+        if now.step == 2:
+            raise KeyboardInterrupt
+
+    broken = Training(start, backbone, data, QUICK, checkpoint=checkpoint)
+    with pytest.raises(KeyboardInterrupt):
+        broken.run(interrupt)
+    assert broken.best_loss < broken.history[0][2]
+    assert not same(broken.learnt(), start)
+    resumed = Training(start, backbone, data, QUICK, checkpoint=checkpoint)
+    assert resumed.step == 2
+    assert same(resumed.run(), whole.learnt())
+    assert [loss for _, _, loss in resumed.history] == [loss for _, _, loss in whole.history]
+    with pytest.raises(DiffPrivacyError, match="other pictures or settings"):
+        Training(start, backbone, data, dataclasses.replace(QUICK, lr=1), checkpoint=checkpoint)
+    checkpoint.write_bytes(b"half a file")
+    with pytest.raises(DiffPrivacyError, match="cannot be read"):
+        Training(start, backbone, data, QUICK, checkpoint=checkpoint)
+
+
+def test_training_stops_once_nothing_is_gained(backbone, data, start):
+    settings = dataclasses.replace(QUICK, steps=100, lr=0.0, patience=2, validate_every=1)
+    training = Training(start, backbone, data, settings)
+    training.run()
+    assert training.step == 2
+
+
+def test_out_of_memory_halves_what_runs_at_once_and_says_so(backbone, data, start, caplog):
+    training = Training(start, backbone, data, dataclasses.replace(QUICK, steps=1))
+    network, sizes = training.denoise, []
+
+    def small(x, *others):
+        sizes.append(len(x))
+        if len(x) > 1:
+            raise torch.OutOfMemoryError("no room")
+        return network(x, *others)
+
+    training.denoise = small
+    with caplog.at_level(logging.WARNING, "diffprivacy"):
+        training.run()
+    assert sizes[:3] == [4, 2, 1]
+    assert "with 1 time steps at once" in caplog.text
+    assert training.step == 1
+    training.denoise = lambda x, *others: small(x.repeat(2, 1, 1, 1), *others)
+    with pytest.raises(DiffPrivacyError, match="checkpointing"):
+        training.validate()
+
+
+def test_bad_pictures(backbone, photo, tmp_path, caplog):
+    with pytest.raises(DiffPrivacyError, match=r"32x32.*at least 64x64"):
+        prepare(backbone, photo[..., :32, :32])
+    with pytest.raises(DiffPrivacyError, match=r"100x100.*multiples of 8"):
+        prepare(backbone, photo[..., :100, :100])
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "tiny.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    bad = sorted(tmp_path.iterdir())
+    with pytest.raises(DiffPrivacyError, match="No picture"):
+        readable_crops(bad, lambda rgb: [rgb], 20)
+    assert "broken.png" in caplog.text
+    assert "tiny.png" in caplog.text
+
+
+def test_command_line(tmp_path, capsys, caplog):
+    folder = tmp_path / "people"
+    folder.mkdir()
+    with pytest.raises(SystemExit):
+        main(["train-msi", str(folder)])
+    assert main(["train-msi", str(folder), "-o", str(tmp_path / "a.safetensors")]) == 1
+    assert "holds no picture" in capsys.readouterr().err
+    Image.fromarray(skimage.data.astronaut()).save(folder / "astronaut.png")
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    out = tmp_path / "new" / "astronaut.safetensors"
+    train = ["train-msi", str(folder), "-o", str(out), "--steps", "1", "--batch", "2", "--no-flips"]
+    assert main([*train, "--init", str(folder / "missing.safetensors")]) == 1
+    assert "missing.safetensors does not exist" in capsys.readouterr().err
+    assert main(train) == 0
+    assert "broken.jpg" in caplog.text
+    assert "validation loss" in capsys.readouterr().out
+    assert [file.name for file in out.parent.iterdir()] == [out.name]
+    host = load_backbone()
+    assert load_msi(out).words(host, torch.rand(2, 3, 128, 128)).shape == (2, 10, 256)
+    assert main([*train[:-1], "--init", str(out), "--preset", "paper"]) == 0
+
+
+def test_loss_curve_shows_the_fall():
+    picture = draw_loss_curve([(0, 0.0, 0.2), (10, 1.0, 0.15), (20, 2.0, 0.12)])
+    assert picture.shape == (432, 768, 3)
+    blue = (picture - torch.tensor([31, 119, 180]) / 255).abs().sum(-1) < 0.05
+    heights = [blue[:, x].nonzero().float().mean().item() for x in (110, 420, 735)]
+    assert heights == sorted(heights)
+    assert draw_loss_curve([(0, 0.0, 0.2)]).shape == picture.shape
