@@ -17,8 +17,8 @@ import torch
 
 from diffprivacy import demo, pipeline
 from diffprivacy.demo.host import load_backbone
-from diffprivacy.demo.showcase import cosine
 from diffprivacy.detectors import load_detector
+from diffprivacy.evaluation import embedding
 from diffprivacy.faces import crop_face
 from diffprivacy.images import Picture, read_picture, write_picture
 from diffprivacy.preview import contact_sheet
@@ -57,7 +57,7 @@ def main() -> None:
                 recognizer=guide if scale else None,
                 seed=1,
             )
-            cosines.append([cosine(recognizer, picture, protected, face) for recognizer in (guide, judge)])
+            cosines.append([embedding(r, picture, face) @ embedding(r, protected, face) for r in (guide, judge)])
             crops.append(crop_face(protected, face, 192, 2.0))
             labels.append(f"scale {scale}\nguide {cosines[-1][0]:.2f} judge {cosines[-1][1]:.2f}")
         print("{:<5}  {:>5.2f}  {:>5.2f}".format(scale, *np.mean(cosines, axis=0)), flush=True)

@@ -124,8 +124,7 @@ def latent_gradient(
     decoder: differentiable, latents to pictures (B,3,H,W) in [0,1], its weights no inference tensors.
     chunk: latents whose decoding is held in memory at once, all by default. With fewer, each latent is decoded once
     more, without gradients, beforehand, so that energies that couple variants stay exact.
-    seed: of the energy's random views; by default it follows from z0, so that every step sees new views and a
-    repeated run sees the same. Works inside torch.inference_mode.
+    seed: of the energy's random views; by default it follows from z0's bits. Works inside torch.inference_mode.
     """
 
     def gradient(z0: Tensor, seed: int | None = None) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor
 from .backbone import Denoiser, NoiseLevels
 from .errors import DiffPrivacyError
 
-Gradient = Callable[[Tensor], Tensor]
-"""``gradient(z0) -> dE/dz0``, both (B,C,h,w)."""
+Gradient = Callable[[Tensor, int], Tensor]
+"""``gradient(z0, seed) -> dE/dz0``, both (B,C,h,w); what is random in the energy is drawn from the seed."""
 
 RULES = ("paper", "normalized")
 SAME = 1e-4
@@ -86,12 +86,13 @@ def guide(
 ) -> Tensor:
     """The guided prediction at sigma within the descending schedule sigmas (N+1,); ``denoised`` itself when off.
 
+    The gradient's seed is the time step: every step sees other views, and every run, on whatever host, the same.
     Raises DiffPrivacyError when the energy's gradient is not finite.
     """
     scale = guidance.scale_at(sigma, sigmas, noise_levels)
     if scale == 0:
         return denoised
-    slope = gradient(denoised).to(denoised)
+    slope = gradient(denoised, int(noise_levels.timestep(sigma))).to(denoised)
     if not slope.isfinite().all():
         raise DiffPrivacyError(
             f"The energy's gradient holds NaN or infinity at sigma {float(sigma):.4g}: "

@@ -98,7 +98,7 @@ def hide(
     )
 
 
-VISUAL_WEIGHT = 0.5
+VISUAL_WEIGHT = 1.0
 
 
 def _redraw(

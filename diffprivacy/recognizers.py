@@ -45,9 +45,13 @@ class Threshold:
 
 
 class FaceMatcher(nn.Module):
-    """What energies and reports see: one network or several, each with its weight (the weights add up to 1)."""
+    """What energies and reports see: one network or several, each with its weight (the weights add up to 1).
+
+    thresholds: those measured for it, none for several networks together.
+    """
 
     weights: tuple[float, ...]
+    thresholds: tuple[Threshold, ...] = ()
 
     def embed(self, images: Tensor, landmarks: Tensor, mirrored: bool = False) -> Embeddings:
         """Embeddings of images (B,3,H,W) in [0,1] with the five points (B,5,2) in pixels; differentiable.

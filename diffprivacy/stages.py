@@ -230,9 +230,7 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
     },
     "hide": {
         "paper": Preset(strength=0.8, steps=100, switch=600, scale=1.5, scale_after=2.5),
-        "default": Preset(
-            strength=0.8, steps=50, switch=600, scale=0.015, scale_after=0.015, rule="normalized", interval=(101, LAST)
-        ),
+        "default": Preset(strength=0.8, steps=50, switch=600, scale=0.02, scale_after=0.02, rule="normalized"),
     },
     "recover": {
         "paper": Preset(strength=1.0, steps=100, switch=None),

@@ -11,7 +11,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 TEXT_CONFIG = {
-    1: {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12},
+    "l": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12},
+    "h": {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24},
+    "g": {
+        **{"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20, "num_hidden_layers": 32},
+        "projection_dim": 1280,
+    },
 }
 
 
@@ -31,7 +36,7 @@ def write_tiny_sd1(path: Path, seed: int = 0) -> Path:
         cross_attention_dim=768,
         attention_head_dim=8,
     )
-    text = CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG[1]))
+    text = CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG["l"]))
     state = {
         **{f"model.diffusion_model.{key}": value for key, value in ldm_unet(unet.state_dict()).items()},
         **{f"first_stage_model.{key}": value for key, value in taesd(AutoencoderTiny().state_dict()).items()},
@@ -41,40 +46,105 @@ def write_tiny_sd1(path: Path, seed: int = 0) -> Path:
     return path
 
 
+def write_tiny_single_file(path: Path, kind: str, seed: int = 0) -> Path:
+    """A single file that CheckpointLoaderSimple takes for SD 2.x ("sd2") or SDXL ("sdxl", in KOALA's layout), in float16.
+
+    Narrow UNets, a TAESD, and the text encoders of full size, which these families' configurations fix.
+    """
+    from diffusers import AutoencoderTiny, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    attention = {"attention_head_dim": 5, "use_linear_projection": True, "layers_per_block": 1}
+    if kind == "sd2":
+        unet = {
+            "block_out_channels": (320,),
+            "down_block_types": ("CrossAttnDownBlock2D",),
+            "up_block_types": ("CrossAttnUpBlock2D",),
+            "cross_attention_dim": 1024,
+        }
+        encoders = {"cond_stage_model.model.transformer.": (CLIPTextModel, "h")}
+    else:
+        unet = {
+            "block_out_channels": (320, 320, 320),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": (1, 2, 5),
+            "cross_attention_dim": 2048,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 1280 + 6 * 256,
+        }
+        encoders = {
+            "conditioner.embedders.0.transformer.": (CLIPTextModel, "l"),
+            "conditioner.embedders.1.model.transformer.": (CLIPTextModelWithProjection, "g"),
+        }
+    with torch.device("meta"):
+        networks = {"": UNet2DConditionModel(in_channels=4, out_channels=4, **attention, **unet)}
+        for prefix, (network, size) in encoders.items():
+            networks[prefix] = network(CLIPTextConfig(**TEXT_CONFIG[size]))
+    torch.manual_seed(seed)
+    state = {f"first_stage_model.{key}": value for key, value in taesd(AutoencoderTiny().state_dict()).items()}
+    noise = torch.randn(1_000_003).half()
+    for prefix, network in networks.items():
+        weights = {key: _filled(key, value.shape, noise) for key, value in network.state_dict().items()}
+        if prefix:
+            state |= {prefix + key: value for key, value in text_model(weights).items()}
+        else:
+            state |= {f"model.diffusion_model.{key}": value for key, value in ldm_unet(weights).items()}
+    save_file({key: value.half().contiguous() for key, value in state.items()}, path)
+    return path
+
+
+def _filled(name: str, shape: torch.Size, noise: Tensor) -> Tensor:
+    """Weights of any size at once: ones for the scale of a norm, else the same noise over and over, by fan-in."""
+    if "norm" in name and name.endswith("weight"):
+        return torch.ones(shape, dtype=noise.dtype)
+    repeated = noise.repeat(-(-shape.numel() // len(noise)))[: shape.numel()].view(shape)
+    return repeated / (12 * shape[1:].numel()) ** 0.5 if len(shape) > 1 else repeated * 0.02
+
+
 def ldm_unet(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A one-level diffusers UNet under LDM's names."""
-    prefixes = {
+    """A diffusers UNet of one layer a block under LDM's names."""
+    outer = {
         "conv_in.": "input_blocks.0.0.",
         "time_embedding.linear_1.": "time_embed.0.",
         "time_embedding.linear_2.": "time_embed.2.",
-        "down_blocks.0.resnets.0.": "input_blocks.1.0.",
-        "down_blocks.0.attentions.0.": "input_blocks.1.1.",
+        "add_embedding.linear_1.": "label_emb.0.0.",
+        "add_embedding.linear_2.": "label_emb.0.2.",
         "mid_block.resnets.0.": "middle_block.0.",
         "mid_block.attentions.0.": "middle_block.1.",
         "mid_block.resnets.1.": "middle_block.2.",
-        "up_blocks.0.resnets.0.": "output_blocks.0.0.",
-        "up_blocks.0.attentions.0.": "output_blocks.0.1.",
-        "up_blocks.0.resnets.1.": "output_blocks.1.0.",
-        "up_blocks.0.attentions.1.": "output_blocks.1.1.",
         "conv_norm_out.": "out.0.",
         "conv_out.": "out.2.",
     }
+    for level in range(3):
+        outer |= {
+            f"down_blocks.{level}.resnets.0.": f"input_blocks.{2 * level + 1}.0.",
+            f"down_blocks.{level}.attentions.0.": f"input_blocks.{2 * level + 1}.1.",
+            f"down_blocks.{level}.downsamplers.0.conv.": f"input_blocks.{2 * level + 2}.0.op.",
+            f"up_blocks.{level}.upsamplers.0.conv.": f"output_blocks.{2 * level + 1}.2.conv.",
+        }
+        for layer in range(2):
+            outer |= {
+                f"up_blocks.{level}.resnets.{layer}.": f"output_blocks.{2 * level + layer}.0.",
+                f"up_blocks.{level}.attentions.{layer}.": f"output_blocks.{2 * level + layer}.1.",
+            }
     resnet = {
-        ".norm1.": ".in_layers.0.",
-        ".conv1.": ".in_layers.2.",
-        ".time_emb_proj.": ".emb_layers.1.",
-        ".norm2.": ".out_layers.0.",
-        ".conv2.": ".out_layers.3.",
-        ".conv_shortcut.": ".skip_connection.",
+        "norm1.": "in_layers.0.",
+        "conv1.": "in_layers.2.",
+        "time_emb_proj.": "emb_layers.1.",
+        "norm2.": "out_layers.0.",
+        "conv2.": "out_layers.3.",
+        "conv_shortcut.": "skip_connection.",
     }
     renamed = {}
     for key, value in state.items():
-        old = next(prefix for prefix in prefixes if key.startswith(prefix))
-        name = prefixes[old] + key.removeprefix(old)
+        old = next(prefix for prefix in outer if key.startswith(prefix))
+        inner = key.removeprefix(old)
         if "resnets" in old:
-            part = next(part for part in resnet if part in f".{key.removeprefix(old)}")
-            name = prefixes[old] + f".{key.removeprefix(old)}".replace(part, resnet[part], 1).removeprefix(".")
-        renamed[name] = value
+            part = next(part for part in resnet if inner.startswith(part))
+            inner = resnet[part] + inner.removeprefix(part)
+        renamed[outer[old] + inner] = value
     return renamed
 
 

@@ -158,12 +158,11 @@ def test_steps_the_wrong_way_round(server):
         run(server, anonymized(from_step=100, to_step=900))
 
 
-def test_demo_workflow_makes_four_other_people(server, photo, face):
+def test_variants_workflow_makes_four_other_people(server, photo, face):
     """The example as saved, with fewer steps: four variants, none the original, no two alike."""
     prompt = load_prompt(
-        PACK / "workflows" / "anonymize-demo.json",
+        PACK / "workflows" / "variants.json",
         server.get("/object_info"),
-        LoadImage__image=photo.name,
         KSampler__steps=10,
     )
     variants = run(server, Graph(prompt))

@@ -1,4 +1,4 @@
-"""The pack in a real ComfyUI: every block registers, the anonymize workflow protects real photos."""
+"""The pack in a real ComfyUI: every block registers, a saved workflow protects real photos."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.comfyui.photos import pixels, write_astronaut, write_group, write_lan
 from tests.comfyui.server import ComfyServer, PromptError
 from tests.comfyui.workflows import load_prompt
 
-WORKFLOW = PACK / "workflows" / "anonymize.json"
+WORKFLOW = Path(__file__).parent / "old" / "anonymize.json"
 SMALL = {
     "CheckpointLoaderSimple__ckpt_name": "tiny.safetensors",
     "DiffPrivacyCropFaces__size": 128,

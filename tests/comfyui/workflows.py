@@ -3,34 +3,108 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-NOT_RUN = {"Note", "MarkdownNote"}
+NOTES = {"Note", "MarkdownNote"}
+MUTED = 2
+SUBGRAPH_INPUT, SUBGRAPH_OUTPUT = -10, -20
+
+
+@dataclass(frozen=True)
+class Link:
+    """One wire: from an output slot of a node to an input slot of another."""
+
+    source: int
+    slot: int
+    target: int
+    target_slot: int
+    kind: str
+
+
+@dataclass(frozen=True)
+class Level:
+    """The workflow itself, or the inside of one of its blocks; path is what the page puts before node ids there."""
+
+    nodes: dict[int, dict]
+    links: dict[int, Link]
+    path: str = ""
+    block: dict | None = None
+    outside: Level | None = None
 
 
 def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, dict]:
     """The API-format prompt; raises AssertionError for unknown node types and links of the wrong type."""
-    links = {link[0]: link for link in workflow["links"]}
-    nodes = {node["id"]: node for node in workflow["nodes"]}
-    prompt = {}
-    for node in workflow["nodes"]:
-        if node["type"] in NOT_RUN:
+    blocks = {block["id"]: block for block in workflow.get("definitions", {}).get("subgraphs", [])}
+    links = {link[0]: Link(*link[1:]) for link in workflow["links"]}
+    prompt: dict[str, dict] = {}
+    _add(Level({node["id"]: node for node in workflow["nodes"]}, links), blocks, object_info, prompt)
+    return prompt
+
+
+def _add(level: Level, blocks: dict, object_info: dict, prompt: dict) -> None:
+    for node in level.nodes.values():
+        if node["type"] in NOTES or node["mode"] == MUTED:
+            continue
+        if node["type"] in blocks:
+            _add(_inside(level, node, blocks), blocks, object_info, prompt)
             continue
         assert node["type"] in object_info, f"unknown node type {node['type']}"
         inputs = _widgets(node, object_info[node["type"]])
-        for socket in node.get("inputs", []):
+        for slot, socket in enumerate(node.get("inputs", [])):
             if socket.get("link") is None:
                 continue
-            _, source, slot, target, target_slot, kind = links[socket["link"]]
-            assert (target, node["inputs"][target_slot]["name"]) == (node["id"], socket["name"])
-            produced = object_info[nodes[source]["type"]]["output"][slot]
-            assert produced == kind, f"link {socket['link']} says {kind}, but its source gives {produced}"
-            assert kind == socket["type"], f"link {socket['link']}: {kind} into a {socket['type']} socket"
-            inputs[socket["name"]] = [str(source), slot]
-        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
-    return prompt
+            link = level.links[socket["link"]]
+            assert (link.target, link.target_slot) == (node["id"], slot), f"{socket['name']} is linked elsewhere"
+            source = _source(level, link, blocks)
+            if isinstance(source, Open):
+                inputs |= {socket["name"]: source.value} if source.value is not None else {}
+                continue
+            name, output, kind = source
+            produced = object_info[kind]["output"][output]
+            accepted = _accepted(object_info[node["type"]], socket["name"])
+            assert produced == accepted, f"{kind} gives {produced} to the {accepted} input of {node['type']}"
+            inputs[socket["name"]] = [name, output]
+        prompt[level.path + str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+
+
+def _inside(level: Level, node: dict, blocks: dict) -> Level:
+    block = blocks[node["type"]]
+    links = {
+        link["id"]: Link(*(link[key] for key in ("origin_id", "origin_slot", "target_id", "target_slot", "type")))
+        for link in block["links"]
+    }
+    return Level({n["id"]: n for n in block["nodes"]}, links, f"{level.path}{node['id']}:", node, level)
+
+
+@dataclass(frozen=True)
+class Open:
+    """A link that nothing feeds: a muted node, or an open input of a block, which may hold a widget's value."""
+
+    value: Any = None
+
+
+def _source(level: Level, link: Link, blocks: dict) -> tuple[str, int, str] | Open:
+    """The (name, output, type) of the node that feeds a link."""
+    if link.source == SUBGRAPH_INPUT:
+        assert level.block is not None and level.outside is not None
+        socket = level.block["inputs"][link.slot]
+        if socket.get("link") is None:
+            return Open(level.block["widgets_values_named"].get(socket["name"]))
+        return _source(level.outside, level.outside.links[socket["link"]], blocks)
+    node = level.nodes[link.source]
+    if node["type"] in blocks:
+        inside = _inside(level, node, blocks)
+        (exit_,) = (e for e in inside.links.values() if (e.target, e.target_slot) == (SUBGRAPH_OUTPUT, link.slot))
+        return _source(inside, exit_, blocks)
+    return Open() if node["mode"] == MUTED else (level.path + str(link.source), link.slot, node["type"])
+
+
+def _accepted(info: dict, name: str) -> str:
+    (spec,) = (inputs[name] for inputs in info["input"].values() if name in inputs)
+    return "COMBO" if isinstance(spec[0], list) else spec[0]
 
 
 def _widgets(node: dict, info: dict) -> dict[str, Any]:
@@ -42,7 +116,11 @@ def _widgets(node: dict, info: dict) -> dict[str, Any]:
             kind, options = spec[0], (spec[1] if len(spec) > 1 else {})
             if not (isinstance(kind, list) or kind in WIDGET_TYPES) or options.get("forceInput"):
                 continue
-            result[name] = next(values)
+            try:
+                result[name] = next(values)
+            except StopIteration:
+                assert section == "optional", f"{node['type']} has no value for {name}"
+                continue
             if options.get("control_after_generate") or name in ("seed", "noise_seed"):
                 next(values)
             if options.get("image_upload"):
@@ -54,11 +132,15 @@ def _widgets(node: dict, info: dict) -> dict[str, Any]:
 
 def load_prompt(path: Path, object_info: dict[str, Any], **changes: Any) -> dict[str, dict]:
     """The prompt of a workflow file; changes are ``NodeType__input=value``, applied to every node of that type."""
-    prompt = to_prompt(json.loads(path.read_text()), object_info)
+    return changed(to_prompt(json.loads(path.read_text()), object_info), **changes)
+
+
+def changed(prompt: dict[str, dict], **changes: Any) -> dict[str, dict]:
+    """The prompt with ``NodeType__input=value`` applied to every node of that type."""
     for change, value in changes.items():
         kind, name = change.split("__")
         nodes = [node for node in prompt.values() if node["class_type"] == kind]
-        assert nodes, f"no {kind} in {path.name}"
+        assert nodes, f"no {kind} in the workflow"
         for node in nodes:
             node["inputs"][name] = value
     return prompt

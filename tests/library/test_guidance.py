@@ -42,7 +42,7 @@ def energy(z0):
     return (1 + (z0 - TARGET.to(z0)).square()).log().sum(dim=(1, 2, 3))
 
 
-def gradient(z0):
+def gradient(z0, seed=0):
     with torch.enable_grad():
         z0 = z0.detach().requires_grad_(True)
         return torch.autograd.grad(energy(z0).sum(), z0)[0]
@@ -92,7 +92,7 @@ def test_the_papers_rule_is_ddim_minus_the_scaled_gradient(task):
 
     grid, vp, x, sigmas = start(preset.steps, preset.strength)
     expected = vp_guided_ddim(vp, grid, step)
-    denoiser = guided(denoise, lambda z0: damping * gradient(z0), sigmas, preset.guidance, LEVELS)
+    denoiser = guided(denoise, lambda z0, seed: damping * gradient(z0), sigmas, preset.guidance, LEVELS)
     result = sample_euler(denoiser, x, sigmas)
     assert relative_error(result, expected) < 1e-5
     assert relative_error(sample_euler(denoise, x, sigmas), expected) > 1e-2
@@ -151,8 +151,8 @@ def test_guidance_lowers_the_energy():
 
 
 def counted(calls):
-    def slope(z0):
-        calls.append(z0.shape)
+    def slope(z0, seed):
+        calls.append(seed)
         return gradient(z0)
 
     return slope
@@ -197,7 +197,7 @@ def test_guide_returns_the_prediction_itself_when_off():
     calls = []
     assert guide(z0, counted(calls), sigmas[45], sigmas, Guidance(interval=(101, 999)), LEVELS) is z0
     assert guide(z0, counted(calls), sigmas[5], sigmas, Guidance(interval=(101, 999)), LEVELS) is not z0
-    assert calls == [z0.shape]
+    assert calls == [int(LEVELS.timestep(sigmas[5]))]
 
 
 # --- the place in the schedule
@@ -258,7 +258,7 @@ def test_one_euler_step_realizes_either_rule(sigmas, scale, rule, data):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_names_the_sigma(value):
     _, _, x, sigmas = start(50, 0.6)
-    denoiser = guided(denoise, lambda z0: torch.full_like(z0, value), sigmas, Guidance(), LEVELS)
+    denoiser = guided(denoise, lambda z0, seed: torch.full_like(z0, value), sigmas, Guidance(), LEVELS)
     with pytest.raises(DiffPrivacyError, match=f"energy's gradient holds NaN or infinity at sigma {sigmas[0]:.4g}"):
         sample_euler(denoiser, x, sigmas)
 

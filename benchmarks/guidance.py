@@ -1,0 +1,158 @@
+"""What identity guidance costs: seconds of a guided step over an unguided one, and peak memory.
+
+    python -m benchmarks.guidance                                      # a narrow SD 1.5 shape, 256 pixels, CPU
+    python -m benchmarks.guidance --full --size 512 --device cuda --dtype float16
+
+Seeded weights in the shapes of Stable Diffusion 1.5 (UNet 860 M parameters, autoencoder 84 M; narrow: 35 M and 5 M) and of
+TAESD, which is the same in both. The energy is that of one face and the demo guide, without augmentations. The
+autoencoder stays in float32, as in the library. Memory is the allocator's peak on CUDA, and the process's, weights
+included, on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffprivacy import demo
+from diffprivacy.backbone import TextConditioning
+from diffprivacy.energy import identity_away, latent_gradient
+from diffprivacy.guidance import Guidance, guided
+from diffprivacy.hosts.diffusers import DiffusersAutoencoder, DiffusersBackbone
+from diffprivacy.sampling import ddim_sigmas, sample_euler
+
+STATUS = Path("/proc/self/status")
+ROWS = (
+    ("–", None, 1),
+    ("VAE", None, 1),
+    ("VAE", None, 2),
+    ("VAE", 1, 1),
+    ("VAE, checkpointed", None, 1),
+    ("VAE, checkpointed", 1, 1),
+    ("TAESD", None, 1),
+    ("TAESD", None, 2),
+)
+"""Decoder, pictures decoded at once, and every how many steps it guides."""
+
+
+def networks(full: bool) -> tuple[Any, Any, Any]:
+    """UNet, autoencoder and TAESD."""
+    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+
+    torch.manual_seed(0)
+    width, decoder_width = (320, 128) if full else (64, 32)
+    unet = UNet2DConditionModel(
+        sample_size=64,
+        block_out_channels=(width, 2 * width, 4 * width, 4 * width),
+        cross_attention_dim=768,
+        attention_head_dim=8,
+    )
+    levels = 4
+    autoencoder = AutoencoderKL(
+        block_out_channels=(decoder_width, 2 * decoder_width, 4 * decoder_width, 4 * decoder_width),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        layers_per_block=2,
+        latent_channels=4,
+    )
+    return unet, autoencoder, AutoencoderTiny()
+
+
+def measured(run: Callable[[], Tensor], device: torch.device) -> tuple[float, float]:
+    """Seconds (on a CPU those of its processor time) and peak memory in GiB of a run."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    start = clock()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        return clock() - start, torch.cuda.max_memory_allocated() / 2**30
+    peak = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
+    assert peak is not None
+    return clock() - start, int(peak[1]) / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="the real widths of Stable Diffusion 1.5")
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--variants", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", help="of the UNet")
+    options = parser.parse_args()
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    unet, autoencoder, tiny = networks(options.full)
+    backbones = {
+        name: DiffusersBackbone(unet, DiffusersAutoencoder(decoder).eval(), [], [], scale).to(device, dtype)
+        for name, decoder, scale in (("VAE", autoencoder, 0.18215), ("TAESD", tiny, 1.0))
+    }
+    recognizer = demo.load_recognizer("guide").to(device)
+    landmarks = demo_landmarks(options.size).to(device)
+    reference = recognizer.reference(torch.rand(1, 3, options.size, options.size, device=device), landmarks)
+    energy = identity_away(recognizer, reference, landmarks)
+    conditioning = TextConditioning(torch.randn(1, 77, 768, device=device))
+    levels = backbones["VAE"].noise_levels
+    sigmas = ddim_sigmas(levels, options.steps).to(device)
+
+    def run(variants: int, decoder: Callable[[Tensor], Tensor] | None, chunk: int | None, every: int) -> Tensor:
+        x = torch.randn(variants, 4, options.size // 8, options.size // 8, device=device)
+
+        def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+            return backbones["VAE"].denoise(x, sigma, conditioning)
+
+        if decoder is None:
+            return sample_euler(denoiser, x, sigmas)
+        gradient = latent_gradient(energy, decoder, chunk)
+        return sample_euler(guided(denoiser, gradient, sigmas, Guidance(every=every), levels), x, sigmas)
+
+    print(f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, {options.size} pixels, {options.dtype}")
+    print("| variants | decoder | chunk | guided | s a step | over unguided | peak memory |")
+    print("|---|---|---|---|---|---|---|")
+    decoders = {name: backbone.differentiable_decoder() for name, backbone in backbones.items()}
+    decoders["VAE, checkpointed"] = decoders["VAE"]
+    run(1, decoders["TAESD"], None, 1)
+    for variants in options.variants:
+        unguided = 0.0
+        for name, chunk, every in ROWS:
+            if chunk == variants:
+                continue
+            decoder = decoders.get(name)
+            checkpointed = name.endswith("checkpointed")
+            (
+                autoencoder.enable_gradient_checkpointing
+                if checkpointed
+                else autoencoder.disable_gradient_checkpointing
+            )()
+            seconds, peak = measured(lambda v=variants, d=decoder, c=chunk, e=every: run(v, d, c, e), device)
+            seconds /= options.steps
+            unguided = unguided or seconds
+            when = "never" if decoder is None else ("every step", "every 2nd step")[every - 1]
+            print(
+                f"| {variants} | {name} | {chunk or 'all'} | {when} | {seconds:.2f} | {seconds / unguided:.2f} | "
+                f"{peak:.1f} GiB |",
+                flush=True,
+            )
+
+
+def demo_landmarks(size: int) -> Tensor:
+    """The five points (1,5,2) of a face in the middle of a crop with margin 1.8."""
+    from diffprivacy.faces import ARCFACE_TEMPLATE
+
+    points = torch.from_numpy(ARCFACE_TEMPLATE)
+    return ((points - 55.5) * size / (112 * 1.8) + (size - 1) / 2)[None]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Workflows, blocks and help pages in the real page."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.browser.conftest import ComfyPage
+from tests.comfyui.conftest import PACK
+from tests.comfyui.server import PromptError
+from tests.comfyui.workflows import to_prompt
+
+WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
+BLOCKS = sorted((PACK / "subgraphs").glob("*.json"))
+OLD = sorted((PACK / "tests" / "comfyui" / "old").glob("*.json"))
+HELP_PAGES = sorted((PACK / "web" / "docs").glob("*.md"))
+
+
+@pytest.fixture(scope="module")
+def object_info(server) -> dict:
+    return server.get("/object_info")
+
+
+def read(file: Path) -> dict:
+    return json.loads(file.read_text())
+
+
+def workflow(name: str) -> dict:
+    return read(PACK / "workflows" / f"{name}.json")
+
+
+@pytest.mark.parametrize("file", [*WORKFLOWS, *OLD], ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_opens_without_a_complaint_and_sends_what_was_saved(page: ComfyPage, object_info, file):
+    page.open(read(file))
+    page.page.wait_for_load_state("networkidle")
+    sent = page.prompt()
+    assert not page.errors
+    if file in WORKFLOWS:  # The old one names a checkpoint that this ComfyUI does not have.
+        assert not page.complaints()
+    assert sent == to_prompt(read(file), object_info)
+
+
+@pytest.mark.parametrize("file", BLOCKS, ids=lambda file: file.stem)
+def test_block_opens_as_one_node(page: ComfyPage, object_info, file):
+    page.open(read(file))
+    assert not page.errors
+    assert not page.complaints()
+    assert page.evaluate("() => app.graph.nodes.map(node => node.title)") == [file.stem]
+    assert page.prompt() == to_prompt(read(file), object_info)
+
+
+@pytest.mark.parametrize("file", BLOCKS, ids=lambda file: file.stem)
+def test_block_is_in_the_node_library(page: ComfyPage, file):
+    page.page.wait_for_function("name => name in LiteGraph.registered_node_types", arg=f"SubgraphBlueprint.{file.stem}")
+
+
+@pytest.mark.parametrize(("name", "saved"), [("anonymize", 1), ("same-face-in-every-frame", 2)])
+def test_a_click_on_run_shows_numbered_faces_progress_and_the_pictures(page: ComfyPage, name, saved):
+    page.open(workflow(name))
+    page.set_widget("KSampler", "steps", 5)
+    page.server.wait(page.click_run())
+    assert page.shown_pictures("DiffPrivacySaveProtected") == [[512, 512]] * saved
+    assert page.shown_pictures("DiffPrivacyDetectFaces") == [[512, 512]] * saved
+    steps = [event["value"] for event in page.evaluate("() => progress") if event["max"] > 1]
+    assert steps[-1] == 5 and steps == sorted(steps)
+    assert not page.errors
+    assert not page.complaints()
+
+
+def test_interrupt_stops_the_run_and_the_next_one_works(page: ComfyPage):
+    page.open(workflow("anonymize"))
+    page.set_widget("KSampler", "steps", 1000)
+    prompt = page.click_run()
+    page.page.wait_for_function("() => progress.some(event => event.max === 1000)")
+    page.page.get_by_role("button", name="Cancel current run").click()
+    with pytest.raises(PromptError, match="KSampler"):
+        page.server.wait(prompt, seconds=60)
+    page.set_widget("KSampler", "steps", 2)
+    page.server.wait(page.click_run())
+    assert page.shown_pictures("DiffPrivacySaveProtected") == [[512, 512]]
+
+
+def test_shift_drag_moves_the_wires_to_a_checkpoint_as_the_notes_say(page: ComfyPage, object_info):
+    page.open(workflow("anonymize"))
+    page.evaluate("() => { app.graph.nodes.find(n => n.type === 'CheckpointLoaderSimple').mode = 0; }")
+    page.set_widget("CheckpointLoaderSimple", "ckpt_name", "tiny.safetensors")
+    for slot in range(3):
+        ends = page.evaluate(
+            """slot => ['DiffPrivacyLoadDemoModel', 'CheckpointLoaderSimple'].map(kind => {
+                const node = app.graph.nodes.find(n => n.type === kind);
+                const [x, y] = app.canvas.ds.convertOffsetToCanvas(node.getConnectionPos(false, slot));
+                const box = app.canvas.canvas.getBoundingClientRect();
+                return [x + box.left, y + box.top];
+            })""",
+            slot,
+        )
+        page.page.mouse.move(*ends[0])
+        page.page.keyboard.down("Shift")
+        page.page.mouse.down()
+        page.page.mouse.move(*ends[1], steps=8)
+        page.page.mouse.up()
+        page.page.keyboard.up("Shift")
+    sent = page.prompt()
+    (checkpoint,) = (name for name, node in sent.items() if node["class_type"] == "CheckpointLoaderSimple")
+    used = {tuple(value) for node in sent.values() for value in node["inputs"].values() if isinstance(value, list)}
+    assert {slot for name, slot in used if name == checkpoint} == {0, 1, 2}
+    (demo,) = (name for name, node in sent.items() if node["class_type"] == "DiffPrivacyLoadDemoModel")
+    assert {slot for name, slot in used if name == demo} == {4}
+
+
+@pytest.mark.parametrize("file", HELP_PAGES, ids=lambda file: file.stem)
+def test_help_panel_shows_the_page_of_the_node(page: ComfyPage, file):
+    page.evaluate(
+        """kind => {
+            app.graph.clear();
+            const node = LiteGraph.createNode(kind);
+            app.graph.add(node);
+            node.pos = [100, 100];
+            app.canvas.ds.reset();
+            app.canvas.selectNode(node);
+        }""",
+        file.stem,
+    )
+    page.page.get_by_test_id("info-button").click()
+    text = file.read_text()
+    (title,) = re.findall(r"^# (.+)$", text, re.M)
+    panel = page.page.locator(".node-help-content")
+    panel.get_by_role("heading", name=title, exact=True, level=1).wait_for()
+    rows = len(re.findall(r"^\|(?!---)", text, re.M))
+    assert panel.locator("tr").count() == rows
+    for picture in panel.locator("img").all():
+        assert picture.evaluate("picture => picture.decode().then(() => picture.naturalWidth)") > 0
+
+
+def test_template_browser_lists_every_workflow_with_its_thumbnail(page: ComfyPage):
+    templates = page.server.get("/workflow_templates")
+    (names,) = (names for pack, names in templates.items() if pack == "diff-privacy")
+    assert sorted(names) == [file.stem for file in WORKFLOWS]
+    for name in names:
+        url = f"{page.server.url}/api/workflow_templates/diff-privacy/{name}.jpg"
+        with urllib.request.urlopen(url) as response:
+            assert response.headers["Content-Type"] == "image/jpeg"

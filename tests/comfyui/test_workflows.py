@@ -1,0 +1,251 @@
+"""Every workflow that people open: as saved on the demo model, and on a checkpoint in its place."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffprivacy import demo
+from diffprivacy.detectors import load_detector
+from diffprivacy.faces import crop_face, crop_landmarks, protected_mask
+from tests.comfyui.conftest import PACK
+from tests.comfyui.photos import write_astronaut
+from tests.comfyui.server import ComfyServer
+from tests.comfyui.workflows import MUTED, NOTES, changed, load_prompt, to_prompt
+
+WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
+BLOCKS = sorted((PACK / "subgraphs").glob("*.json"))
+MATCHED = {"hide-identity", "Hide Identity"}  # What machines still take for the same person.
+SECRET_OR_PATH = re.compile(r"AGE-SECRET-KEY|passphrase=|(?:^|[\s\"'])(?:/(?:home|root|tmp|work|Users|mnt)/|[A-Z]:\\)")
+
+DEMO = "DiffPrivacyLoadDemoModel"
+SOURCES = {
+    "IMAGE": ("DiffPrivacyExamplePhoto", 0),
+    "MODEL": (DEMO, 0),
+    "CLIP": (DEMO, 1),
+    "VAE": (DEMO, 2),
+    "FACE_RECOGNIZER": (DEMO, 4),
+}
+
+every_workflow = pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+every_file = pytest.mark.parametrize("file", [*WORKFLOWS, *BLOCKS], ids=lambda file: file.stem)
+
+
+@pytest.fixture(scope="module")
+def object_info(server: ComfyServer) -> dict:
+    return server.get("/object_info")
+
+
+def of_type(prompt: dict, kind: str) -> list[str]:
+    return [name for name, node in prompt.items() if node["class_type"] == kind]
+
+
+def pictures(server: ComfyServer, outputs: dict, node: str) -> list[np.ndarray]:
+    return [server.picture(reference) for reference in outputs[node]["images"]]
+
+
+def faces_in(picture: np.ndarray) -> list:
+    """The faces from left to right."""
+    found = load_detector(None).detect(torch.from_numpy(picture.astype(np.float32) / 255))
+    return sorted(found, key=lambda face: face.box[0])
+
+
+def check_protected(original: np.ndarray, protected: np.ndarray, chosen: list, margin: float) -> None:
+    """The chosen faces are others, every pixel outside them is the same."""
+    outside = protected_mask(original.shape[:2], chosen, margin).numpy() == 0
+    assert np.array_equal(protected[outside], original[outside])
+    for face in chosen:
+        inside = protected_mask(original.shape[:2], [face], margin).numpy() == 1
+        assert np.abs(protected.astype(int) - original)[inside].mean() > 8
+
+
+def likeness(original: np.ndarray, protected: np.ndarray, face) -> float:
+    """Cosine between a face in two versions of a picture, for the recognizer that guided."""
+    guide = demo.load_recognizer("guide")
+    landmarks = crop_landmarks(face, 224, margin=2.0)[None]
+    a, b = (
+        guide.reference(
+            crop_face(torch.from_numpy(rgb.astype(np.float32) / 255), face, 224, margin=2.0).movedim(-1, 0)[None],
+            landmarks,
+        )
+        for rgb in (original, protected)
+    )
+    return guide.cosine(a, b).item()
+
+
+def quick(prompt: dict, steps: int) -> dict:
+    """The prompt with few steps, and energies without augmentations."""
+    for node in prompt.values():
+        if "augmentations" in node["inputs"]:
+            node["inputs"]["augmentations"] = 0
+    return changed(prompt, KSampler__steps=steps)
+
+
+def run_and_check(server: ComfyServer, prompt: dict) -> list[float]:
+    """Runs a prompt, compares what goes into Paste Faces with what was saved; returns the chosen faces' likeness."""
+    (paste,), (save,) = of_type(prompt, "DiffPrivacyPasteFaces"), of_type(prompt, "DiffPrivacySaveProtected")
+    (detect,), (crop,) = of_type(prompt, "DiffPrivacyDetectFaces"), of_type(prompt, "DiffPrivacyCropFaces")
+    original = prompt[paste]["inputs"]["image"]
+    prompt = {
+        **prompt,
+        "original": {
+            "class_type": "DiffPrivacySaveProtected",
+            "inputs": {"image": original, "filename_prefix": "original"},
+        },
+    }
+    outputs = server.run(prompt)
+    originals, saved = pictures(server, outputs, "original"), pictures(server, outputs, save)
+    variants = prompt[crop]["inputs"]["variants"]
+    assert len(saved) == variants * len(originals)
+    select = prompt[detect]["inputs"]["select"]
+    found_in = [faces_in(original) for original in originals]
+    cosines = []
+    for i, protected in enumerate(saved):
+        original, found = originals[i // variants], found_in[i // variants]
+        chosen = found if select in ("all", "largest") else [found[int(number)] for number in select.split(",")]
+        check_protected(original, protected, chosen, prompt[crop]["inputs"]["margin"])
+        cosines += [likeness(original, protected, face) for face in chosen]
+    return cosines
+
+
+def on_checkpoint(prompt: dict) -> dict:
+    """The prompt with MODEL, CLIP and VAE of Load Checkpoint in place of the demo model's."""
+    (demo,) = of_type(prompt, DEMO)
+    for node in prompt.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list) and value[0] == demo and value[1] < 3:
+                node["inputs"][name] = ["checkpoint", value[1]]
+    loader = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "tiny.safetensors"}}
+    return {**prompt, "checkpoint": loader}
+
+
+@every_workflow
+def test_runs_on_the_demo_model(server, object_info, file):
+    cosines = run_and_check(server, quick(load_prompt(file, object_info), steps=10))
+    check_likeness(file, cosines)
+
+
+def check_likeness(file: Path, cosines: list[float]) -> None:
+    assert (min(cosines) > 0.5) if file.stem in MATCHED else (max(cosines) < 0.2)
+
+
+@every_workflow
+def test_runs_on_a_checkpoint_by_changing_it_alone(server, object_info, file):
+    prompt = on_checkpoint(load_prompt(file, object_info, DiffPrivacyCropFaces__size=64))
+    run_and_check(server, quick(prompt, steps=2))
+
+
+def wired(block: dict) -> dict:
+    """A workflow of one block, fed by the example photo and the demo model, its first output saved."""
+    (node,) = block["nodes"]
+    makers = {kind: 100 + i for i, kind in enumerate({kind for kind, _ in SOURCES.values()})}
+    links = []
+    for slot, socket in enumerate(node["inputs"]):
+        if "widget" not in socket:
+            kind, output = SOURCES[socket["type"]]
+            socket["link"] = len(links) + 1
+            links.append([socket["link"], makers[kind], output, node["id"], slot, socket["type"]])
+    links.append([len(links) + 1, node["id"], 0, 200, 0, "IMAGE"])
+    sources = [{"id": number, "type": kind, "mode": 0} for kind, number in makers.items()]
+    image = {"name": "image", "type": "IMAGE", "link": len(links)}
+    save = {"id": 200, "type": "DiffPrivacySaveProtected", "mode": 0, "inputs": [image], "widgets_values": ["block"]}
+    return {**block, "nodes": [node, *sources, save], "links": links}
+
+
+@pytest.mark.parametrize("file", BLOCKS, ids=lambda file: file.stem)
+def test_blocks_run(server, object_info, file):
+    prompt = to_prompt(wired(json.loads(file.read_text())), object_info)
+    changed(prompt, DiffPrivacyCropFaces__size=demo.IMAGE_SIZE, DiffPrivacyCropFaces__margin=demo.MARGIN)
+    cosines = run_and_check(server, quick(prompt, steps=10))
+    check_likeness(file, cosines)
+
+
+def test_blocks_are_served(server):
+    served = server.get("/global_subgraphs")
+    mine = {entry["name"]: key for key, entry in served.items() if entry["source"] == "custom_node"}
+    assert mine.keys() == {file.stem for file in BLOCKS}
+    for file in BLOCKS:
+        assert json.loads(server.get(f"/global_subgraphs/{mine[file.stem]}")["data"]) == json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("file", BLOCKS, ids=lambda file: file.stem)
+def test_a_block_carries_its_values_outside_and_inside(object_info, file):
+    """Older pages take a widget's value from inside the block, newer ones from outside."""
+    block = json.loads(file.read_text())
+    (node,), (definition,) = block["nodes"], block["definitions"]["subgraphs"]
+    inside = {inner["id"]: inner for inner in definition["nodes"]}
+    for link in definition["links"]:
+        if link["origin_id"] == -10 and "widget" in (socket := node["inputs"][link["origin_slot"]]):
+            inner = inside[link["target_id"]]
+            name = inner["inputs"][link["target_slot"]]["name"]
+            assert inner["widgets_values_named"][name] == node["widgets_values_named"][socket["name"]]
+
+
+def test_the_same_new_face_in_every_frame(server, object_info):
+    """With one noise for all crops the two frames' faces are alike, with a noise for each they are not."""
+    prompt = load_prompt(PACK / "workflows" / "same-face-in-every-frame.json", object_info)
+    prompt = quick(prompt, steps=8)
+    (decode,) = of_type(prompt, "VAEDecode")
+    prompt["crops"] = {
+        "class_type": "DiffPrivacySaveProtected",
+        "inputs": {"image": [decode, 0], "filename_prefix": "c"},
+    }
+
+    def distance(behavior: str) -> float:
+        changed(prompt, LatentBatchSeedBehavior__seed_behavior=behavior)
+        first, second = pictures(server, server.run(prompt), "crops")
+        return float(np.abs(first.astype(int) - second)[32:96, 32:96].mean())
+
+    assert distance("fixed") < 0.7 * distance("random")
+
+
+@every_workflow
+def test_thumbnail_is_a_small_jpeg(file):
+    thumbnail = file.with_suffix(".jpg")
+    assert thumbnail.stat().st_size < 200_000
+    assert Image.open(thumbnail).format == "JPEG"
+
+
+@every_workflow
+def test_notes_and_loaders_tell_what_to_do(file):
+    nodes = json.loads(file.read_text())["nodes"]
+    assert any(node["type"] in NOTES for node in nodes)
+    (loader,) = (node for node in nodes if node["type"] == "CheckpointLoaderSimple")
+    assert loader["mode"] == MUTED
+    (model,) = loader["properties"]["models"]
+    assert model["name"] == loader["widgets_values"][0]
+    assert model["url"].startswith("https://") and model["url"].endswith(model["name"])
+    assert model["directory"] == "checkpoints"
+
+
+@every_file
+def test_no_widget_holds_a_secret_or_a_path(file):
+    for text in strings(json.loads(file.read_text())):
+        assert not SECRET_OR_PATH.search(text), text
+
+
+def strings(value) -> list[str]:
+    if isinstance(value, dict):
+        return [text for item in value.values() for text in strings(item)]
+    if isinstance(value, list):
+        return [text for item in value for text in strings(item)]
+    return [value] if isinstance(value, str) else []
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parent / "old").glob("*.json")), ids=lambda file: file.stem)
+def test_a_workflow_saved_by_an_older_version_still_runs(server, object_info, file):
+    photo = write_astronaut(server.base / "input")
+    prompt = load_prompt(
+        file,
+        object_info,
+        LoadImage__image=photo.name,
+        CheckpointLoaderSimple__ckpt_name="tiny.safetensors",
+        DiffPrivacyCropFaces__size=64,
+    )
+    run_and_check(server, quick(prompt, steps=2))

@@ -1,0 +1,187 @@
+"""Judging versions of pictures: what the table says, what ``diffprivacy evaluate`` prints, and its errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+
+from diffprivacy import demo
+from diffprivacy.cli import main
+from diffprivacy.detectors import load_detector
+from diffprivacy.errors import DiffPrivacyError
+from diffprivacy.evaluation import Judged, clean_pairs, judge, table
+from diffprivacy.faces import protected_mask
+from diffprivacy.preview import cosine_plot
+
+
+def picture(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels.astype(np.float32) / 255)
+
+
+PIXELS = skimage.data.astronaut()[:256, 96:352]
+
+
+@pytest.fixture(scope="module")
+def astronaut() -> torch.Tensor:
+    return picture(PIXELS)
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return load_detector(None)
+
+
+@pytest.fixture(scope="module")
+def face(astronaut, detector):
+    (found,) = detector.detect(astronaut)
+    return found
+
+
+@pytest.fixture(scope="module")
+def judges():
+    return {which: demo.load_recognizer(which) for which in ("guide", "judge")}
+
+
+def erased(rgb: torch.Tensor, face) -> torch.Tensor:
+    """The picture with its face painted grey."""
+    mask = protected_mask(rgb.shape, [face])[..., None]
+    return rgb * (1 - mask) + 0.5 * mask
+
+
+def test_the_same_picture_is_the_same_person(astronaut, face, judges, detector):
+    (same,) = judge(astronaut, astronaut, [face], ["her"], judges, detector)
+    assert same.person == "her"
+    assert same.found
+    assert same.drift < 1e-3
+    assert [same.cosine(which) for which in judges] == pytest.approx([1, 1], abs=1e-4)
+    assert (same.psnr, same.ssim) == (float("inf"), pytest.approx(1))
+    assert same.likeness == pytest.approx(1, abs=1e-3)
+
+
+def test_an_erased_face_is_neither_found_nor_anyone(astronaut, face, judges, detector):
+    (gone,) = judge(astronaut, erased(astronaut, face), [face], ["her"], judges, detector)
+    assert gone.found is False
+    assert np.isnan(gone.drift)
+    assert max(gone.cosine(which) for which in judges) < 0.35
+    assert gone.psnr < 20
+    assert gone.likeness < 0.3
+
+
+def test_a_face_that_moved_is_aligned_anew(astronaut, face, judges, detector):
+    """By 6 pixels, an eighth of its eye distance: judges still know it, and the drift says how far."""
+    moved = torch.roll(astronaut, 6, dims=1)
+    (judged,) = judge(astronaut, moved, [face], ["her"], judges, detector)
+    eyes = np.linalg.norm(face.landmarks[0] - face.landmarks[1])
+    assert judged.drift == pytest.approx(6 / eyes, rel=0.25)
+    assert judged.cosine("guide") > 0.9
+
+
+def test_pictures_of_different_sizes_are_refused(astronaut, face, judges):
+    with pytest.raises(DiffPrivacyError, match="256x256 pixels and the other picture 250x256"):
+        judge(astronaut, astronaut[:, :250], [face], ["her"], judges)
+
+
+def judged(person: str, original: list[float], version: list[float], found: bool | None = True) -> Judged:
+    vectors = [{"a": np.array(v) / np.linalg.norm(v)} for v in (original, version)]
+    return Judged(person, *vectors, found, 0.1 if found else float("nan"), 20.0, 0.5, 0.25)
+
+
+def test_table_counts_accepted_and_nearest():
+    """Of two people, one goes over to the other: half are accepted, half are nearest to themselves."""
+    faces = [judged("x", [1, 0], [1, 0]), judged("y", [0, 1], [0.8, 0.6], found=False)]
+    lines = table({"protected": faces}, {"a": 0.9}).splitlines()
+    assert lines[0] == "|  | a: cosine, TAR, rank-1 | found | drift | PSNR | SSIM | likeness |"
+    assert lines[2] == "| protected | 0.80, 50.0 %, 50.0 % | 50.0 % | 0.100 | 20.0 dB | 0.500 | 0.250 |"
+
+
+def test_table_says_nothing_that_was_not_measured():
+    (line,) = table({"protected": [judged("x", [1, 0], [1, 0], found=None)]}, {}).splitlines()[2:]
+    assert line == "| protected | 1.00, –, 100.0 % | – | – | 20.0 dB | 0.500 | 0.250 |"
+
+
+def test_variants_of_one_person_are_all_that_person():
+    faces = [judged("x", [1, 0], [0.9, 0.1]), judged("x", [1, 0], [0.8, 0.1]), judged("y", [0, 1], [0.1, 1])]
+    assert "100.0 % | 100.0 %" in table({"protected": faces}, {"a": 0.5}).splitlines()[2]
+
+
+def test_plot_has_a_panel_for_each_judge():
+    one = cosine_plot({"protected": [judged("x", [1, 0], [0, 1])]}, {"a": 0.3})
+    assert one.shape[2] == 3
+    assert 0 <= one.min() < one.max() <= 1
+    unmarked = cosine_plot({"protected": [judged("x", [1, 0], [0, 1])]}, {})
+    assert one.shape == unmarked.shape
+    columns = ((one - unmarked).abs().amax(dim=2) > 0.5).any(dim=0).nonzero()
+    assert 1 <= len(columns) <= 4, "the threshold is one dashed line"
+
+
+def test_clean_pairs_need_two_photos_of_a_person(tmp_path, judges, detector):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(PIXELS).save(tmp_path / name / "photo.png")
+    with pytest.raises(DiffPrivacyError, match="two photos of one person"):
+        clean_pairs(sorted(tmp_path.glob("*/*")), judges, detector)
+
+
+@pytest.fixture
+def folders(tmp_path: Path, astronaut, face) -> tuple[Path, Path]:
+    """A folder with the astronaut, and one with two variants of her: herself and nobody."""
+    originals, protected = tmp_path / "originals", tmp_path / "protected"
+    for folder in (originals, protected):
+        folder.mkdir()
+    Image.fromarray(PIXELS).save(originals / "her.png")
+    for i, version in enumerate((astronaut, erased(astronaut, face))):
+        Image.fromarray((version.numpy() * 255).round().astype(np.uint8)).save(protected / f"her-{i + 1}.png")
+    return originals, protected
+
+
+def test_command_prints_the_table_and_writes_the_plot(folders, tmp_path, capsys):
+    originals, protected = folders
+    plot = tmp_path / "plot.png"
+    recovered = tmp_path / "recovered"
+    recovered.mkdir()
+    Image.fromarray(PIXELS).save(recovered / "her.png")
+    arguments = ["--recovered", str(recovered), "--plot", str(plot)]
+    assert main(["evaluate", str(originals), str(protected), *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("|  | demo judge: cosine, TAR, rank-1 |")
+    assert "50.0 %, 100.0 % | 50.0 %" in lines[2]
+    assert lines[3].startswith("| recovered | 1.00, 100.0 %, 100.0 % | 100.0 % | 0.000 | inf dB | 1.000 |")
+    assert Image.open(plot).size[0] > 300
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda originals, protected: (protected / "her-1.png").rename(protected / "him.png"), ""),
+        (lambda originals, protected: [f.unlink() for f in protected.iterdir()], "her.png does not exist, and no variant"),
+        (lambda originals, protected: Image.new("RGB", (9, 9)).save(protected / "her-1.png"), "her-1.png: The original is 256x256"),
+        (lambda originals, protected: [Image.new("RGB", (99, 99)).save(f) for f in (originals / "her.png", *protected.iterdir())], "No face was found in"),
+    ],
+)  # fmt: skip
+def test_bad_folders_are_one_clear_line(folders, capsys, change, message):
+    change(*folders)
+    code = main(["evaluate", *map(str, folders)])
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert (code, len(errors)) == ((1, 1) if message else (0, 0))
+    assert message in "".join(errors)
+
+
+def test_thresholds_come_from_clean_photos(folders, data_dir, tmp_path, capsys):
+    """Five photos of ten people: 100 pairs of one person, 1125 of two."""
+    judge_file = data_dir / "recognizers" / "mobilefacenet_ms1m.onnx"
+    for person in (data_dir / "photos" / "lfw250").iterdir():
+        (tmp_path / "clean" / person.name).mkdir(parents=True)
+        for photo in sorted(person.iterdir())[:5]:
+            (tmp_path / "clean" / person.name / photo.name).symlink_to(photo)
+    arguments = ["--recognizer", str(judge_file), "--clean", str(tmp_path / "clean")]
+    arguments += ["--detector", str(data_dir / "detectors" / "yunet_n.onnx")]
+    assert main(["evaluate", *map(str, folders), *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("mobilefacenet_ms1m: threshold 0.3")
+    assert lines[0].endswith("TAR of clean pairs 100.0 %")
+    assert "50.0 %" in lines[3]

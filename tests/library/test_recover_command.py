@@ -1,0 +1,187 @@
+"""``recover`` and the sealing options as a person uses them: files in, originals or one clear line out."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import insightface
+import pyrage
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+
+from diffprivacy import demo, png
+from diffprivacy.cli import main
+from diffprivacy.detectors import load_detector
+from diffprivacy.faces import protected_mask
+from diffprivacy.images import Picture, read_picture
+from diffprivacy.metrics import psnr
+
+GROUP = Path(insightface.__file__).parent / "data" / "images" / "t1.jpg"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    Image.fromarray(skimage.data.astronaut()).save(folder / "jane-doe.png")
+    Image.open(GROUP).save(folder / "group.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def identity(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """An identity file and its public key."""
+    key = pyrage.x25519.Identity.generate()
+    path = tmp_path_factory.mktemp("identity") / "identity.txt"
+    path.write_text(f"# mine\n{key}\n")
+    return path, str(key.to_public())
+
+
+QUICK = ["--steps", "5", "--strength", "0.4"]
+
+
+def protect(photo: Path, out: Path, *options: str) -> None:
+    assert main(["anonymize", str(photo), "-o", str(out), *QUICK, *options]) == 0
+
+
+def test_folder_round_trip_in_another_process(photos, identity, tmp_path):
+    """Lossless, a key for each face, inside the PNG."""
+    path, recipient = identity
+    protect(photos, tmp_path / "out", "--seal-to", recipient, "--fidelity", "lossless", "--key-per-face")
+    assert len(png.carried(tmp_path / "out" / "group.png")) == 6
+    command = [sys.executable, "-m", "diffprivacy", "recover", tmp_path / "out", "-o", tmp_path / "back"]
+    subprocess.run([*command, "--identity-file", path], check=True)
+    for name in ("jane-doe.png", "group.png"):
+        protected, back, original = (read_picture(p / name).rgb for p in (tmp_path / "out", tmp_path / "back", photos))
+        assert not torch.equal(protected, original)
+        assert torch.equal(back, original)
+
+
+def test_passphrase_beside_and_single_faces(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SECRET", "correct horse")
+    options = ["--passphrase-env", "SECRET", "--fidelity", "lossless", "--key-beside"]
+    protect(photos / "group.png", tmp_path / "out", *options)
+    assert "sealed lossless key beside" in capsys.readouterr().out
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"group.png", "group.png.age"}
+    (tmp_path / "secret.txt").write_text("correct horse\n")
+    recover_one = ["recover", str(tmp_path / "out" / "group.png"), "-o", str(tmp_path / "one"), "--faces", "2"]
+    assert main([*recover_one, "--passphrase-file", str(tmp_path / "secret.txt")]) == 0
+    back, original = read_picture(tmp_path / "one" / "group.png").rgb, read_picture(photos / "group.png").rgb
+    faces = load_detector(None).detect(original)
+    mask = protected_mask(original.shape, [faces[2]], demo.MARGIN) > 0
+    assert torch.equal(back[mask], original[mask])
+    others = protected_mask(original.shape, [faces[0], faces[5]], demo.MARGIN) == 1
+    assert not torch.equal(back[others], original[others])
+
+
+def test_latent_keys_of_variants(photos, identity, tmp_path):
+    path, recipient = identity
+    protect(photos / "jane-doe.png", tmp_path / "out", "--seal-to", recipient, "--variants", "2")
+    first, second = (png.carried(tmp_path / "out" / f"jane-doe-{i}.png")[0] for i in (1, 2))
+    assert first != second
+    assert main(["recover", str(tmp_path / "out"), "-o", str(tmp_path / "back"), "--identity-file", str(path)]) == 0
+    one, two = (read_picture(tmp_path / "back" / f"jane-doe-{i}.png").rgb for i in (1, 2))
+    assert torch.equal(one, two)
+    assert psnr(one, read_picture(photos / "jane-doe.png").rgb) > 35
+
+
+@pytest.fixture(scope="module")
+def sealed(photos, identity, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("sealed")
+    protect(photos / "jane-doe.png", out, "--seal-to", identity[1], "--fidelity", "lossless")
+    return out / "jane-doe.png"
+
+
+def resaved(path: Path, folder: Path) -> Path:
+    Image.open(path).save(folder / "again.png")
+    return folder / "again.png"
+
+
+def damaged(path: Path, folder: Path) -> Path:
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    (folder / "damaged.png").write_bytes(data)
+    return folder / "damaged.png"
+
+
+def swapped(path: Path, folder: Path) -> Path:
+    """The key of this picture in another one."""
+    picture = read_picture(path)
+    png.save(folder / "swapped.png", Picture(picture.rgb.flip(1)), png.carried(path))
+    return folder / "swapped.png"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(resaved, "saved it anew and lost the key"), (damaged, "damaged"), (swapped, "belongs to another picture")],
+)
+def test_what_recover_says(sealed, identity, tmp_path, capsys, change, message):
+    path = change(sealed, tmp_path)
+    assert main(["recover", str(path), "-o", str(tmp_path / "out"), "--identity-file", str(identity[0])]) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert path.name in errors[0]
+    assert message in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_recover_says_of_identities(sealed, tmp_path, capsys, monkeypatch):
+    (tmp_path / "other.txt").write_text(str(pyrage.x25519.Identity.generate()))
+    (tmp_path / "bad.txt").write_text("AGE-SECRET-KEY-1NONSENSE")
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    for options, message in (
+        ([], "give the file of an identity"),
+        (["--identity-file", str(tmp_path / "other.txt")], "sealed to others"),
+        (["--identity-file", str(tmp_path / "bad.txt")], "none that can be used"),
+        (["--identity-file", str(tmp_path / "absent.txt")], "absent.txt"),
+        (["--key-file", str(tmp_path / "absent.age")], "absent.age"),
+    ):
+        assert main(["recover", str(sealed), "-o", str(tmp_path / "out"), *options]) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert "NONSENSE" not in error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seal-to", "nobody"], "is no public key"),
+        (["--fidelity", "lossless"], "need --seal-to"),
+        (["--passphrase-env", "NOT_SET"], "NOT_SET"),
+        (["--passphrase-file", "absent.txt"], "absent.txt"),
+        (["--passphrase-env", "HOME", "--seal-to", "age1x"], "choose one"),
+    ],
+)
+def test_wrong_seals_stop_before_anything_is_written(photos, tmp_path, capsys, options, message):
+    assert main(["anonymize", str(photos), "-o", str(tmp_path / "out"), *options]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_written_holds_the_secret_or_the_inputs_name(photos, tmp_path):
+    """Everything a run leaves: pictures, keys, what it printed, temporary files."""
+    secret = "correct-horse-battery"
+    (tmp_path / "tmp").mkdir()
+    environment = {**os.environ, "SECRET": secret, "TMPDIR": str(tmp_path / "tmp"), "HOME": str(tmp_path / "tmp")}
+    command = [
+        sys.executable,
+        "-m",
+        "diffprivacy",
+        "anonymize",
+        photos / "jane-doe.png",
+        "-o",
+        tmp_path / "out",
+        *QUICK,
+    ]
+    run = subprocess.run([*command, "--passphrase-env", "SECRET"], env=environment, capture_output=True, check=True)
+    os.replace(tmp_path / "out" / "jane-doe.png", tmp_path / "out" / "published.png")
+    written = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(written) >= 1
+    for content in [*written, run.stdout, run.stderr]:
+        assert secret.encode() not in content
+    assert not any(b"jane-doe" in content for content in written)

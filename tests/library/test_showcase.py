@@ -1,0 +1,83 @@
+"""``diffprivacy demo`` as somebody sees it who has just cloned the pack."""
+
+from __future__ import annotations
+
+import io
+import re
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+
+from diffprivacy.cli import main
+from diffprivacy.images import read_picture
+from diffprivacy.metrics import psnr
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory):
+    """The folder that the demo wrote for the built-in photo, and what it printed."""
+    out = tmp_path_factory.mktemp("demo") / "out"
+    with redirect_stdout(io.StringIO()) as printed:
+        assert main(["demo", "-o", str(out), "--seed", "1"]) == 0
+    return out, printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def rows(demo) -> dict[str, list[float]]:
+    """Guide's cosine, judge's cosine and PSNR by the name of the version, as printed."""
+    found = re.findall(r"^(\w[\w ]*?) +(-?[\d.]+) +(-?[\d.]+) +([\d.]+) dB$", demo[1], re.MULTILINE)
+    return {name: [float(value) for value in values] for name, *values in found}
+
+
+def test_all_jobs_are_shown(demo, rows):
+    names = ["variant 1", "variant 2", "variant 3", "variant 4", "hidden"]
+    assert list(rows) == [*names, "recovered", "wrong key"]
+    files = {path.name for path in demo[0].iterdir()}
+    pictures = {f"{name.replace(' ', '-')}.png" for name in names}
+    keys = {f"{name}.age" for name in pictures}
+    assert files == pictures | keys | {"recovered.png", "contact-sheet.png", "identity.txt"}
+
+
+def test_the_jobs_do_what_they_are_for(rows):
+    for name, (guide, judge, fidelity) in rows.items():
+        if name.startswith("variant"):
+            assert guide < 0.1
+            assert judge < 0.5
+            assert fidelity < 25
+    guide, _, fidelity = rows["hidden"]
+    assert guide > 0.5
+    assert fidelity < 22
+    assert rows["recovered"][2] > 27
+    assert rows["wrong key"][0] < 0.3
+    assert rows["wrong key"][2] < 20
+
+
+def test_the_sealed_key_recovers_every_protected_picture(demo, tmp_path):
+    """With the command, from the files alone; nothing but the face differs from the original, and that little."""
+    out, printed = demo
+    assert "another identity instead of identity.txt: None of the identities given opens the key" in printed
+    original = torch.from_numpy(skimage.data.astronaut().astype(np.float32) / 255)
+    for name in ("hidden.png", "variant-2.png"):
+        arguments = ["-o", str(tmp_path), "--identity-file", str(out / "identity.txt")]
+        assert main(["recover", str(out / name), *arguments]) == 0
+        recovered = read_picture(tmp_path / name).rgb
+        assert psnr(recovered, original) > 35 > psnr(read_picture(out / name).rgb, original)
+
+
+def test_contact_sheet_shows_eight_closeups(demo):
+    sheet = np.asarray(Image.open(demo[0] / "contact-sheet.png"))
+    assert sheet.shape[1] > 4 * 256
+    assert sheet.shape[0] > 2 * 256
+
+
+def test_photo_without_a_face_is_one_clear_line_and_no_file(tmp_path: Path, capsys):
+    Image.fromarray(skimage.data.coffee()).save(tmp_path / "coffee.png")
+    assert main(["demo", str(tmp_path / "coffee.png"), "-o", str(tmp_path / "out")]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "No face was found" in line
+    assert not (tmp_path / "out").exists()
