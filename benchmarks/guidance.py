@@ -48,20 +48,16 @@ def networks(full: bool) -> tuple[Any, Any, Any]:
 
     torch.manual_seed(0)
     width, decoder_width = (320, 128) if full else (64, 32)
-    unet = UNet2DConditionModel(
-        sample_size=64,
-        block_out_channels=(width, 2 * width, 4 * width, 4 * width),
-        cross_attention_dim=768,
-        attention_head_dim=8,
-    )
-    levels = 4
-    autoencoder = AutoencoderKL(
-        block_out_channels=(decoder_width, 2 * decoder_width, 4 * decoder_width, 4 * decoder_width),
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        layers_per_block=2,
-        latent_channels=4,
-    )
+    channels: Any = (width, 2 * width, 4 * width, 4 * width)
+    unet = UNet2DConditionModel(64, block_out_channels=channels, cross_attention_dim=768, attention_head_dim=8)
+    shape: Any = {
+        "block_out_channels": (decoder_width, 2 * decoder_width, 4 * decoder_width, 4 * decoder_width),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2,
+        "latent_channels": 4,
+    }
+    autoencoder = AutoencoderKL(**shape)
     return unet, autoencoder, AutoencoderTiny()
 
 

@@ -15,7 +15,6 @@ import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +25,15 @@ from .backbone import Backbone
 from .errors import DiffPrivacyError
 from .faces import Face, crop_face, face_mask, paste_faces
 from .inversion import invert_fixed_point
-from .keys import check_face, face_fields
+from .keys import MAX_SIDE, check_face, face_fields
 from .sampling import Callback, ddim_sigmas, sample_euler
 from .stages import stage_denoiser
 
+VERSION = 1
+MAX_PUBLIC = 2**18
 STEPS = 20
+ITERATIONS = 3
+"""Of the fixed point at each step: what the autoencoder and the pixels lose is far more than what is left then."""
 END = 0.1
 """Noise level at which sampling stops: the published face keeps that much noise, which is what the way back can hold on to."""
 ROUNDS = 3
@@ -47,6 +50,26 @@ class Public:
     faces: Sequence[Face]
     size: int
     margin: float
+
+    def to_bytes(self) -> bytes:
+        """As JSON."""
+        fields = {"version": VERSION, "salt": self.salt.hex(), "size": self.size, "margin": self.margin}
+        return json.dumps({**fields, "faces": [face_fields(face) for face in self.faces]}).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Public:
+        """Raises DiffPrivacyError for anything that :meth:`to_bytes` would not write."""
+        try:
+            fields = json.loads(data[:MAX_PUBLIC])
+            salt, faces = bytes.fromhex(fields["salt"]), [check_face(face) for face in fields["faces"]]
+            size, margin = int(fields["size"]), float(fields["margin"])
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+            raise DiffPrivacyError("What the picture carries for keyed recovery is damaged.") from None
+        if fields.get("version") != VERSION:
+            raise DiffPrivacyError("The picture was protected by a newer version in keyed mode: update this program.")
+        if len(salt) != SALT_BYTES or not 8 <= size <= 8 * MAX_SIDE or not 1 <= margin <= 4 or not faces:
+            raise DiffPrivacyError("What the picture carries for keyed recovery is damaged.")
+        return cls(salt, tuple(faces), size, margin)
 
 
 def rotate(noise_map: Tensor, mask: Tensor, seed: bytes, back: bool = False) -> Tensor:
@@ -70,6 +93,75 @@ def rotate(noise_map: Tensor, mask: Tensor, seed: bytes, back: bool = False) -> 
     turned_map = noise_map.clone()
     turned_map[0][inside] = torch.from_numpy(x).to(noise_map)
     return turned_map
+
+
+def anonymize_keyed(
+    picture: Tensor,
+    faces: Sequence[Face],
+    backbone: Backbone,
+    size: int,
+    secret: str,
+    margin: float,
+    callback: Callback | None = None,
+) -> tuple[Tensor, Public]:
+    """The picture (H,W,3) in [0,1] with the faces that the secret turns them into, and what the way back needs openly.
+
+    No recognizer guides: the new face is whatever the turned noise gives.
+    """
+    public = Public(secrets.token_bytes(SALT_BYTES), tuple(faces), size, margin)
+    return _turned(picture, public, backbone, secret, False, callback), public
+
+
+def recover_keyed(
+    picture: Tensor, public: Public, backbone: Backbone, secret: str, callback: Callback | None = None
+) -> Tensor:
+    """The original of a picture (H,W,3) in keyed mode, approximately; with a wrong secret, other faces."""
+    return _turned(picture, public, backbone, secret, True, callback)
+
+
+def keyed_sigmas(backbone: Backbone) -> Tensor:
+    """The descending noise levels of both ways, which end at ``END``."""
+    sigmas = ddim_sigmas(backbone.noise_levels, STEPS)
+    return torch.cat([sigmas[sigmas > 1.3 * END], sigmas.new_tensor([END])])
+
+
+def _turned(
+    picture: Tensor, public: Public, backbone: Backbone, secret: str, back: bool, callback: Callback | None
+) -> Tensor:
+    key = derive(secret, public.salt)
+    crops = []
+    for i in range(len(public.faces)):
+        noise_map, mask = face_noise(picture, public, i, backbone, callback)
+        crops.append(face_of(rotate(noise_map, mask, face_seed(key, i), back), backbone))
+    return paste_faces(picture, crops, public.faces, public.margin, opaque=back)
+
+
+def derive(secret: str, salt: bytes) -> bytes:
+    """32 bytes that a secret and a salt decide, at the cost that ``SCRYPT`` sets."""
+    return hashlib.scrypt(secret.encode(), salt=salt, dklen=32, **SCRYPT)
+
+
+def face_seed(key: bytes, face: int) -> bytes:
+    """The rotation's seed for one of a picture's faces."""
+    return key + face.to_bytes(4, "big")
+
+
+def face_noise(
+    picture: Tensor, public: Public, face: int, backbone: Backbone, callback: Callback | None = None
+) -> tuple[Tensor, Tensor]:
+    """The noise map (1,C,h,w) of a face as a picture (H,W,3) shows it, and the mask (h,w) to be turned in it."""
+    crop = crop_face(picture, public.faces[face], public.size, public.margin).movedim(-1, 0)[None]
+    latent = backbone.encode(crop)
+    mask = face_mask(public.faces[face], public.size, public.margin)[None, None]
+    mask = F.interpolate(mask, latent.shape[2:], mode="area")[0, 0]
+    denoiser = stage_denoiser(backbone)
+    return invert_fixed_point(denoiser, latent, keyed_sigmas(backbone), callback, ITERATIONS), mask
+
+
+def face_of(noise_map: Tensor, backbone: Backbone) -> Tensor:
+    """The crop (S,S,3) in [0,1] that a noise map (1,C,h,w) becomes."""
+    latent = sample_euler(stage_denoiser(backbone), noise_map, keyed_sigmas(backbone))
+    return backbone.decode(latent)[0].movedim(0, -1).cpu()
 
 
 def _permutation_and_signs(seed: bytes, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -228,9 +228,9 @@ def _content(metadata: Any) -> dict[str, Any]:
 def _check_tensors(header: Mapping[str, Any], total: int) -> None:
     """Names, types, dimensions and sizes of all tensors, from the header alone."""
     for name, entry in header.items():
-        kind, _, number = name.partition(".")
+        kind, dot, number = name.partition(".")
         numbered = kind in ("context", "pooled", "patch")
-        if kind not in _KINDS or numbered != (number.isascii() and number.isdigit() and len(number) < 4):
+        if kind not in _KINDS or numbered != (number.isascii() and number.isdigit()) or numbered != bool(dot):
             raise _wrong(name[:40], "no key has such a tensor")
         dimensions, types = _KINDS[kind]
         if not isinstance(entry, dict) or entry.get("dtype") not in types:

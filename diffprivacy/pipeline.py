@@ -99,6 +99,9 @@ def hide(
 
 
 VISUAL_WEIGHT = 1.0
+"""Of looking different, against machines matching, in :func:`hide`."""
+GRADIENT_SIDE = 512
+"""Gradients are taken through as many crops at once as fill a picture of this side in pixels, to bound the memory."""
 
 
 def _redraw(
@@ -144,7 +147,7 @@ def _redraw(
         msi = empty if pseudo_words is None else stage_denoiser(backbone, prompt, pseudo_words[i])
         denoiser = scheduled({"msi": msi, "empty": empty}, preset.schedule(), backbone.noise_levels)
         if (energy := energy_of(crop, landmarks)) is not None:
-            gradient = latent_gradient(energy, decoder)
+            gradient = latent_gradient(energy, decoder, chunk=max(1, (GRADIENT_SIDE // size) ** 2))
             denoiser = guided(denoiser, gradient, sigmas, preset.guidance, backbone.noise_levels)
         latents = backbone.encode(crop).repeat(variants, 1, 1, 1)
         noise = torch.randn(latents.shape, generator=generator).to(latents)

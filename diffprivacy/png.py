@@ -65,14 +65,16 @@ def read_chunks(data: bytes, kind: bytes) -> list[bytes]:
     return found
 
 
-def save(path: Path, picture: Picture, sealed: Sequence[bytes] = (), beside: bool = False) -> None:
+def save(
+    path: Path, picture: Picture, sealed: Sequence[bytes] = (), beside: bool = False, kind: bytes = SEALED_KEY
+) -> None:
     """Write a picture with its sealed keys inside or beside it: the keys first, each file complete or not at all."""
     data = encode_png(picture)
     if beside:
         for file, content in zip(names_beside(path, len(sealed)), sealed, strict=True):
             write_atomically(file, content)
     elif sealed:
-        data = with_chunks(data, SEALED_KEY, sealed)
+        data = with_chunks(data, kind, sealed)
     write_atomically(path, data)
 
 
@@ -89,8 +91,7 @@ def found_beside(picture: Path) -> list[Path]:
 
 def carried(picture: Path) -> list[bytes]:
     """The sealed keys inside a picture file, or else beside it; raises DiffPrivacyError for a damaged PNG."""
-    data = picture.read_bytes()
-    inside = read_chunks(data, SEALED_KEY) if data.startswith(SIGNATURE) else []
+    inside = read_file_chunks(picture, SEALED_KEY)
     return inside or [read_sealed(path) for path in found_beside(picture)]
 
 
@@ -101,6 +102,12 @@ def read_sealed(path: Path) -> bytes:
             return file.read(MAX_SEALED + 1)
     except OSError as error:
         raise DiffPrivacyError(f"{path}, the key file, cannot be read: {error.strerror}.") from None
+
+
+def read_file_chunks(picture: Path, kind: bytes) -> list[bytes]:
+    """As :func:`read_chunks`, of a file; none of one that is no PNG."""
+    data = picture.read_bytes()
+    return read_chunks(data, kind) if data.startswith(SIGNATURE) else []
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:

@@ -53,7 +53,14 @@ class DetectFaces(io.ComfyNode):
             display_name="Detect Faces",
             category=CATEGORY,
             description="Finds the faces of each picture and chooses those to protect; shows them numbered.",
-            search_aliases=["face privacy", "find faces", "select face", "anonymize", "deidentify"],
+            search_aliases=[
+                "face privacy",
+                "find faces",
+                "select face",
+                "anonymize",
+                "deidentify",
+                "blur face alternative",
+            ],
             has_intermediate_output=True,
             inputs=[
                 io.Image.Input("image"),

@@ -87,7 +87,7 @@ class AnonymizeEnergy(io.ComfyNode):
             display_name="Anonymize Energy",
             category=CATEGORY,
             description="Low where machines see somebody else, and where the variants of a face differ from each other.",
-            search_aliases=["identity loss", "face privacy", "deidentify"],
+            search_aliases=["identity loss", "face privacy", "anonymize", "deidentify", "blur face alternative"],
             inputs=[
                 *_energy_inputs(),
                 io.Float.Input(

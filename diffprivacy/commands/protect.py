@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import pipeline
+from .. import pipeline, png
 from ..detectors import Detector, load_detector
 from ..errors import DiffPrivacyError, NoFaceError
 from ..faces import crop_face
 from ..images import Picture, read_picture, write_picture
+from ..keyed import Public, anonymize_keyed
 from ..keys import RecoveryKey
 from ..msi import MSI, load_msi
 from ..recovery import record
@@ -104,7 +105,10 @@ def protect(options: argparse.Namespace) -> int:
             continue
         files[0].parent.mkdir(parents=True, exist_ok=True)
         for file, picture in zip(files, pictures, strict=True):
-            if seal is None or key is None:
+            if isinstance(key, Public):
+                png.save(file, picture, [key.to_bytes()], kind=png.KEYED)
+                print(f"{file} (keyed)")
+            elif seal is None or key is None:
                 write_picture(file, picture)
                 print(file)
             else:
@@ -121,8 +125,8 @@ def _protect(
     msi: MSI | None,
     seal: Seal | None,
     bar: tqdm,
-) -> tuple[list[Picture], RecoveryKey | None]:
-    """The protected variants, and the key that brings the faces back where one is to be sealed."""
+) -> tuple[list[Picture], RecoveryKey | Public | None]:
+    """The protected variants, and what brings the faces back where that is wanted."""
     picture = read_picture(source)
     try:
         faces = select_faces(detector.detect(picture.rgb), options.faces)
@@ -136,6 +140,13 @@ def _protect(
     def progress(step: dict) -> None:
         bar.total = step["steps"]
         bar.update(1)
+
+    if options.keyed and seal is not None:
+        secret = seal.passphrase or ""
+        rgb, public = anonymize_keyed(
+            picture.rgb, faces, model.backbone, model.size, secret, model.margin, callback=progress
+        )
+        return [dataclasses.replace(picture, rgb=rgb)], public
 
     words = None
     if msi is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from .. import png, recovery
 from ..errors import DiffPrivacyError
 from ..hosts.diffusers import DiffusersBackbone
 from ..images import Picture, read_picture, write_picture
+from ..keyed import Public, recover_keyed
 from ..keys import RecoveryKey
 from .inputs import all_exist, plan
 from .model import add_checkpoint_options, load_checkpoint
@@ -57,12 +59,18 @@ def recover(options: argparse.Namespace) -> int:
     for source, (file,) in todo.items():
         try:
             picture = read_picture(source)
-            keys = _keys(source, options, secrets)
+            keyed = None if options.key_file else _public(source)
+            keys = [] if keyed else _keys(source, options, secrets)
             for key in keys:
                 recovery.check_picture(picture, key, options.accept_changed)
-            if backbone is None and not all(key.patches for key in keys):
+            if backbone is None and not (keys and all(key.patches for key in keys)):
                 backbone = load_checkpoint(options)
-            recovered = _recover(source, picture, keys, backbone, options)
+            if keyed and backbone is not None:
+                print("keyed: a wrong passphrase gives another face, not an error", file=sys.stderr)
+                rgb = recover_keyed(picture.rgb, keyed, backbone, secrets.asked())
+                recovered = dataclasses.replace(picture, rgb=rgb)
+            else:
+                recovered = _recover(source, picture, keys, backbone, options)
         except DiffPrivacyError as error:
             print(f"error: {source}: {error}", file=sys.stderr)
             failed += 1
@@ -89,6 +97,12 @@ def _recover(
             bar.update(1)
 
         return recovery.recover(picture, keys, backbone, options.accept_changed, progress)
+
+
+def _public(source: Path) -> Public | None:
+    """What a picture in keyed mode carries openly; None for other pictures."""
+    found = png.read_file_chunks(source, png.KEYED)
+    return Public.from_bytes(found[0]) if found else None
 
 
 def _keys(source: Path, options: argparse.Namespace, secrets: Secrets) -> list[RecoveryKey]:

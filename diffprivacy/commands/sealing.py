@@ -34,6 +34,11 @@ def add_seal_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--key-beside", action="store_true", help="write the sealed key to NAME.png.age instead of into the PNG")
     add("--key-per-face", action="store_true", help="a sealed key for each face, so that they can be released singly")
+    add(
+        "--keyed",
+        action="store_true",
+        help="store no key: the picture and the passphrase bring the faces back, roughly (anonymize only, not guided)",
+    )
 
 
 def add_passphrase_options(parser: argparse._ActionsContainer) -> None:
@@ -43,7 +48,9 @@ def add_passphrase_options(parser: argparse._ActionsContainer) -> None:
 
 
 def load_seal(options: argparse.Namespace) -> Seal | None:
-    """The seal that the options ask for, None for none; raises DiffPrivacyError for options that go without one."""
+    """The seal that the options ask for, None for none; raises DiffPrivacyError for options that do not fit together."""
+    if options.keyed and (options.task != "anonymize" or options.variants > 1 or options.seal_to):
+        raise DiffPrivacyError("--keyed goes with anonymize, one variant and a passphrase.")
     if options.seal_to:
         if _given_passphrase(options) or options.ask_passphrase:
             raise DiffPrivacyError("A key is sealed either to a passphrase or to public keys (--seal-to); choose one.")
@@ -52,7 +59,7 @@ def load_seal(options: argparse.Namespace) -> Seal | None:
         return Seal(passphrase=_new_passphrase())
     if (passphrase := _given_passphrase(options)) is not None:
         return Seal(passphrase=passphrase)
-    if options.key_beside or options.key_per_face or options.fidelity != "latent":
+    if options.keyed or options.key_beside or options.key_per_face or options.fidelity != "latent":
         raise DiffPrivacyError("The options of the recovery key need --seal-to, --passphrase-file or --passphrase-env.")
     return None
 
@@ -66,9 +73,13 @@ class Secrets:
 
     def open(self, sealed: bytes) -> bytes:
         """What a sealed key holds; raises DiffPrivacyError when nothing opens it."""
-        if needs_passphrase(sealed):
-            self.passphrase = self.passphrase or ask_passphrase()
-        return Opener(self.passphrase, self.identities).open(sealed)
+        passphrase = self.asked() if needs_passphrase(sealed) else None
+        return Opener(passphrase, self.identities).open(sealed)
+
+    def asked(self) -> str:
+        """The passphrase that an option names, or typed at the terminal once."""
+        self.passphrase = self.passphrase or ask_passphrase()
+        return self.passphrase
 
 
 def ask_passphrase(prompt: str = "Passphrase: ") -> str:

@@ -60,10 +60,22 @@ with torch.inference_mode():
         "denoised_empty": backbone.denoise(inputs["x"], inputs["sigma"], empty),
     }
     outputs["facts"] = torch.tensor([backbone.latent_channels, backbone.downscale])
+    narrow = {"double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32}
+    narrow |= {"ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
+    kl = comfy.sd.VAE(sd={}, config={"params": {"embed_dim": 4, "ddconfig": narrow}}, dtype=torch.float32)
+    for weight in kl.first_stage_model.parameters():
+        weight.normal_(std=0.1)
     with torch.inference_mode(False), torch.enable_grad():
         z = inputs["latents"].clone().requires_grad_()
         images = backbone.differentiable_decoder()(z)
         (outputs["gradient"],) = torch.autograd.grad(images.square().sum(), z)
         outputs["differentiable"] = images.detach()
+
+        latent_format = model.get_model_object("latent_format")
+        images = host.differentiable_decoder(kl, latent_format)(z)
+        (outputs["kl_gradient"],) = torch.autograd.grad(images.square().sum(), z)
+        plain = host.private_copy(kl.first_stage_model).decode(latent_format.process_out(z))
+        images = (plain / 2 + 0.5).clamp(0, 1)
+        (outputs["kl_plain_gradient"],) = torch.autograd.grad(images.square().sum(), z)
 
 save_file({key: value.contiguous().clone() for key, value in outputs.items()}, Path(outputs_file))

@@ -23,14 +23,15 @@ class PromptError(Exception):
 
 
 class ComfyServer:
-    """``main.py --cpu`` on a free port; a context manager."""
+    """``main.py --cpu`` on a free port; a context manager. pack: None for a ComfyUI without it."""
 
-    def __init__(self, comfyui: Path, pack: Path, base: Path, checkpoint: Path, *options: str):
+    def __init__(self, comfyui: Path, pack: Path | None, base: Path, checkpoint: Path, *options: str):
         self.base = base
         self.log_file = base / "comfyui.log"
         for folder in ("custom_nodes", "models/checkpoints", "input", "output"):
             (base / folder).mkdir(parents=True)
-        (base / "custom_nodes" / "diff-privacy").symlink_to(pack, target_is_directory=True)
+        if pack:
+            (base / "custom_nodes" / "diff-privacy").symlink_to(pack, target_is_directory=True)
         (base / "models" / "checkpoints" / "tiny.safetensors").symlink_to(checkpoint)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

@@ -63,7 +63,7 @@ def through_comfyui(server, guided: bool) -> np.ndarray:
     return server.picture(reference)
 
 
-@pytest.mark.parametrize(("guided", "largest", "mean"), [(False, 1, 0.001), (True, 16, 0.2)])
+@pytest.mark.parametrize(("guided", "largest", "mean"), [(False, 1, 0.001), (True, 16, 1.0)])
 def test_one_seed_one_picture(server, photo, tmp_path, guided, largest, mean):
     """Unguided to the rounding of 8 bits; guidance amplifies the last digits of float32, in which the hosts differ.
 
@@ -86,4 +86,7 @@ def test_one_seed_one_picture(server, photo, tmp_path, guided, largest, mean):
     here, there = (rgb[face].astype(int) for rgb in (pixels(tmp_path / "made.png"), through_comfyui(server, guided)))
     difference = np.abs(here - there)
     assert np.abs(here - pixels(photo)[face]).mean() > 5
-    assert (difference.max() <= largest, difference.mean() <= mean) == (True, True), (difference.max(), difference.mean())
+    assert (difference.max() <= largest, difference.mean() <= mean) == (True, True), (
+        difference.max(),
+        difference.mean(),
+    )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from diffprivacy import demo
 from diffprivacy.detectors import load_detector
 from diffprivacy.faces import crop_face, crop_landmarks
 from tests.comfyui.conftest import PACK
-from tests.comfyui.graphs import Graph, slot
-from tests.comfyui.photos import pixels, write_astronaut
+from tests.comfyui.graphs import Graph, saved_latent, slot
+from tests.comfyui.photos import pixels, write_astronaut, write_group, write_landscape
 from tests.comfyui.server import PromptError
 from tests.comfyui.workflows import load_prompt
 
@@ -170,3 +172,141 @@ def test_variants_workflow_makes_four_other_people(server, photo, face):
     assert likeness(variants, photo, face) < 0.2
     changes = [np.abs(a.astype(int) - b).mean() for i, a in enumerate(variants) for b in variants[:i]]
     assert min(changes) > 0.5
+
+
+def write_taesd(folder: Path) -> Path:
+    """A seeded TAESD decoder of SD 1.x under the names that ComfyUI's class gives its layers."""
+    random = torch.Generator().manual_seed(0)
+    state = {}
+
+    def convolution(name: str, inputs: int, outputs: int, bias: bool = True) -> None:
+        state[f"{name}.weight"] = torch.randn(outputs, inputs, 3, 3, generator=random) * (9 * inputs) ** -0.5
+        if bias:
+            state[f"{name}.bias"] = torch.zeros(outputs)
+
+    convolution("1", 4, 64)
+    for block in (3, 4, 5, 8, 9, 10, 13, 14, 15, 18):
+        for layer in (0, 2, 4):
+            convolution(f"{block}.conv.{layer}", 64, 64)
+    for layer in (7, 12, 17):
+        convolution(str(layer), 64, 64, bias=False)
+    convolution("19", 64, 3)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / "taesd_decoder.safetensors")
+    return folder / "taesd_decoder.safetensors"
+
+
+def stable_diffusion_guided(decoder: str) -> Graph:
+    """Two steps of the tiny SD 1.x checkpoint toward somebody else."""
+    graph = Graph()
+    demo_model = graph.add("DiffPrivacyLoadDemoModel")
+    loader = graph.add("CheckpointLoaderSimple", ckpt_name="tiny.safetensors")
+    image = graph.add("LoadImage", image="astronaut.png")
+    detector = graph.add("DiffPrivacyLoadDetector", file="built-in (no file needed)")
+    faces = graph.add("DiffPrivacyDetectFaces", image=image, detector=detector, select="all", without_face="error")
+    crops = graph.add("DiffPrivacyCropFaces", image=image, faces=faces, size=128, margin=1.8, variants=1)
+    energy = graph.add(
+        "DiffPrivacyAnonymizeEnergy",
+        **{"recognizer": slot(demo_model, 4), "reference": crops, "faces": slot(crops, 2)},
+        **{"identity": 1.0, "diversity": 1.0, "form": "smooth", "augmentations": 0},
+    )
+    model = graph.add(
+        "DiffPrivacyEnergyGuidance",
+        **{"model": loader, "vae": slot(loader, 2), "energy": energy, "rule": "normalized", "scale": 0.1},
+        **{"from_step": 999, "to_step": 0, "every": 1, "decoder": decoder, "chunk": 0},
+    )
+    prompt = graph.add("CLIPTextEncode", clip=slot(loader, 1), text="")
+    samples = graph.add(
+        "KSampler",
+        **{"model": model, "positive": prompt, "negative": prompt, "seed": 7, "steps": 2, "cfg": 1.0, "denoise": 0.6},
+        **{"sampler_name": "euler", "scheduler": "normal"},
+        latent_image=graph.add("VAEEncode", pixels=crops, vae=slot(loader, 2)),
+    )
+    graph.add("SaveLatent", samples=samples, filename_prefix="taesd")
+    return graph
+
+
+def guided_latent(server, decoder: str) -> torch.Tensor:
+    server.post("/free", {"unload_models": True, "free_memory": True})
+    graph = stable_diffusion_guided(decoder)
+    return saved_latent(server, server.run(graph), [str(len(graph)), 0])
+
+
+def test_a_taesd_in_vae_approx_is_what_the_energy_looks_through(server):
+    """Its gradients are other ones; without the file, and where the VAE is asked for, nothing changes."""
+    through_vae = guided_latent(server, "VAE")
+    assert torch.equal(guided_latent(server, "TAESD if present"), through_vae)
+    file = write_taesd(server.base / "models" / "vae_approx")
+    through_taesd = guided_latent(server, "TAESD if present")
+    assert through_taesd.isfinite().all()
+    assert (through_taesd - through_vae).abs().max() > 0.01
+    assert torch.equal(guided_latent(server, "VAE"), through_vae)
+    file.unlink()
+
+
+def energy_of(server, picture: str, reference: str) -> None:
+    """Anonymize Energy for the faces in a picture; reference: the crops, the picture, or the crops twice."""
+    graph = Graph()
+    loader = graph.add("DiffPrivacyLoadDemoModel")
+    image = graph.add("LoadImage", image=picture)
+    detector = graph.add("DiffPrivacyLoadDetector", file="built-in (no file needed)")
+    faces = graph.add("DiffPrivacyDetectFaces", image=image, detector=detector, select="all", without_face="error")
+    crops, twice = (
+        graph.add("DiffPrivacyCropFaces", image=image, faces=faces, size=128, margin=1.8, variants=count)
+        for count in (1, 2)
+    )
+    energy = graph.add(
+        "DiffPrivacyAnonymizeEnergy",
+        recognizer=slot(loader, 4),
+        reference={"crops": crops, "picture": image, "twice": twice}[reference],
+        faces=slot(crops, 2),
+        **{"identity": 1.0, "diversity": 1.0, "form": "smooth", "augmentations": 0},
+    )
+    graph.add("PreviewAny", source=energy)
+    server.run(graph)
+
+
+@pytest.mark.parametrize(
+    ("picture", "reference", "message"),
+    [
+        ("no-face.png", "crops", "No face was found"),
+        ("astronaut.png", "twice", r"Socket `reference`: 2 pictures for 1 faces with 1 variant\(s\) each"),
+        ("group.png", "picture", r"Socket `reference`: 1 pictures for 6 faces"),
+    ],
+)
+def test_a_reference_that_does_not_fit_its_faces(server, picture, reference, message):
+    write_group(server.base / "input")
+    write_landscape(server.base / "input")
+    with pytest.raises(PromptError, match=message):
+        energy_of(server, picture, reference)
+
+
+def write_averaging_model(path: Path) -> None:
+    """An ONNX file that runs, and gives the mean colour of a picture."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    nodes = [helper.make_node("GlobalAveragePool", ["x"], ["m"]), helper.make_node("Flatten", ["m"], ["y"])]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 112, 112])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])
+    graph = helper.make_graph(nodes, "mean", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), str(path))
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("mean.onnx", "insightface/mean.onnx is no face recognizer"),
+        ("text.onnx", "insightface/text.onnx is no ONNX file"),
+        ("gone.onnx", "Model gone.onnx is not there: looked for .*models/insightface/gone.onnx"),
+    ],
+)
+def test_what_is_no_recognizer_is_named_with_its_path(server, file, message):
+    folder = server.base / "models" / "insightface"
+    folder.mkdir(exist_ok=True)
+    write_averaging_model(folder / "mean.onnx")
+    (folder / "text.onnx").write_text("hello")
+    graph = Graph()
+    graph.add("PreviewAny", source=graph.add("DiffPrivacyLoadRecognizer", file=file))
+    with pytest.raises(PromptError, match=message):
+        server.run(graph)

@@ -93,6 +93,12 @@ def test_gradient_of_the_decoder(comfy_outputs, standalone, inputs):
     assert relative_error(gradient, comfy_outputs["gradient"]) < TOLERANCE
 
 
+def test_checkpointing_leaves_the_gradient_of_a_full_decoder_as_it_is(comfy_outputs):
+    """With the same decoder of ComfyUI's own as a plain copy."""
+    assert comfy_outputs["kl_plain_gradient"].abs().max() > 0
+    assert relative_error(comfy_outputs["kl_gradient"], comfy_outputs["kl_plain_gradient"]) < 1e-5
+
+
 def test_denoised(comfy_outputs, standalone, inputs):
     words = standalone.text_conditioning("a photo of *, smiling", inputs["pseudo_words"])
     for name, conditioning in (("text", words), ("empty", standalone.text_conditioning(""))):

@@ -7,22 +7,24 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyrage
 import pytest
 import torch
 from PIL import Image
 
 from diffprivacy import demo
+from diffprivacy.demo import showcase
 from diffprivacy.detectors import load_detector
 from diffprivacy.faces import crop_face, crop_landmarks, protected_mask
 from tests.comfyui.conftest import PACK
 from tests.comfyui.photos import write_astronaut
-from tests.comfyui.server import ComfyServer
+from tests.comfyui.server import ComfyServer, PromptError
 from tests.comfyui.workflows import MUTED, NOTES, changed, load_prompt, to_prompt
 
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
 BLOCKS = sorted((PACK / "subgraphs").glob("*.json"))
-MATCHED = {"hide-identity", "Hide Identity"}  # What machines still take for the same person.
-SECRET_OR_PATH = re.compile(r"AGE-SECRET-KEY|passphrase=|(?:^|[\s\"'])(?:/(?:home|root|tmp|work|Users|mnt)/|[A-Z]:\\)")
+MATCHED = {"hide-identity", "hide-and-recover", "Hide Identity"}  # What machines still take for the same person.
+SECRET_OR_PATH = re.compile(r"AGE-SECRET-KEY|passphrase=|(?:^|[\s\"':])(?:/(?:home|root|tmp|work|Users|mnt)/|[A-Z]:\\)")
 
 DEMO = "DiffPrivacyLoadDemoModel"
 SOURCES = {
@@ -33,7 +35,10 @@ SOURCES = {
     "FACE_RECOGNIZER": (DEMO, 4),
 }
 
+PROTECTING = [file for file in WORKFLOWS if "DiffPrivacySaveProtected" in file.read_text()]
+
 every_workflow = pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+every_protecting = pytest.mark.parametrize("file", PROTECTING, ids=lambda file: file.stem)
 every_file = pytest.mark.parametrize("file", [*WORKFLOWS, *BLOCKS], ids=lambda file: file.stem)
 
 
@@ -82,14 +87,15 @@ def likeness(original: np.ndarray, protected: np.ndarray, face) -> float:
 def quick(prompt: dict, steps: int) -> dict:
     """The prompt with few steps, and energies without augmentations."""
     for node in prompt.values():
-        if "augmentations" in node["inputs"]:
-            node["inputs"]["augmentations"] = 0
-    return changed(prompt, KSampler__steps=steps)
+        small = {"augmentations": 0, "steps": steps, "batch": 4}
+        node["inputs"] |= {name: value for name, value in small.items() if name in node["inputs"]}
+    return prompt
 
 
 def run_and_check(server: ComfyServer, prompt: dict) -> list[float]:
     """Runs a prompt, compares what goes into Paste Faces with what was saved; returns the chosen faces' likeness."""
-    (paste,), (save,) = of_type(prompt, "DiffPrivacyPasteFaces"), of_type(prompt, "DiffPrivacySaveProtected")
+    (save,) = of_type(prompt, "DiffPrivacySaveProtected")
+    paste = prompt[save]["inputs"]["image"][0]
     (detect,), (crop,) = of_type(prompt, "DiffPrivacyDetectFaces"), of_type(prompt, "DiffPrivacyCropFaces")
     original = prompt[paste]["inputs"]["image"]
     prompt = {
@@ -125,7 +131,7 @@ def on_checkpoint(prompt: dict) -> dict:
     return {**prompt, "checkpoint": loader}
 
 
-@every_workflow
+@every_protecting
 def test_runs_on_the_demo_model(server, object_info, file):
     cosines = run_and_check(server, quick(load_prompt(file, object_info), steps=10))
     check_likeness(file, cosines)
@@ -135,10 +141,73 @@ def check_likeness(file: Path, cosines: list[float]) -> None:
     assert (min(cosines) > 0.5) if file.stem in MATCHED else (max(cosines) < 0.2)
 
 
-@every_workflow
+@every_protecting
 def test_runs_on_a_checkpoint_by_changing_it_alone(server, object_info, file):
     prompt = on_checkpoint(load_prompt(file, object_info, DiffPrivacyCropFaces__size=64))
     run_and_check(server, quick(prompt, steps=2))
+
+
+def test_hide_and_recover_brings_the_face_back(server, object_info):
+    prompt = quick(load_prompt(PACK / "workflows" / "hide-and-recover.json", object_info), steps=8)
+    (save,), (preview,) = of_type(prompt, "DiffPrivacySaveProtected"), of_type(prompt, "PreviewImage")
+    outputs = server.run(prompt)
+    (protected,), (recovered,) = pictures(server, outputs, save), pictures(server, outputs, preview)
+    photo = example_photo()
+    (face,) = faces_in(photo)
+    inside = protected_mask(photo.shape[:2], [face], demo.MARGIN).numpy() == 1
+    assert difference(recovered, photo)[inside].mean() < 0.5 * difference(protected, photo)[inside].mean()
+    assert likeness(photo, recovered, face) > 0.5
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.abs(a.astype(int) - b)
+
+
+def example_photo() -> np.ndarray:
+    return (showcase.example_photo().rgb.numpy() * 255).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("on", ["demo model", "checkpoint"])
+def test_a_key_sealed_to_two_people_brings_the_original_back_to_each(server, object_info, on):
+    """The two workflows in a row, with the identity of one recipient, then of the other."""
+    seal = load_prompt(PACK / "workflows" / "seal-a-recovery-key.json", object_info)
+    recover = load_prompt(PACK / "workflows" / "recover.json", object_info)
+    if on == "checkpoint":
+        seal, recover = on_checkpoint(seal), on_checkpoint(recover)
+    owners = [pyrage.x25519.Identity.generate() for _ in range(2)]
+    changed(quick(seal, steps=6), DiffPrivacySealKey__recipients="\n".join(str(owner.to_public()) for owner in owners))
+    (save,) = of_type(seal, "DiffPrivacySaveProtected")
+    (reference,) = server.run(seal)[save]["images"]
+    protected = server.picture(reference)
+    (server.base / "input" / "protected.png").write_bytes(server.file(reference))
+    photo = example_photo()
+    (face,) = faces_in(photo)
+    inside = protected_mask(photo.shape[:2], [face], demo.MARGIN).numpy() == 1
+    for owner in owners:
+        identity = server.base / "identity.txt"
+        identity.write_text(str(owner))
+        changed(recover, DiffPrivacyLoadProtected__image="protected.png", DiffPrivacyOpenKey__secret=f"file:{identity}")
+        (preview,) = of_type(recover, "PreviewImage")
+        (recovered,) = pictures(server, server.run(recover), preview)
+        assert difference(recovered, photo)[inside].mean() < 0.5 * difference(protected, photo)[inside].mean()
+    stranger = pyrage.x25519.Identity.generate()
+    identity.write_text(str(stranger))
+    with pytest.raises(PromptError, match="DiffPrivacyOpenKey"):
+        server.run(changed(recover, DiffPrivacyOpenKey__secret=f"file:{identity.rename(identity.with_stem('other'))}"))
+
+
+@pytest.mark.parametrize("on", ["demo model", "checkpoint"])
+def test_msi_is_trained_saved_and_drawn_with(server, object_info, on):
+    prompt = quick(load_prompt(PACK / "workflows" / "train-msi.json", object_info), steps=2)
+    if on == "checkpoint":
+        prompt = on_checkpoint(changed(prompt, DiffPrivacyCropFaces__size=64))
+    shown = [
+        pictures(server, outputs, node) for outputs in [server.run(prompt)] for node in of_type(prompt, "PreviewImage")
+    ]
+    curve, faces = sorted(shown, key=len)
+    assert len(curve) == 1 and curve[0].std() > 1
+    assert len(faces) == 2 and min(face.std() for face in faces) > 1
+    assert list((server.base / "models" / "msi").glob("*.safetensors"))
 
 
 def wired(block: dict) -> dict:
@@ -228,6 +297,11 @@ def test_notes_and_loaders_tell_what_to_do(file):
 def test_no_widget_holds_a_secret_or_a_path(file):
     for text in strings(json.loads(file.read_text())):
         assert not SECRET_OR_PATH.search(text), text
+
+
+def test_the_search_for_secrets_finds_them():
+    for text in ("AGE-SECRET-KEY-1QQ", "file:/home/me/key", "/tmp/x", "C:\\Users\\me", "see /root/photo.png"):
+        assert SECRET_OR_PATH.search(text), text
 
 
 def strings(value) -> list[str]:

@@ -103,7 +103,11 @@ def _source(level: Level, link: Link, blocks: dict) -> tuple[str, int, str] | Op
 
 
 def _accepted(info: dict, name: str) -> str:
-    (spec,) = (inputs[name] for inputs in info["input"].values() if name in inputs)
+    """The type of an input socket; of a row of sockets that grows, named ``row.socket``, that of its template."""
+    row, *of_row = name.split(".")
+    (spec,) = (inputs[row] for inputs in info["input"].values() if row in inputs)
+    if of_row:
+        (spec,) = spec[1]["template"]["input"]["required"].values()
     return "COMBO" if isinstance(spec[0], list) else spec[0]
 
 

@@ -16,8 +16,8 @@ from diffprivacy.cli import main
 from diffprivacy.commands.inputs import plan
 from diffprivacy.detectors import load_detector
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.faces import protected_mask
-from diffprivacy.images import read_picture
+from diffprivacy.faces import crop_face, protected_mask
+from diffprivacy.images import Picture, read_picture, write_picture
 
 QUICK = ["--steps", "5", "--strength", "0.6"]
 
@@ -156,3 +156,40 @@ def test_folders_keep_their_shape(tmp_path):
     assert plan([tmp_path / "in"], out, variants=2) == {
         tmp_path / "in" / "deep" / "a.jpg": [out / "deep" / "a-1.png", out / "deep" / "a-2.png"]
     }
+
+
+def test_twenty_faces_are_all_protected(photos, tmp_path):
+    """The six friends, cut out and set side by side in a picture of four by five."""
+    group = read_picture(photos / "group.png").rgb
+    friends = [crop_face(group, face, 160, 1.9) for face in load_detector(None).detect(group)]
+    rows = [torch.cat([friends[(5 * row + i) % 6] for i in range(5)], dim=1) for row in range(4)]
+    write_picture(tmp_path / "crowd.png", Picture(torch.cat(rows)))
+    before = read_picture(tmp_path / "crowd.png").rgb
+    found = load_detector(None).detect(before)
+    assert len(found) >= 18
+    arguments = ["-o", str(tmp_path / "out"), "--steps", "2"]
+    assert main(["anonymize", str(tmp_path / "crowd.png"), *arguments]) == 0
+    outside, inside = changed_outside_and_inside(tmp_path / "crowd.png", tmp_path / "out" / "crowd.png", len(found))
+    assert outside == 0
+    assert inside > 3
+
+
+def test_portrait_mode_by_exif_comes_out_upright(photos, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = Image.fromarray(np.rot90(skimage.data.astronaut()).copy())
+    lying.save(tmp_path / "lying.png", exif=exif)
+    assert main(["anonymize", str(tmp_path / "lying.png"), "-o", str(tmp_path / "out"), *QUICK]) == 0
+    (tmp_path / "upright.png").write_bytes((photos / "astronaut.png").read_bytes())
+    outside, inside = changed_outside_and_inside(tmp_path / "upright.png", tmp_path / "out" / "lying.png", 1)
+    assert outside == 0
+    assert inside > 3
+
+
+def test_fifty_megapixels(photos, tmp_path):
+    Image.open(photos / "astronaut.png").resize((7100, 7100)).save(tmp_path / "large.jpg")
+    assert main(["anonymize", str(tmp_path / "large.jpg"), "-o", str(tmp_path / "out"), "--steps", "2"]) == 0
+    before, after = read_picture(tmp_path / "large.jpg").rgb, read_picture(tmp_path / "out" / "large.png").rgb
+    changed = (after != before).any(dim=2)
+    assert 0.02 < changed.float().mean() < 0.3
+    assert not changed[: 7100 // 20].any()

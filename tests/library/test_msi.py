@@ -12,6 +12,7 @@ from diffprivacy.backbone import EncoderIdentity
 from diffprivacy.demo.host import load_backbone
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.hosts import diffusers as diffusers_host
+from diffprivacy.hosts.vision import load_vision_encoder
 from diffprivacy.msi import (
     DEFAULT,
     MSI,
@@ -177,6 +178,32 @@ def test_without_a_vision_model_the_error_says_how_to_give_one(tiny_checkpoint):
     host = diffusers_host.load_backbone(tiny_checkpoint)
     with pytest.raises(DiffPrivacyError, match="--clip-vision"):
         new_msi(host)
+
+
+def test_a_clip_vision_file_of_the_usual_names_is_read(backbone, tmp_path):
+    state = backbone.vision_encoder.state_dict()
+    names = {name: name if name.startswith("vision_model.") else f"vision_model.{name}" for name in state}
+    save_file({names[name]: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "vision.safetensors")
+    encoder = load_vision_encoder(tmp_path / "vision.safetensors")
+    pixels = torch.rand(1, 3, 128, 128)
+    hidden, expected = (
+        network(pixels, output_hidden_states=True).hidden_states for network in (encoder, backbone.vision_encoder)
+    )
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(hidden, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.write_bytes(b"x"), "not a readable safetensors"),
+        (lambda path: save_file({"text_model.embeddings.weight": torch.zeros(1)}, path), "no CLIP vision model"),
+    ],
+)
+def test_a_clip_vision_file_of_the_wrong_kind(tmp_path, spoil, message):
+    spoil(tmp_path / "clip.safetensors")
+    with pytest.raises(DiffPrivacyError, match=rf"clip.safetensors.*{message}"):
+        load_vision_encoder(tmp_path / "clip.safetensors")
 
 
 def test_textual_inversion_files():

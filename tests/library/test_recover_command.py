@@ -15,7 +15,7 @@ import skimage.data
 import torch
 from PIL import Image
 
-from diffprivacy import demo, png
+from diffprivacy import demo, keyed, png
 from diffprivacy.cli import main
 from diffprivacy.detectors import load_detector
 from diffprivacy.faces import protected_mask
@@ -185,3 +185,27 @@ def test_nothing_written_holds_the_secret_or_the_inputs_name(photos, tmp_path):
     for content in [*written, run.stdout, run.stderr]:
         assert secret.encode() not in content
     assert not any(b"jane-doe" in content for content in written)
+
+
+def test_keyed_mode(photos, tmp_path, monkeypatch, capsys):
+    """No key is stored; a wrong passphrase gives a picture, of another face."""
+    monkeypatch.setattr(keyed, "STEPS", 6)
+    monkeypatch.setitem(keyed.SCRYPT, "n", 2**10)
+    pictures = {}
+    for secret in ("right", "wrong"):
+        monkeypatch.setenv("SECRET", secret)
+        if secret == "right":
+            protect(photos / "jane-doe.png", tmp_path / "out", "--keyed", "--passphrase-env", "SECRET")
+        recover_all = ["recover", str(tmp_path / "out"), "-o", str(tmp_path / secret)]
+        assert main([*recover_all, "--passphrase-env", "SECRET"]) == 0
+        pictures[secret] = read_picture(tmp_path / secret / "jane-doe.png").rgb
+    assert "a wrong passphrase gives another face, not an error" in capsys.readouterr().err
+    original = read_picture(photos / "jane-doe.png").rgb
+    assert psnr(pictures["right"], original) > psnr(pictures["wrong"], original) + 3
+
+
+@pytest.mark.parametrize("options", [["--seal-to", "age1x"], ["--variants", "2"], []])
+def test_keyed_mode_needs_a_passphrase_and_one_variant(photos, tmp_path, capsys, options):
+    assert main(["anonymize", str(photos), "-o", str(tmp_path / "out"), "--keyed", *options]) == 1
+    assert "passphrase" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -17,6 +17,7 @@ from diffprivacy.demo.host import load_backbone
 from diffprivacy.detectors import load_detector
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.faces import crop_face
+from diffprivacy.images import read_picture
 from diffprivacy.loss_curve import draw_loss_curve
 from diffprivacy.msi import DEFAULT, PAPER, load_msi, new_msi
 from diffprivacy.training import Settings, Training
@@ -201,7 +202,11 @@ def test_command_line(tmp_path, capsys, caplog):
     assert [file.name for file in out.parent.iterdir()] == [out.name]
     host = load_backbone()
     assert load_msi(out).words(host, torch.rand(2, 3, 128, 128)).shape == (2, 10, 256)
-    assert main([*train[:-1], "--init", str(out), "--preset", "paper"]) == 0
+    protect = ["anonymize", str(folder / "astronaut.png"), "--steps", "5", "--seed", "1"]
+    assert main([*protect, "-o", str(tmp_path / "plain")]) == 0
+    assert main([*protect, "-o", str(tmp_path / "said"), "--msi", str(out)]) == 0
+    plain, said = (read_picture(tmp_path / name / "astronaut.png").rgb for name in ("plain", "said"))
+    assert not torch.equal(plain, said)
 
 
 def test_loss_curve_shows_the_fall():

@@ -1,0 +1,250 @@
+"""What an attacker gets from protected pictures, from their sealed keys, and in keyed mode.
+
+    DIFFPRIVACY_DATA=... python -m benchmarks.attacks [--faces 16] [--steps 20] [--sheet FILE]
+
+Embedded demo model on CelebA-HQ photos. Judges: two recognizers that took no part; TAR is the share of faces accepted
+as the original at their LFW thresholds for FAR 1e-3. "refused" counts the attempts that end in an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyrage
+import torch
+from torch import Tensor
+
+from diffprivacy import demo, keyed, pipeline
+from diffprivacy.demo.host import load_backbone
+from diffprivacy.detectors import load_detector
+from diffprivacy.errors import DiffPrivacyError
+from diffprivacy.faces import Face, crop_face, crop_landmarks, paste_faces
+from diffprivacy.hosts.diffusers import DiffusersBackbone
+from diffprivacy.images import Picture, decode_picture, encode_png, levels, read_picture, write_picture
+from diffprivacy.keys import RecoveryKey
+from diffprivacy.metrics import psnr
+from diffprivacy.preview import contact_sheet
+from diffprivacy.recognizers import FaceMatcher, load_recognizer
+from diffprivacy.recovery import record, recover
+from diffprivacy.stages import PRESETS
+from diffprivacy.vault import Opener, Seal
+
+JUDGES = {"mobilefacenet_ms1m": 0.301, "mobileface_v2": 0.356}
+"""Recognizer and its threshold at FAR 1e-3 on the 6000 LFW pairs."""
+
+
+@dataclasses.dataclass
+class Case:
+    """A photo with its face, and everything that was made of it: name -> picture (H,W,3)."""
+
+    original: Picture
+    face: Face
+    made: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    key: RecoveryKey | None = None
+    sealed: bytes = b""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faces", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=20, help="of protection; 0.6 of them run")
+    parser.add_argument("--sheet", type=Path, help="PNG to write the first faces to")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    data = Path(os.environ["DIFFPRIVACY_DATA"])
+    backbone, guide, detector = load_backbone(), demo.load_recognizer("guide"), load_detector(None)
+    judges = {name: load_recognizer(data / "recognizers" / f"{name}.onnx") for name in JUDGES}
+    identity = pyrage.x25519.Identity.generate()  # pyright: ignore[reportAttributeAccessIssue]
+    seal, opener = Seal(recipients=[str(identity.to_public())]), Opener(identities=[str(identity)])
+    preset = dataclasses.replace(PRESETS["anonymize"]["default"], steps=options.steps)
+    cases: list[Case] = []
+    for path in sorted((data / "photos" / "celebahq512").iterdir()):
+        if len(cases) == options.faces:
+            break
+        original = read_picture(path)
+        if len(faces := detector.detect(original.rgb)) != 1:
+            continue
+        case = Case(original, faces[0])
+        geometry = {"size": demo.IMAGE_SIZE, "margin": demo.MARGIN}
+        rgb = pipeline.anonymize(original.rgb, faces, backbone, preset=preset, recognizer=guide, **geometry)[0]
+        stored_key(case, Picture(as_file(rgb)), backbone, seal, opener)
+        keyed_mode(case, backbone)
+        cases.append(case)
+        print(f"{len(cases)} of {options.faces} faces", end="\r", flush=True)
+    others_key(cases, backbone)
+    report(cases, judges)
+    refusals(cases, opener)
+    unlinkability(cases, judges)
+    if options.sheet:
+        write_sheet(cases[:5], options.sheet)
+
+
+def as_file(rgb: Tensor) -> Tensor:
+    """A picture as an 8-bit PNG gives it back."""
+    return decode_picture(encode_png(Picture(rgb)), "file").rgb
+
+
+def as_jpeg(rgb: Tensor, quality: int) -> Tensor:
+    """A picture as a JPEG gives it back."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(levels(rgb, 8)).save(file, "JPEG", quality=quality)
+    return decode_picture(file.getvalue(), "jpeg").rgb
+
+
+def stored_key(case: Case, protected: Picture, backbone: DiffusersBackbone, seal: Seal, opener: Opener) -> None:
+    """What the owner gets back at each fidelity, and what an attacker has without the key."""
+    case.made["no key: the protected picture"] = protected.rgb
+    for fidelity in ("latent", "compact", "lossless"):
+        geometry = {"size": demo.IMAGE_SIZE, "margin": demo.MARGIN}
+        key = record(case.original, [case.face], backbone, fidelity=fidelity, **geometry).bound_to(protected)
+        sealed = seal.close(key.to_bytes())
+        opened = RecoveryKey.from_bytes(opener.open(sealed))
+        case.made[f"right key, {fidelity}"] = as_file(recover(protected, [opened], backbone).rgb)
+        if fidelity == "latent":
+            case.key, case.sealed = opened, sealed
+
+
+def others_key(cases: list[Case], backbone: DiffusersBackbone) -> None:
+    """Another picture's key, opened rightfully and forced onto this picture."""
+    for case, other in zip(cases, cases[1:] + cases[:1], strict=True):
+        assert other.key is not None
+        protected = Picture(case.made["no key: the protected picture"])
+        key = dataclasses.replace(other.key, faces=(case.face,))
+        case.made["another picture's key, forced"] = recover(protected, [key], backbone, changed=True).rgb
+
+
+def keyed_mode(case: Case, backbone: DiffusersBackbone) -> None:
+    """Keyed mode under two secrets; recovery through PNG and JPEG; attacks with wrong or without any secret."""
+    public = keyed.Public(os.urandom(16), [case.face], demo.IMAGE_SIZE, demo.MARGIN)
+    # One bit of the secret changes the whole derived key, so attacks here change the key itself, at no cost of scrypt.
+    right, other, guess = (os.urandom(32) for _ in range(3))
+    one_bit = bytes([right[0] ^ 1]) + right[1:]
+
+    def face(noise_map: Tensor) -> Tensor:
+        return keyed.face_of(noise_map, backbone)
+
+    def show(picture: Tensor, crop: Tensor, opaque: bool = True) -> Tensor:
+        return as_file(paste_faces(picture, [crop], [case.face], demo.MARGIN, opaque))
+
+    original_map, mask = keyed.face_noise(case.original.rgb, public, 0, backbone)
+    for name, key in (("keyed: the protected picture", right), ("keyed: under a second secret", other)):
+        turned = keyed.rotate(original_map, mask, keyed.face_seed(key, 0))
+        case.made[name] = show(case.original.rgb, face(turned), opaque=False)
+    protected = case.made["keyed: the protected picture"]
+    found, _ = keyed.face_noise(protected, public, 0, backbone)
+    inside = mask.expand_as(found) > 0.5
+    for name, key in (("right secret, PNG", right), ("secret one bit off", one_bit), ("wrong secret", guess)):
+        turned = keyed.rotate(found, mask, keyed.face_seed(key, 0), back=True)
+        case.made[f"keyed: {name}"] = show(protected, face(turned))
+    signs = torch.randn_like(found).sign()
+    for name, values in (("its map's magnitudes, signs guessed", found.abs() * signs), ("the background alone", 0)):
+        case.made[f"keyed: {name}"] = show(protected, face(torch.where(inside, values, found)))
+    jpeg = as_jpeg(protected, 90)
+    from_jpeg, _ = keyed.face_noise(jpeg, public, 0, backbone)
+    turned = keyed.rotate(from_jpeg, mask, keyed.face_seed(right, 0), back=True)
+    case.made["keyed: right secret, JPEG 90"] = show(jpeg, face(turned))
+
+
+def embeddings(cases: list[Case], name: str, judge: FaceMatcher) -> Tensor:
+    """Embeddings (N,D) of the faces in what was made under a name."""
+    rows = []
+    for case in cases:
+        rgb = case.original.rgb if name == "original" else case.made[name]
+        crop = crop_face(rgb, case.face, 224, margin=2.0).movedim(-1, 0)[None]
+        rows.append(judge.reference(crop, crop_landmarks(case.face, 224, margin=2.0)[None], mirrored=True)[0][0])
+    return torch.stack(rows)
+
+
+def report(cases: list[Case], judges: Mapping[str, FaceMatcher]) -> None:
+    """The table of what comes back."""
+    print(f"{len(cases)} faces; cosine to the original and TAR@FAR=1e-3 of {' and '.join(judges)}")
+    print(f"| {'what the attacker or owner does':<50} | PSNR of the face | cosine | TAR |")
+    print("|---|---|---|---|")
+    originals = {name: embeddings(cases, "original", judge) for name, judge in judges.items()}
+    for made in cases[0].made:
+        fidelity = [
+            psnr(*(crop_face(rgb, case.face, 112, margin=1.0) for rgb in (case.made[made], case.original.rgb)))
+            for case in cases
+        ]
+        cosines, rates = [], []
+        for name, judge in judges.items():
+            similarity = (originals[name] * embeddings(cases, made, judge)).sum(dim=1)
+            cosines.append(f"{similarity.mean():.2f}")
+            rates.append(f"{(similarity >= JUDGES[name]).float().mean():.0%}")
+        print(f"| {made:<50} | {np.mean(fidelity):.1f} dB | {', '.join(cosines)} | {', '.join(rates)} |")
+
+
+def refusals(cases: list[Case], opener: Opener) -> None:
+    """Attempts on sealed keys: how many end in an error, of how many."""
+    attempts: dict[str, list[bool]] = defaultdict(list)
+
+    def attempt(name: str, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except DiffPrivacyError:
+            attempts[name].append(True)
+        else:
+            attempts[name].append(False)
+
+    stranger = Opener(identities=[str(pyrage.x25519.Identity.generate())])  # pyright: ignore[reportAttributeAccessIssue]
+    for case, other in zip(cases, cases[1:] + cases[:1], strict=True):
+        sealed, header = case.sealed, case.sealed.index(b"\n--- ")
+        regions = {"header": (0, header), "MAC": (header, header + 49), "payload": (header + 49, len(sealed))}
+        attempt("another identity", lambda sealed=sealed: stranger.open(sealed))
+        for region, (low, high) in regions.items():
+            for place in np.linspace(low, high - 1, 20).astype(int):
+                changed = bytearray(sealed)
+                changed[place] ^= 1
+                attempt(f"one bit flipped in the {region}", lambda changed=changed: opener.open(bytes(changed)))
+        for cut in (1, 100, len(sealed) // 2):
+            attempt("truncated", lambda sealed=sealed, cut=cut: opener.open(sealed[:-cut]))
+        protected = Picture(case.made["no key: the protected picture"])
+        foreign = RecoveryKey.from_bytes(opener.open(other.sealed))
+        attempt("swapped between pictures", lambda protected=protected, key=foreign: recover(protected, [key]))
+    wrong = Seal(passphrase="right").close(b"key")
+    attempt("wrong passphrase", lambda: Opener("wrong").open(wrong))
+    print("\n| attempt on a sealed key | refused |\n|---|---|")
+    for name, refused in attempts.items():
+        print(f"| {name} | {sum(refused)} of {len(refused)} |")
+
+
+def unlinkability(cases: list[Case], judges: Mapping[str, FaceMatcher]) -> None:
+    """One person under two secrets against two strangers under two secrets."""
+    print("\n| keyed, two secrets: cosine | same person | strangers | same accepted | strangers accepted |")
+    print("|---|---|---|---|---|")
+    for name, judge in judges.items():
+        first = embeddings(cases, "keyed: the protected picture", judge)
+        second = embeddings(cases, "keyed: under a second secret", judge)
+        cosines = first @ second.T
+        same, different = cosines.diagonal(), cosines[~torch.eye(len(cases), dtype=torch.bool)]
+        accepted = [(values >= JUDGES[name]).float().mean() for values in (same, different)]
+        means = [f"{values.mean():.2f} ± {values.std():.2f}" for values in (same, different)]
+        print(f"| {name} | {means[0]} | {means[1]} | {accepted[0]:.0%} | {accepted[1]:.0%} |")
+
+
+def write_sheet(cases: list[Case], path: Path) -> None:
+    """The faces of some cases, one a row."""
+    names = ["no key: the protected picture", "right key, latent", "keyed: the protected picture"]
+    names += ["keyed: right secret, PNG", "keyed: right secret, JPEG 90", "keyed: wrong secret"]
+    rows = [
+        contact_sheet(
+            [crop_face(rgb, case.face, 160, 1.8) for rgb in (case.original.rgb, *(case.made[name] for name in names))],
+            ["original", *(name.replace(": ", ":\n") for name in names)],
+        )
+        for case in cases
+    ]
+    write_picture(path, Picture(torch.cat(rows)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""What guided runs leave behind in ComfyUI: no memory, no model, no changed bit of what plain nodes compute."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.comfyui.conftest import PACK
+from tests.comfyui.graphs import Graph, saved_latent
+from tests.comfyui.photos import write_astronaut
+from tests.comfyui.server import ComfyServer
+from tests.comfyui.test_guidance import anonymized, run
+
+WARM_UP = 4
+LOADED_MODELS = '''
+import comfy.model_management
+
+
+class LoadedModels:
+    """Counts what ComfyUI's memory management holds."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"when": ("INT",)}})
+    RETURN_TYPES = ("INT",)
+    FUNCTION = "count"
+    CATEGORY = "tests"
+
+    def count(self, when):
+        comfy.model_management.cleanup_models_gc()
+        return (len(comfy.model_management.current_loaded_models),)
+
+
+NODE_CLASS_MAPPINGS = {"LoadedModels": LoadedModels}
+'''
+
+
+@pytest.fixture(scope="module")
+def servers(comfyui: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A ComfyUI with the pack, which can also count its loaded models, and one without the pack."""
+    mine = ComfyServer(comfyui, PACK, tmp_path_factory.mktemp("pack"), tiny_checkpoint)
+    (mine.base / "custom_nodes" / "loaded_models.py").write_text(LOADED_MODELS)
+    write_astronaut(mine.base / "input")
+    with mine, ComfyServer(comfyui, None, tmp_path_factory.mktemp("plain"), tiny_checkpoint) as plain:
+        yield mine, plain
+
+
+def guided(seed: int) -> Graph:
+    graph = anonymized(scale=0.015)
+    for node in graph.values():
+        if node["class_type"] == "KSampler":
+            node["inputs"].update(seed=seed, steps=2)
+    return graph
+
+
+def resident(server: ComfyServer) -> int:
+    """Resident memory of the process in MiB."""
+    match = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{server.process.pid}/status").read_text())
+    assert match is not None
+    return int(match[1]) // 1024
+
+
+def loaded_models(server: ComfyServer, when: int) -> int:
+    graph = Graph()
+    shown = graph.add("PreviewAny", source=graph.add("LoadedModels", when=when))
+    return int(server.run(graph)[shown[0]]["text"][0])
+
+
+def test_ten_runs_leave_memory_where_it_was(servers):
+    """A kept copy of the decoder alone would be 12 MiB a run."""
+    server, _ = servers
+    memory, models = [], []
+    for seed in range(WARM_UP + 10):
+        run(server, guided(seed))
+        memory.append(resident(server))
+        models.append(loaded_models(server, seed))
+    print(memory, models)
+    assert memory[-1] - memory[WARM_UP - 1] < 40
+    assert max(models[WARM_UP:]) <= max(models[:WARM_UP])
+
+
+def plain_graph() -> Graph:
+    graph = Graph()
+    loader = graph.add("CheckpointLoaderSimple", ckpt_name="tiny.safetensors")
+    positive, negative = (graph.add("CLIPTextEncode", clip=[loader[0], 1], text=text) for text in ("a face", ""))
+    samples = graph.add(
+        "KSampler",
+        **{"model": loader, "positive": positive, "negative": negative, "seed": 3, "steps": 3, "cfg": 4.0},
+        **{"sampler_name": "dpmpp_2m", "scheduler": "karras", "denoise": 1.0},
+        latent_image=graph.add("EmptyLatentImage", width=64, height=64, batch_size=2),
+    )
+    graph.add("SaveLatent", samples=samples, filename_prefix="plain")
+    pixels = graph.add("VAEDecode", samples=samples, vae=[loader[0], 2])
+    graph.add("SaveLatent", samples=graph.add("VAEEncode", pixels=pixels, vae=[loader[0], 2]), filename_prefix="again")
+    return graph
+
+
+def latents(server: ComfyServer) -> list[torch.Tensor]:
+    server.post("/free", {"unload_models": True, "free_memory": True})
+    graph = plain_graph()
+    outputs = server.run(graph)
+    nodes = [[name, 0] for name, node in graph.items() if node["class_type"] == "SaveLatent"]
+    return [saved_latent(server, outputs, node) for node in nodes]
+
+
+def test_plain_nodes_compute_the_same_with_and_without_the_pack(servers):
+    server, plain = servers
+    expected = latents(plain)
+    before = latents(server)
+    run(server, guided(99))
+    for results in (before, latents(server)):
+        assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
