@@ -56,14 +56,14 @@ class Settings:
     """
 
     steps: int = 300
-    batch: int = 20
+    batch: int = 4
     chunk: int = 0
     lr: float = 1e-2
-    warmup: int = 10
+    warmup: int = 5
     weight_decay: float = 0.01
-    ema: float = 0.98
+    ema: float = 0.95
     min_snr: float = 5.0
-    validate_every: int = 10
+    validate_every: int = 20
     validation: int = 40
     patience: int = 5
     gain: float = 1e-3

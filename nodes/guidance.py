@@ -137,7 +137,7 @@ class HideEnergy(io.ComfyNode):
                     "identity", default=1.0, min=0.0, max=10.0, step=0.05, tooltip="Weight: machines match."
                 ),
                 io.Float.Input(
-                    "visual_distance", default=0.0, min=0.0, max=10.0, step=0.05, tooltip="Weight: look different."
+                    "visual_distance", default=1.0, min=0.0, max=10.0, step=0.05, tooltip="Weight: look different."
                 ),
                 _augmentation_input(),
             ],

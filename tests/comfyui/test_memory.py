@@ -75,7 +75,6 @@ def test_ten_runs_leave_memory_where_it_was(servers):
         run(server, guided(seed))
         memory.append(resident(server))
         models.append(loaded_models(server, seed))
-    print(memory, models)
     assert memory[-1] - memory[WARM_UP - 1] < 40
     assert max(models[WARM_UP:]) <= max(models[:WARM_UP])
 

@@ -166,7 +166,7 @@ def test_errors_name_what_to_do(server, photo, identity, tmp_path):
     [
         ({"recipients": "nobody"}, "no public key"),
         ({}, "either to a passphrase or to public keys"),
-        ({"faces": None}, "Crop Faces"),
+        ({"faces": None, "passphrase": "env:HOME"}, "Crop Faces"),
     ],
 )
 def test_a_key_that_cannot_be_sealed_saves_no_picture(server, photo, identity, options, message):
