@@ -1,9 +1,11 @@
 """What an attacker gets from protected pictures, from their sealed keys, and in keyed mode.
 
-    DIFFPRIVACY_DATA=... python -m benchmarks.attacks [--faces 16] [--steps 20] [--sheet FILE]
+    DIFFPRIVACY_DATA=... python -m benchmarks.attacks [--faces 16] [--pairs 60] [--steps 20] [--sheet FILE]
 
 Embedded demo model on CelebA-HQ photos. Judges: two recognizers that took no part; TAR is the share of faces accepted
-as the original at their LFW thresholds for FAR 1e-3. "refused" counts the attempts that end in an error.
+as the original at their LFW thresholds for FAR 1e-3. "refused" counts the attempts that end in an error. Whether one
+person's protections under two secrets can be linked is told by the last table: its control is a face drawn from fresh
+noise in the same surroundings, which shares hair, pose and light with the protections, but neither person nor secret.
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ class Case:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faces", type=int, default=16)
+    parser.add_argument("--pairs", type=int, default=60, help="faces protected under two secrets, for linking")
     parser.add_argument("--steps", type=int, default=20, help="of protection; 0.6 of them run")
     parser.add_argument("--sheet", type=Path, help="PNG to write the first faces to")
     options = parser.parse_args()
@@ -67,21 +70,25 @@ def main() -> None:
     preset = dataclasses.replace(PRESETS["anonymize"]["default"], steps=options.steps)
     cases: list[Case] = []
     for path in sorted((data / "photos" / "celebahq512").iterdir()):
-        if len(cases) == options.faces:
+        if len(cases) == max(options.faces, options.pairs):
             break
         original = read_picture(path)
         if len(faces := detector.detect(original.rgb)) != 1:
             continue
         case = Case(original, faces[0])
-        geometry = {"size": demo.IMAGE_SIZE, "margin": demo.MARGIN}
-        rgb = pipeline.anonymize(original.rgb, faces, backbone, preset=preset, recognizer=guide, **geometry)[0]
-        stored_key(case, Picture(as_file(rgb)), backbone, seal, opener)
-        keyed_mode(case, backbone)
+        key = os.urandom(32)
+        keyed_protections(case, backbone, key)
+        if len(cases) < options.faces:
+            geometry = {"size": demo.IMAGE_SIZE, "margin": demo.MARGIN}
+            rgb = pipeline.anonymize(original.rgb, faces, backbone, preset=preset, recognizer=guide, **geometry)[0]
+            stored_key(case, Picture(as_file(rgb)), backbone, seal, opener)
+            keyed_attacks(case, backbone, key)
         cases.append(case)
-        print(f"{len(cases)} of {options.faces} faces", end="\r", flush=True)
-    others_key(cases, backbone)
-    report(cases, judges)
-    refusals(cases, opener)
+        print(f"{len(cases)} faces", end="\r", flush=True)
+    attacked = cases[: options.faces]
+    others_key(attacked, backbone)
+    report(attacked, judges)
+    refusals(attacked, opener)
     unlinkability(cases, judges)
     if options.sheet:
         write_sheet(cases[:5], options.sheet)
@@ -123,36 +130,56 @@ def others_key(cases: list[Case], backbone: DiffusersBackbone) -> None:
         case.made["another picture's key, forced"] = recover(protected, [key], backbone, changed=True).rgb
 
 
-def keyed_mode(case: Case, backbone: DiffusersBackbone) -> None:
-    """Keyed mode under two secrets; recovery through PNG and JPEG; attacks with wrong or without any secret."""
-    public = keyed.Public(os.urandom(16), [case.face], demo.IMAGE_SIZE, demo.MARGIN)
-    # One bit of the secret changes the whole derived key, so attacks here change the key itself, at no cost of scrypt.
-    right, other, guess = (os.urandom(32) for _ in range(3))
-    one_bit = bytes([right[0] ^ 1]) + right[1:]
+PUBLISHED = "keyed: the protected picture"
+SECOND = "keyed: under a second secret"
+CONTROL = "keyed: a new face in the same surroundings"
 
-    def face(noise_map: Tensor) -> Tensor:
-        return keyed.face_of(noise_map, backbone)
 
-    def show(picture: Tensor, crop: Tensor, opaque: bool = True) -> Tensor:
-        return as_file(paste_faces(picture, [crop], [case.face], demo.MARGIN, opaque))
+def public_of(case: Case) -> keyed.Public:
+    """What travels openly with the case's picture. The salt plays no part, as the keys here are drawn, not derived."""
+    return keyed.Public(bytes(keyed.SALT_BYTES), [case.face], demo.IMAGE_SIZE, demo.MARGIN)
 
-    original_map, mask = keyed.face_noise(case.original.rgb, public, 0, backbone)
-    for name, key in (("keyed: the protected picture", right), ("keyed: under a second secret", other)):
-        turned = keyed.rotate(original_map, mask, keyed.face_seed(key, 0))
-        case.made[name] = show(case.original.rgb, face(turned), opaque=False)
-    protected = case.made["keyed: the protected picture"]
-    found, _ = keyed.face_noise(protected, public, 0, backbone)
+
+def show(case: Case, picture: Tensor, noise_map: Tensor, backbone: DiffusersBackbone, opaque: bool = True) -> Tensor:
+    """A picture with the face of a noise map pasted in, as a PNG gives it back."""
+    crop = keyed.face_of(noise_map, backbone)
+    return as_file(paste_faces(picture, [crop], [case.face], demo.MARGIN, opaque))
+
+
+def keyed_protections(case: Case, backbone: DiffusersBackbone, key: bytes) -> None:
+    """Keyed mode under a key and under a second one, and a control that knows nothing of the person."""
+    original_map, mask = keyed.face_noise(case.original.rgb, public_of(case), 0, backbone)
+    maps = {
+        name: keyed.rotate(original_map, mask, keyed.face_seed(secret, 0))
+        for name, secret in ((PUBLISHED, key), (SECOND, os.urandom(32)))
+    }
+    inside = mask.expand_as(original_map) > 0.5
+    fresh = torch.randn_like(original_map) * original_map[inside].square().mean().sqrt()
+    maps[CONTROL] = torch.where(inside, fresh, original_map)
+    for name, noise_map in maps.items():
+        case.made[name] = show(case, case.original.rgb, noise_map, backbone, opaque=False)
+
+
+def keyed_attacks(case: Case, backbone: DiffusersBackbone, right: bytes) -> None:
+    """Recovery in keyed mode through PNG and JPEG, and attacks with wrong or without any secret.
+
+    One bit of the secret changes the whole derived key, so attacks here change the key itself, at no cost of scrypt.
+    """
+    public = public_of(case)
+    protected = case.made[PUBLISHED]
+    found, mask = keyed.face_noise(protected, public, 0, backbone)
     inside = mask.expand_as(found) > 0.5
-    for name, key in (("right secret, PNG", right), ("secret one bit off", one_bit), ("wrong secret", guess)):
+    one_bit = bytes([right[0] ^ 1]) + right[1:]
+    for name, key in (("right secret, PNG", right), ("secret one bit off", one_bit), ("wrong secret", os.urandom(32))):
         turned = keyed.rotate(found, mask, keyed.face_seed(key, 0), back=True)
-        case.made[f"keyed: {name}"] = show(protected, face(turned))
+        case.made[f"keyed: {name}"] = show(case, protected, turned, backbone)
     signs = torch.randn_like(found).sign()
     for name, values in (("its map's magnitudes, signs guessed", found.abs() * signs), ("the background alone", 0)):
-        case.made[f"keyed: {name}"] = show(protected, face(torch.where(inside, values, found)))
+        case.made[f"keyed: {name}"] = show(case, protected, torch.where(inside, values, found), backbone)
     jpeg = as_jpeg(protected, 90)
     from_jpeg, _ = keyed.face_noise(jpeg, public, 0, backbone)
     turned = keyed.rotate(from_jpeg, mask, keyed.face_seed(right, 0), back=True)
-    case.made["keyed: right secret, JPEG 90"] = show(jpeg, face(turned))
+    case.made["keyed: right secret, JPEG 90"] = show(case, jpeg, turned, backbone)
 
 
 def embeddings(cases: list[Case], name: str, judge: FaceMatcher) -> Tensor:
@@ -219,22 +246,24 @@ def refusals(cases: list[Case], opener: Opener) -> None:
 
 
 def unlinkability(cases: list[Case], judges: Mapping[str, FaceMatcher]) -> None:
-    """One person under two secrets against two strangers under two secrets."""
-    print("\n| keyed, two secrets: cosine | same person | strangers | same accepted | strangers accepted |")
-    print("|---|---|---|---|---|")
+    """One person under two secrets, against strangers under two secrets and against the control."""
+    print(f"\n| keyed, two secrets, {len(cases)} people | cosine ± standard error | accepted as one person |\n|---|---|---|")
     for name, judge in judges.items():
-        first = embeddings(cases, "keyed: the protected picture", judge)
-        second = embeddings(cases, "keyed: under a second secret", judge)
+        first, second, control = (embeddings(cases, made, judge) for made in (PUBLISHED, SECOND, CONTROL))
         cosines = first @ second.T
-        same, different = cosines.diagonal(), cosines[~torch.eye(len(cases), dtype=torch.bool)]
-        accepted = [(values >= JUDGES[name]).float().mean() for values in (same, different)]
-        means = [f"{values.mean():.2f} ± {values.std():.2f}" for values in (same, different)]
-        print(f"| {name} | {means[0]} | {means[1]} | {accepted[0]:.0%} | {accepted[1]:.0%} |")
+        pairs = {
+            "the same person": cosines.diagonal(),
+            "a new face in the same surroundings": (first * control).sum(dim=1),
+            "strangers": cosines[~torch.eye(len(cases), dtype=torch.bool)],
+        }
+        for kind, values in pairs.items():
+            accepted = (values >= JUDGES[name]).float().mean()
+            print(f"| {kind}, {name} | {values.mean():.3f} ± {values.std() / len(cases) ** 0.5:.3f} | {accepted:.0%} |")
 
 
 def write_sheet(cases: list[Case], path: Path) -> None:
     """The faces of some cases, one a row."""
-    names = ["no key: the protected picture", "right key, latent", "keyed: the protected picture"]
+    names = ["no key: the protected picture", "right key, latent", PUBLISHED]
     names += ["keyed: right secret, PNG", "keyed: right secret, JPEG 90", "keyed: wrong secret"]
     rows = [
         contact_sheet(

@@ -160,7 +160,7 @@ def test_other_families_of_checkpoints(server, kind):
     outputs = server.run(graph)
     latents = {name: saved_latent(server, outputs, node) for name, node in saved.items()}
     assert error(latents["noise"], latents["original"]) > 0.5
-    assert error(latents["replayed"], latents["original"]) < 1e-3
+    assert error(latents["replayed"], latents["original"]) < 1e-2
     assert error(saved_latent(server, outputs, sampled), saved_latent(server, outputs, unguided)) > 1e-3
     file.unlink()
     server.post("/free", {"unload_models": True, "free_memory": True})

@@ -183,23 +183,39 @@ def test_a_key_sealed_to_two_people_brings_the_original_back_to_each(server, obj
     if on == "checkpoint":
         seal, ways = on_checkpoint(seal), {kind: on_checkpoint(way) for kind, way in ways.items()}
     owners = [pyrage.x25519.Identity.generate() for _ in ways]
-    changed(quick(seal, steps=6), DiffPrivacySealKey__recipients="\n".join(str(o.to_public()) for o in owners))
-    (save,) = of_type(seal, "DiffPrivacySaveProtected")
-    (reference,) = server.run(seal)[save]["images"]
-    protected = server.picture(reference)
+    changed(quick(seal, steps=10), DiffPrivacyInvertLatent__iterations=40)  # A random network converges slowly.
+    changed(seal, DiffPrivacySealKey__recipients="\n".join(str(o.to_public()) for o in owners))
+    (save,), (encode,) = of_type(seal, "DiffPrivacySaveProtected"), of_type(seal, "VAEEncode")
+    outputs = server.run(seal | vae_round_trip(seal, encode))
+    (reference,), (ceiling,) = outputs[save]["images"], pictures(server, outputs, "ceiling")
     (server.base / "input" / "protected.png").write_bytes(server.file(reference))
-    photo = example_photo()
-    (face,) = faces_in(photo)
-    inside = protected_mask(photo.shape[:2], [face], demo.MARGIN).numpy() == 1
+    (face,) = faces_in(example_photo())
+    inside = protected_mask(ceiling.shape[:2], [face], demo.MARGIN).numpy() == 1
+    change = difference(server.picture(reference), ceiling)[inside].mean()
     for i, (owner, (kind, way)) in enumerate(zip(owners, ways.items(), strict=True)):
         changed(way, DiffPrivacyOpenKey__secret=identity_file(server, f"owner-{i}", owner))
         changed(way, DiffPrivacyLoadProtected__image="protected.png")
         (shown,) = of_type(way, kind)
         (recovered,) = pictures(server, server.run(way), shown)
-        assert difference(recovered, photo)[inside].mean() < 0.5 * difference(protected, photo)[inside].mean()
+        assert difference(recovered, ceiling)[inside].mean() < 0.3 * change
         changed(way, DiffPrivacyOpenKey__secret=identity_file(server, "stranger", pyrage.x25519.Identity.generate()))
         with pytest.raises(PromptError, match="DiffPrivacyOpenKey"):
             server.run(way)
+
+
+def vae_round_trip(prompt: dict, encode: str) -> dict:
+    """Nodes that save the original crops as the VAE gives them back: the best that a latent key can do."""
+    (paste,) = of_type(prompt, "DiffPrivacyPasteFaces")
+    decoded = {"samples": [encode, 0], "vae": prompt[encode]["inputs"]["vae"]}
+    pasted = prompt[paste]["inputs"] | {"crops": ["decoded", 0]}
+    return {
+        "decoded": {"class_type": "VAEDecode", "inputs": decoded},
+        "pasted": {"class_type": "DiffPrivacyPasteFaces", "inputs": pasted},
+        "ceiling": {
+            "class_type": "DiffPrivacySaveProtected",
+            "inputs": {"image": ["pasted", 0], "filename_prefix": "ceiling"},
+        },
+    }
 
 
 def identity_file(server: ComfyServer, name: str, identity) -> str:
