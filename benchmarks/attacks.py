@@ -247,7 +247,9 @@ def refusals(cases: list[Case], opener: Opener) -> None:
 
 def unlinkability(cases: list[Case], judges: Mapping[str, FaceMatcher]) -> None:
     """One person under two secrets, against strangers under two secrets and against the control."""
-    print(f"\n| keyed, two secrets, {len(cases)} people | cosine ± standard error | accepted as one person |\n|---|---|---|")
+    print(
+        f"\n| keyed, two secrets, {len(cases)} people | cosine ± standard error | accepted as one person |\n|---|---|---|"
+    )
     for name, judge in judges.items():
         first, second, control = (embeddings(cases, made, judge) for made in (PUBLISHED, SECOND, CONTROL))
         cosines = first @ second.T
