@@ -65,7 +65,7 @@ def _add(level: Level, blocks: dict, object_info: dict, prompt: dict) -> None:
             name, output, kind = source
             produced = object_info[kind]["output"][output]
             accepted = _accepted(object_info[node["type"]], socket["name"])
-            assert produced == accepted, f"{kind} gives {produced} to the {accepted} input of {node['type']}"
+            assert accepted in ("*", produced), f"{kind} gives {produced} to the {accepted} input of {node['type']}"
             inputs[socket["name"]] = [name, output]
         prompt[level.path + str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
 
