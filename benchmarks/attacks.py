@@ -2,7 +2,8 @@
 
     DIFFPRIVACY_DATA=... python -m benchmarks.attacks [--faces 16] [--pairs 60] [--steps 20] [--sheet FILE]
 
-Embedded demo model on CelebA-HQ photos. Judges: two recognizers that took no part; TAR is the share of faces accepted
+Embedded demo model on CelebA-HQ photos. Judges: mobilefacenet_ms1m, which took no part, and
+mobileface_v2, whose network is the demo guide: for the guided picture, *no key*, it judges its own work. TAR is the share of faces accepted
 as the original at their LFW thresholds for FAR 1e-3. "refused" counts the attempts that end in an error. Whether one
 person's protections under two secrets can be linked is told by the last table: its control is a face drawn from fresh
 noise in the same surroundings, which shares hair, pose and light with the protections, but neither person nor secret.

@@ -64,7 +64,10 @@ class TrainMSI(io.ComfyNode):
                     tooltip="How many of the batch go through the network at once; 0 for all. Less needs less memory.",
                 ),
                 io.Boolean.Input(
-                    "checkpointing", default=True, advanced=True, tooltip="Less memory for more time: activations are computed again."
+                    "checkpointing",
+                    default=True,
+                    advanced=True,
+                    tooltip="Less memory for more time: activations are computed again.",
                 ),
                 io.Float.Input("learning_rate", default=Settings.lr, min=1e-6, max=1.0, step=1e-5, advanced=True),
                 io.Boolean.Input("flips", default=True, advanced=True, tooltip="Learn from the mirror images too."),
