@@ -23,7 +23,8 @@ from diffprivacy.images import Picture, decode_picture, encode_png, levels, read
 from diffprivacy.keys import RecoveryKey
 from diffprivacy.metrics import psnr
 from diffprivacy.recovery import record, recover, replay
-from diffprivacy.stages import Preset
+from diffprivacy.sampling import sample_euler
+from diffprivacy.stages import Preset, stage_denoiser
 
 GROUP = Path(insightface.__file__).parent / "data" / "images" / "t1.jpg"
 BLUNT = Preset(strength=0.6, steps=5, switch=None)
@@ -82,6 +83,15 @@ def test_replay_is_as_good_as_the_autoencoder(astronaut, backbone, fidelity, met
         psnr(backbone.decode(latent)[0].movedim(0, -1), original) for latent in (encoded, replay(key, backbone))
     )
     assert found > ceiling - loss
+
+
+def test_replay_in_another_batch_size_is_as_good(astronaut, backbone):
+    key = key_of(astronaut, backbone)
+    batch = sample_euler(stage_denoiser(backbone), key.noise_map.repeat(3, 1, 1, 1), key.sigmas)
+    original = crop(astronaut.original.rgb, astronaut)
+    encoded = backbone.encode(original.movedim(-1, 0)[None])
+    ceiling = psnr(backbone.decode(encoded)[0].movedim(0, -1), original)
+    assert all(psnr(picture.movedim(0, -1), original) > ceiling - 0.1 for picture in backbone.decode(batch))
 
 
 def test_recovered_picture_shows_the_original_and_nothing_of_the_strange_face(astronaut, backbone):
