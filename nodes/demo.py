@@ -12,6 +12,7 @@ import comfy.sd1_clip
 import comfy.supported_models
 import comfy.supported_models_base
 import comfy.utils
+import folder_paths
 import torch
 from comfy_api.v0_0_2 import io
 
@@ -82,6 +83,7 @@ def load_clip() -> Any:
     state["clip_l.transformer.text_projection.weight"] = torch.eye(config["hidden_size"])
     return comfy.sd.CLIP(
         target,
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
         state_dict=state,
         tokenizer_data={"clip_l_embedding_size": config["hidden_size"]},
         model_options={"clip_l_model_config": config},

@@ -42,7 +42,11 @@ class LoadDetector(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        return io.NodeOutput(load_detector(None if file == BUILT_IN else models.find_onnx(file, *DETECTOR_FOLDERS)))
+        if file == BUILT_IN:
+            return io.NodeOutput(load_detector(None))
+        return io.NodeOutput(
+            load_detector(models.find_onnx(file, "a detector such as det_10g.onnx", *DETECTOR_FOLDERS))
+        )
 
 
 class DetectFaces(io.ComfyNode):

@@ -43,8 +43,8 @@ class LoadRecognizer(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file) -> bool | str:
-        # Named here, so that a file that is gone gets load_recognizer's message instead of a list of values.
+    def validate_inputs(cls, file, second_file=NO_FILE, third_file=NO_FILE) -> bool | str:
+        # Named here, so that a file that is gone gets find_onnx's message instead of a list of values.
         return True
 
     @classmethod
@@ -56,7 +56,7 @@ class LoadRecognizer(io.ComfyNode):
 
 
 def _recognizer_path(file: str) -> Path:
-    return models.find_onnx(file, *RECOGNIZER_FOLDERS)
+    return models.find_onnx(file, "an ArcFace ONNX file such as insightface's w600k_r50.onnx", *RECOGNIZER_FOLDERS)
 
 
 def _energy_inputs() -> list:

@@ -25,10 +25,10 @@ def onnx_files(*names: str) -> list[str]:
     return sorted(found)
 
 
-def find_onnx(file: str, *names: str) -> Path:
-    """The path of a relative name; raises DiffPrivacyError that lists where it was looked for."""
+def find_onnx(file: str, what: str, *names: str) -> Path:
+    """The path of a relative name; raises DiffPrivacyError that lists where it was looked for, and what belongs there."""
     places = [folder / file for folder in onnx_folders(*names)]
     for path in places:
         if path.is_file():
             return path
-    raise DiffPrivacyError(f"Model {file} is not there: looked for {' and '.join(map(str, places))}; put it there.")
+    raise DiffPrivacyError(f"Model {file} is not there: looked for {' and '.join(map(str, places))}; put {what} there.")

@@ -143,6 +143,7 @@ def _pixels(images) -> torch.Tensor:
 
 
 def _check(msi, backbone) -> None:
+    _ = backbone.text_encoder_identity, backbone.image_encoder_identity  # Their own errors name their own sockets.
     try:
         msi.check(backbone)
     except DiffPrivacyError as error:

@@ -281,6 +281,69 @@ def test_a_reference_that_does_not_fit_its_faces(server, picture, reference, mes
         energy_of(server, picture, reference)
 
 
+@pytest.mark.parametrize(("person", "message"), [("no-face.png", "0 faces found"), ("group.png", "6 faces found")])
+def test_a_person_to_look_for_is_one_face(server, person, message):
+    write_group(server.base / "input")
+    write_landscape(server.base / "input")
+    graph = Graph()
+    found = graph.add(
+        "DiffPrivacyDetectFaces",
+        image=graph.add("LoadImage", image="astronaut.png"),
+        detector=graph.add("DiffPrivacyLoadDetector", file="built-in (no file needed)"),
+        recognizer=slot(graph.add("DiffPrivacyLoadDemoModel"), 4),
+        person=graph.add("LoadImage", image=person),
+        **{"select": "all", "without_face": "error"},
+    )
+    graph.add("PreviewAny", source=slot(found, 1))
+    with pytest.raises(PromptError, match=rf"Socket `person`: {message}; give a picture with exactly one face"):
+        server.run(graph)
+
+
+def write_recognizer(path: Path, side: int, length: int, seed: int) -> None:
+    """A seeded ONNX file from (1,3,side,side) to a vector."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    random = np.random.default_rng(seed)
+    kernel = random.normal(size=(8, 3, 4, 4)) / 7
+    linear = random.normal(size=(8 * (side // 4) ** 2, length)) / 20
+    weights = [numpy_helper.from_array(a.astype(np.float32), n) for n, a in (("kernel", kernel), ("linear", linear))]
+    nodes = [
+        helper.make_node("Conv", ["x", "kernel"], ["maps"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("Relu", ["maps"], ["active"]),
+        helper.make_node("Flatten", ["active"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "linear"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, side, side])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, length])
+    graph = helper.make_graph(nodes, "recognizer", [x], [y], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), str(path))
+
+
+def test_recognizers_of_differing_sizes_guide_together(server):
+    """Two of one kind guide as one of them does; two of different input sizes and lengths as neither does."""
+    folder = server.base / "models" / "insightface"
+    folder.mkdir(exist_ok=True)
+    write_recognizer(folder / "small.onnx", 64, 32, 0)
+    write_recognizer(folder / "large.onnx", 112, 96, 1)
+
+    def guided_by(**files: str) -> np.ndarray:
+        graph = anonymized(scale=0.1)
+        recognizer = graph.add("DiffPrivacyLoadRecognizer", **files)
+        for node in graph.values():
+            if node["class_type"] == "DiffPrivacyAnonymizeEnergy":
+                node["inputs"]["recognizer"] = recognizer
+            if node["class_type"] == "KSampler":
+                node["inputs"]["steps"] = 2
+        return np.stack(run(server, graph)).astype(int)
+
+    small, large = guided_by(file="small.onnx"), guided_by(file="large.onnx")
+    twice = guided_by(file="small.onnx", second_file="small.onnx")
+    both = guided_by(file="small.onnx", second_file="none", third_file="large.onnx")
+    assert np.abs(twice - small).max() <= 1
+    assert min(np.abs(both - small).max(), np.abs(both - large).max(), np.abs(small - large).max()) > 5
+
+
 def write_averaging_model(path: Path) -> None:
     """An ONNX file that runs, and gives the mean colour of a picture."""
     import onnx
@@ -294,19 +357,24 @@ def write_averaging_model(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "message"),
+    ("files", "message"),
     [
-        ("mean.onnx", "insightface/mean.onnx is no face recognizer"),
-        ("text.onnx", "insightface/text.onnx is no ONNX file"),
-        ("gone.onnx", "Model gone.onnx is not there: looked for .*models/insightface/gone.onnx"),
+        ({"file": "mean.onnx"}, "insightface/mean.onnx is no face recognizer"),
+        ({"file": "text.onnx"}, "insightface/text.onnx is no ONNX file"),
+        ({"file": "gone.onnx"}, "gone.onnx is not there: looked for .*/insightface/gone.onnx; put an ArcFace ONNX"),
+        (
+            {"file": "one.onnx", "third_file": "gone.onnx"},
+            "gone.onnx is not there: looked for .*/insightface/gone.onnx",
+        ),
     ],
 )
-def test_what_is_no_recognizer_is_named_with_its_path(server, file, message):
+def test_what_is_no_recognizer_is_named_with_its_path(server, files, message):
     folder = server.base / "models" / "insightface"
     folder.mkdir(exist_ok=True)
     write_averaging_model(folder / "mean.onnx")
     (folder / "text.onnx").write_text("hello")
+    write_recognizer(folder / "one.onnx", 64, 32, 0)
     graph = Graph()
-    graph.add("PreviewAny", source=graph.add("DiffPrivacyLoadRecognizer", file=file))
+    graph.add("PreviewAny", source=graph.add("DiffPrivacyLoadRecognizer", **files))
     with pytest.raises(PromptError, match=message):
         server.run(graph)

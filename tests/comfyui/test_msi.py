@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from diffprivacy import demo
 from diffprivacy.demo.host import load_backbone
 from diffprivacy.detectors import load_detector
 from diffprivacy.faces import crop_face
-from diffprivacy.msi import load_msi, new_msi
+from diffprivacy.hosts import diffusers as diffusers_host
+from diffprivacy.msi import load_msi, new_msi, save_msi
 from diffprivacy.training import Settings, Training
 from diffprivacy.training_data import prepare
+from tests.comfyui.conftest import HERE, PACK
 from tests.comfyui.graphs import Graph, saved_latent, slot, write_latent, write_lora
 from tests.comfyui.photos import pixels, write_astronaut
 from tests.comfyui.server import PromptError
@@ -61,6 +69,32 @@ def train(graph: Graph, loader: list, crops: list, name: str, model=None, clip=N
     return msi, graph.add("DiffPrivacySaveMSI", msi=msi, filename_prefix=name)
 
 
+def watched(server, graph: Graph, on_step: Callable[[int], object] = lambda step: None) -> tuple[dict, list, list]:
+    """Outputs of a prompt; its steps, as (step, of how many), and its preview pictures, as the page gets them."""
+    import aiohttp
+
+    steps, previews = [], []
+
+    async def watch() -> str:
+        url = f"{server.url}/ws?clientId=watcher"
+        async with aiohttp.ClientSession() as session, session.ws_connect(url) as socket:
+            prompt_id = server.post("/prompt", {"prompt": graph, "client_id": "watcher"})["prompt_id"]
+            async for message in socket:
+                if message.type == aiohttp.WSMsgType.BINARY:  # Kind of event, kind of picture, picture.
+                    previews.append(Image.open(io.BytesIO(message.data[8:])).convert("RGB"))
+                    continue
+                event = json.loads(message.data)
+                if event["type"] == "progress" and event["data"]["max"] > 1:
+                    steps.append((event["data"]["value"], event["data"]["max"]))
+                    on_step(event["data"]["value"])
+                if event["type"] == "executing" and event["data"]["node"] is None:
+                    return prompt_id
+        raise ConnectionError("the server closed the connection")
+
+    prompt_id = asyncio.run(asyncio.wait_for(watch(), 300))
+    return server.wait(prompt_id)["outputs"], steps, previews
+
+
 def written(server, outputs: dict, node: list) -> Path:
     return server.base / "models" / "msi" / outputs[node[0]]["text"][0].removeprefix("saved ")
 
@@ -77,14 +111,19 @@ def test_it_trains_what_the_library_trains_and_says_it_in_ordinary_embeddings(se
         **{"seed": 1, "steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 0.5},
     )  # fmt: skip
     graph.add("PreviewImage", images=graph.add("VAEDecode", samples=samples, vae=slot(loader, 2)))
-    outputs = server.run(graph)
+    outputs, steps, previews = watched(server, graph)
     assert server.picture(outputs[curve[0]]["images"][0]).shape == (432, 768, 3)
+    assert [step for step, of in steps if of == STEPS] == [1, 2, 3]
 
     backbone = load_backbone()
     start = new_msi(backbone)
     settings = Settings(steps=STEPS, batch=BATCH, lr=RATE)
     there = load_msi(written(server, outputs, saved)).words(backbone, crop)[0]
-    here = Training(start, backbone, prepare(backbone, crop, flips=False), settings).run().words(backbone, crop)[0]
+    training, shown = Training(start, backbone, prepare(backbone, crop, flips=False), settings), []
+    here = training.run(lambda now: shown.append(now.preview)).words(backbone, crop)[0]
+    reconstruction = backbone.decode(shown[-1])[0].movedim(0, -1)
+    preview = torch.from_numpy(np.asarray(previews[0].resize((demo.IMAGE_SIZE,) * 2, Image.Resampling.BOX)) / 255)
+    assert (preview - reconstruction).abs().mean() < 0.03
     before = start.words(backbone, crop)[0]
     assert (here - before).norm() > 0.01 * before.norm()
     assert (there - here).norm() < 0.2 * (here - before).norm()
@@ -92,6 +131,74 @@ def test_it_trains_what_the_library_trains_and_says_it_in_ordinary_embeddings(se
     for stage, word in enumerate(there):
         file = load_file(embeddings / f"astronaut-{stage}.safetensors")
         assert torch.allclose(file["clip_l"], word[None], atol=1e-3)
+
+
+@pytest.mark.parametrize("checkpoint", ["demo", "tiny"])
+def test_a_prompt_with_each_stage_s_embedding_in_its_time_range_is_the_same_conditioning(
+    server, tiny_checkpoint, checkpoint
+):
+    """Stock blocks alone say the same, `a photo of embedding:NAME-k, smiling` from time step 100 k to 100 k + 99."""
+    backbone = load_backbone()
+    if checkpoint == "tiny":
+        vision, backbone = backbone.vision_encoder, diffusers_host.load_backbone(tiny_checkpoint)
+        backbone.vision_encoder = vision
+    msi = new_msi(backbone)
+    torch.nn.init.normal_(msi.out.weight, generator=torch.Generator().manual_seed(1))
+    file = f"wild-{checkpoint}.safetensors"
+    save_msi(msi, server.base / "models" / "msi" / file)
+
+    def sampled(stages: list[int] | None) -> torch.Tensor:
+        """Samples under the MSI, or under stock conditionings that say the words of these stages one after the other."""
+        graph, loader, crops = face_graph(size=64)
+        model = loader if checkpoint == "demo" else graph.add("CheckpointLoaderSimple", ckpt_name="tiny.safetensors")
+        clip = slot(model, 1)
+        if stages is None:
+            said = graph.add(
+                "DiffPrivacyInvertMSI",
+                **{"msi": graph.add("DiffPrivacyLoadMSI", file=file), "image": crops, "clip": clip},
+                **{"clip_vision": slot(loader, 3), "prompt": "a photo of *, smiling", "save_embeddings": checkpoint},
+            )
+        else:
+            parts = []
+            for place, stage in enumerate(stages):
+                text = f"a photo of embedding:{checkpoint}-{stage}, smiling"
+                ends = [1 - (t - 0.5) / 999 for t in (100 * place + 100, 100 * place)]
+                parts.append(
+                    graph.add(
+                        "ConditioningSetTimestepRange",
+                        conditioning=graph.add("CLIPTextEncode", clip=clip, text=text),
+                        **{"start": max(0.0, ends[0]), "end": min(1.0, ends[1])},
+                    )
+                )
+            said = parts[0]
+            for part in parts[1:]:
+                said = graph.add("ConditioningCombine", conditioning_1=said, conditioning_2=part)
+        samples = graph.add(
+            "KSampler",
+            **{"model": model, "positive": said, "negative": said, "seed": 1, "steps": 10, "cfg": 1.0, "denoise": 1.0},
+            **{"sampler_name": "euler", "scheduler": "normal"},
+            latent_image=graph.add("VAEEncode", pixels=crops, vae=slot(model, 2)),
+        )
+        return saved_latent(server, server.run(graph | save_latent(graph, samples)), LAST_SAVE)
+
+    said, written, reversed_ = (sampled(stages) for stages in (None, list(range(10)), list(range(9, -1, -1))))
+    assert torch.allclose(said, written, atol=1e-4 * said.std().item())
+    assert (said - reversed_).abs().max() > 1e-2 * said.std()
+
+
+def test_pseudo_words_of_other_families_are_ordinary_embeddings_too(comfyui, tmp_path):
+    """SD 2.x and SDXL, at their text encoders' widths: said, written as `embedding:`, and while training, all the same."""
+    subprocess.run([sys.executable, HERE / "probe_text.py", comfyui, PACK, tmp_path], check=True, timeout=300)
+    results = load_file(tmp_path / "results.safetensors")
+    for kind, width in (("sd2", 1024), ("sdxl", 768 + 1280)):
+        said = results[f"{kind}.said"]
+        assert said.shape == (1, 77, width)
+        assert torch.allclose(said, results[f"{kind}.written"], atol=1e-4)
+        assert torch.allclose(results[f"{kind}.said.pooled"], results[f"{kind}.written.pooled"], atol=1e-4)
+        assert torch.allclose(said, results[f"{kind}.differentiable"], atol=1e-3)
+        assert torch.allclose(results[f"{kind}.face"], results[f"{kind}.plain"], atol=1e-4)
+        assert (said - results[f"{kind}.plain"]).abs().max() > 0.1
+        assert results[f"{kind}.gradient"].any()
 
 
 def test_saved_modules_load_again(server):
@@ -162,18 +269,15 @@ def test_training_sees_the_loras_of_the_model_and_leaves_no_trace(server):
     assert torch.equal(pictures[0], pictures[1])
 
 
-def test_interrupting_keeps_what_was_learnt(server):
+def test_interrupting_keeps_what_was_learnt(server, crop):
     graph, loader, crops = face_graph()
     _, saved = train(graph, loader, crops, "interrupted", steps=100000, seed=9)
-    log = len(server.log())
-    prompt_id = server.queue(graph)
-    deadline = time.monotonic() + 60
-    while "Requested to load" not in server.log()[log:] and time.monotonic() < deadline:
-        time.sleep(0.2)
-    time.sleep(4)
-    server.post("/interrupt")
-    path = written(server, server.wait(prompt_id, seconds=120)["outputs"], saved)
-    assert load_msi(path).config.stages == 10
+    outputs, steps, _ = watched(server, graph, lambda step: step == 20 and server.post("/interrupt"))
+    assert 20 <= steps[-1][0] < 100
+    backbone = load_backbone()
+    learnt = load_msi(written(server, outputs, saved)).words(backbone, crop)
+    untrained = new_msi(backbone, seed=9).words(backbone, crop)
+    assert (learnt - untrained).norm() > 0.01 * untrained.norm()
 
 
 @pytest.mark.parametrize(
@@ -203,3 +307,28 @@ def test_pictures_too_small_to_learn_from(server):
     train(graph, loader, small, "small")
     with pytest.raises(PromptError, match=r"`images`.*32x32"):
         server.run(graph)
+
+
+@pytest.mark.parametrize("node", ["DiffPrivacyTrainMSI", "DiffPrivacyInvertMSI"])
+@pytest.mark.parametrize(
+    ("kind", "mark", "message"),
+    [
+        ("dinov2", "encoder.layer.23.layer_scale2.lambda1", '"Socket `clip_vision`: this .* is no CLIP vision model'),
+        ("vit-h", "vision_model.encoder.layers.30.layer_norm1.weight", "`msi`.*vision model.*32 layers of 1280"),
+    ],
+)
+def test_a_clip_vision_file_of_the_wrong_kind(server, node, kind, mark, message):
+    """DINOv2, which is no CLIP, and ViT-H, which this MSI was not trained with; by the tensors that ComfyUI knows them by."""
+    folder = server.base / "models" / "clip_vision"
+    folder.mkdir(exist_ok=True)
+    save_file({mark: torch.zeros({"dinov2": 1024, "vit-h": 1280}[kind])}, folder / f"{kind}.safetensors")
+    graph, loader, crops = face_graph()
+    other = graph.add("CLIPVisionLoader", clip_name=f"{kind}.safetensors")
+    if node == "DiffPrivacyTrainMSI":
+        train(graph, loader, crops, "other", clip_vision=other, msi=slot(loader, MSI_SLOT))
+    else:
+        inputs = {"msi": slot(loader, MSI_SLOT), "image": crops, "clip": slot(loader, 1), "clip_vision": other}
+        graph.add("PreviewAny", source=graph.add(node, prompt="a photo of *", **inputs))
+    with pytest.raises(PromptError, match=message):
+        server.run(graph)
+    server.post("/free", {"unload_models": True, "free_memory": True})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import re
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import insightface
@@ -18,6 +21,7 @@ from diffprivacy.detectors import load_detector
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.faces import crop_face, protected_mask
 from diffprivacy.images import Picture, read_picture, write_picture
+from diffprivacy.msi import load_msi
 
 QUICK = ["--steps", "5", "--strength", "0.6"]
 
@@ -108,6 +112,13 @@ def truncated(path: Path) -> None:
         ("wall.png", noise, [], "No face"),
         ("wall.png", noise, ["--checkpoint", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
         ("wall.png", noise, ["--detector", "nowhere.onnx"], "nowhere.onnx"),
+        (
+            "wall.png",
+            noise,
+            ["--recognizer", "/nowhere/r50.onnx"],
+            "at /nowhere/r50.onnx: put an ArcFace ONNX file there",
+        ),
+        ("wall.png", noise, ["--recognizer", __file__], "is no ONNX file"),
         ("wall.png", noise, ["--strength", "0"], "strength"),
     ],
 )
@@ -193,3 +204,33 @@ def test_fifty_megapixels(photos, tmp_path):
     changed = (after != before).any(dim=2)
     assert 0.02 < changed.float().mean() < 0.3
     assert not changed[: 7100 // 20].any()
+
+
+class Impatient(io.StringIO):
+    """A terminal whose user presses Ctrl-C once the bar of training stands beyond step 20."""
+
+    pressed = False
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        step = re.search(r"(\d+)/900 ", text)
+        if step and int(step[1]) > 20 and not self.pressed:
+            self.pressed = True
+            raise KeyboardInterrupt
+        return super().write(text)
+
+
+def test_interrupted_training_of_msi_keeps_what_was_learnt_and_goes_on(photos, tmp_path, capsys):
+    out = tmp_path / "msi.safetensors"
+    train = ["train-msi", str(photos / "astronaut.png"), "-o", str(out), "--steps", "900", "--size", "64", "--no-flips"]
+    with redirect_stderr(Impatient()) as screen:
+        assert main(train) == 130
+    assert "msi.safetensors holds what was learnt; the same command goes on" in screen.getvalue()
+    learnt = load_msi(out).state_dict()
+    assert learnt["out.weight"].any()
+    assert main([*train, "--minutes", "0"]) == 0
+    assert int(re.findall(r"in (\d+) steps", capsys.readouterr().out)[-1]) >= 20
+    assert all(torch.equal(tensor, learnt[name]) for name, tensor in load_msi(out).state_dict().items())
+    assert [file.name for file in tmp_path.iterdir()] == [out.name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from diffprivacy.demo.train.loop import Run, checkpoint_weights, shipped_weights
 from diffprivacy.demo.train.unet import CaptionTable, Model
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.faces import Face, crop_face
-from diffprivacy.hosts.tokenizer import tokenize
+from diffprivacy.hosts.tokenizer import PLACEHOLDER_TOKEN, tokenize
 from diffprivacy.metrics import psnr
 
 CPU = torch.device("cpu")
@@ -52,6 +53,19 @@ def autoencoder() -> Autoencoder:
 
 def test_weights_stay_within_what_a_pack_may_weigh():
     assert sum(path.stat().st_size for path in load.WEIGHTS.iterdir()) <= 40_000_000
+
+
+def test_model_card_says_what_is_shipped_from_where_and_how_to_make_it_again():
+    card = (load.FOLDER / "MODEL_CARD.md").read_text()
+    for path in load.WEIGHTS.glob("*.safetensors"):
+        assert f"`{path.name}`" in card
+    for script in ("autoencoder", "recognizer", "unet", "freeze", "msi", "evaluate"):
+        assert f"python -m diffprivacy.demo.train.{script} " in card
+    sections = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", card, re.MULTILINE | re.DOTALL))
+    assert "MIT licence" in sections["Data and rights"]
+    assert "public domain" in sections["Data and rights"]
+    assert "under-represented" in sections["Limits"]
+    assert re.search(r"^\| run \| pictures \| seconds \| device \|$", sections["Training"], re.MULTILINE)
 
 
 def test_damaged_weight_file_is_refused_with_its_checksum(tmp_path: Path):
@@ -98,6 +112,14 @@ def test_gradients_reach_the_latents_through_decoder_and_recognizer(autoencoder:
     demo.load_recognizer("guide")(arcface_crop(decoded))[0, 0].backward()
     assert latents.grad is not None
     assert latents.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("which", ["guide", "judge"])
+def test_thresholds_from_clean_pairs_are_shipped_beside_the_recognizers(which):
+    """Reading them also checks that they were measured on the weights shipped."""
+    kept = demo.load_recognizer(which).threshold(1e-3)
+    assert (kept.same_pairs, kept.different_pairs) == (450, 4500)
+    assert 0.1 < kept.cosine < 0.9
 
 
 @pytest.mark.parametrize("which", ["guide", "judge"])
@@ -264,6 +286,24 @@ def test_interrupted_training_resumes_to_the_same_weights(tmp_path: Path):
     _fit(tmp_path / "parts", 9, 20)
     resumed = _fit(tmp_path / "parts", 11, 20)
     assert all(torch.allclose(whole[name], resumed[name], atol=1e-7) for name in whole)
+
+
+def test_training_logs_its_progress_and_its_cost(tmp_path: Path, capsys):
+    _fit(tmp_path, 9, 20)
+    _fit(tmp_path, 11, 20)
+    printed = capsys.readouterr().out
+    assert printed == (tmp_path / "log.txt").read_text()
+    assert re.search(r"^step 20 \d+ s \d+ pictures/s lr ", printed, re.MULTILINE)
+    assert re.search(r"^finished at step 20: 160 pictures in \d+ s on cpu", printed, re.MULTILINE)
+
+
+def test_captions_are_empty_as_often_as_asked_for():
+    table = CaptionTable(CPU)
+    drawn = table.draw(torch.arange(4000) % 4 == 0, 0.15, 0.10, torch.Generator().manual_seed(0))
+    empty = (drawn == table.empty).all(1)
+    placeholder = (drawn == PLACEHOLDER_TOKEN).any(1)
+    assert 0.12 < empty.float().mean() < 0.18
+    assert 0.07 < (~empty & ~placeholder).float().mean() < 0.13
 
 
 def test_training_can_go_on_from_the_shipped_weights():

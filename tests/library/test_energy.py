@@ -128,6 +128,22 @@ def test_one_variant_has_nothing_to_differ_from(one):
     assert not gradient_of(energy, pictures(2)).any()
 
 
+class Opposites(FaceMatcher):
+    """Sees the first picture of a pair as one person and the second as nearly the opposite: their cosine is negative."""
+
+    weights = (1.0,)
+
+    def embed(self, images: torch.Tensor, landmarks: torch.Tensor, mirrored: bool = False) -> tuple[torch.Tensor, ...]:
+        vectors = images.mean(dim=(2, 3)) + torch.tensor([[3.0, 0, 0], [-3.0, 0, 0]], dtype=images.dtype)
+        return (F.normalize(vectors),)
+
+
+def test_diversity_goes_on_below_zero_unless_the_papers_form_is_asked_for():
+    images = pictures(2)
+    assert not gradient_of(diversity(Opposites(), landmarks(1), "paper"), images).any()
+    assert gradient_of(diversity(Opposites(), landmarks(1)), images).abs().amax(dim=(1, 2, 3)).min() > 0
+
+
 def test_energies_add_and_scale(one):
     images, originals = pictures(2, 1), pictures(2, 2)
     toward = identity_toward(one, one.reference(originals, landmarks(2)), landmarks(2))
@@ -222,10 +238,19 @@ def test_latent_gradient_is_the_numeric_one(both):
     assert slope.item() == pytest.approx(((ahead - behind) / (2 * step)).item(), rel=1e-4)
 
 
-def test_smooth_energies_pass_gradcheck(one):
-    energy = identity_away(one, one.reference(pictures(1), landmarks(1)), landmarks(1)) + diversity(one, landmarks(1))
+@pytest.mark.parametrize("which", ["away", "toward", "diversity", "visual distance", "augmented"])
+def test_every_energy_passes_gradcheck(one, which):
+    reference = one.reference(pictures(1), landmarks(1))
+    toward = identity_toward(one, reference, landmarks(1))
+    energy = {
+        "away": identity_away(one, reference, landmarks(1)),
+        "toward": toward,
+        "diversity": diversity(one, landmarks(1)),
+        "visual distance": visual_distance(pictures(1), landmarks(1), landmarks(1)),
+        "augmented": augmented(toward, landmarks(1), draws=1),
+    }[which]
     decoder = Decoder()
-    assert torch.autograd.gradcheck(lambda z: energy(decoder(z)), latents(2).requires_grad_())
+    assert torch.autograd.gradcheck(lambda z: energy(decoder(z)), latents(2).requires_grad_(), fast_mode=True)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4])

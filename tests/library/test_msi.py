@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from diffprivacy import demo
 from diffprivacy.backbone import EncoderIdentity
 from diffprivacy.demo.host import load_backbone
 from diffprivacy.errors import DiffPrivacyError
@@ -25,6 +26,8 @@ from diffprivacy.msi import (
     scale_of,
     textual_inversions,
 )
+from diffprivacy.training import Settings, Training
+from diffprivacy.training_data import prepare
 
 CLIP_L = EncoderIdentity((768,), 12, "text")
 SDXL = EncoderIdentity((768, 1280), 12, "text")
@@ -110,6 +113,30 @@ def test_an_untrained_module_says_its_word(backbone):
         assert torch.allclose(said.context, written.context, atol=1e-4)
 
 
+@pytest.mark.parametrize(("kind", "width"), [("sd2", 48), ("sdxl", 32 + 48)])
+def test_other_families_say_a_face_and_learn_it(folders, kind, width):
+    """Velocity prediction, and two text encoders with a pooled output: the loss is the plain denoiser's there too."""
+    host = diffusers_host.load_backbone(folders[kind])
+    host.vision_encoder = demo.load_image_encoder()
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    start = new_msi(host)
+    words = start.words(host, image)[0]
+    assert words.shape == (10, width)
+    said, written = host.text_conditioning("a photo of *", words[:1]), host.text_conditioning("a photo of face")
+    assert torch.allclose(said.context, written.context, atol=1e-4)
+    settings = Settings(steps=3, batch=5, validation=3, validate_every=1, lr=0.05, patience=0)
+    training = Training(start, host, data := prepare(host, image, flips=False), settings)
+    noise = torch.randn(3, *data.latents.shape[1:], generator=torch.Generator().manual_seed(-1))
+    errors = []
+    for t, eps in zip((166, 500, 833), noise, strict=True):
+        sigma = host.noise_levels.sigmas[t]
+        denoised = host.denoise(data.latents + sigma * eps, sigma, written)
+        errors.append(((data.latents + sigma * eps - denoised) / sigma - eps).square().mean().item())
+    assert training.validation_loss(start)[0] == pytest.approx(sum(errors) / 3, rel=1e-3)
+    training.run()
+    assert (training.msi.cpu().words(host, image)[0] - words).abs().max() > 1e-3
+
+
 def test_the_same_seed_gives_the_same_module(backbone):
     a, b, c = (new_msi(backbone, PAPER, seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -190,6 +217,23 @@ def test_a_clip_vision_file_of_the_usual_names_is_read(backbone, tmp_path):
         network(pixels, output_hidden_states=True).hidden_states for network in (encoder, backbone.vision_encoder)
     )
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(hidden, expected, strict=True))
+
+
+@pytest.mark.parametrize(("width", "activation"), [(1024, "quick_gelu"), (1280, "gelu")], ids=["vit-l", "vit-h"])
+def test_the_vision_models_that_users_have_are_read_with_their_heads_and_activation(tmp_path, width, activation):
+    """ViT-L/14 and ViT-H/14 of two layers, as transformers itself computes them."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": width, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 16}
+    expected = CLIPVisionModel(CLIPVisionConfig(patch_size=14, image_size=28, hidden_act=activation, **shape)).eval()
+    state = expected.state_dict()
+    names = {name: name if name.startswith("vision_model.") else f"vision_model.{name}" for name in state}
+    save_file({names[name]: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "vision.safetensors")
+    pixels = torch.randn(1, 3, 28, 28)
+    with torch.no_grad():
+        found = load_vision_encoder(tmp_path / "vision.safetensors")(pixels).last_hidden_state
+        assert torch.allclose(found, expected(pixels).last_hidden_state, atol=1e-5)
 
 
 @pytest.mark.parametrize(

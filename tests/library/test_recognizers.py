@@ -15,6 +15,7 @@ from PIL import Image
 from skimage.transform import SimilarityTransform
 from torch import nn
 
+from diffprivacy import demo
 from diffprivacy.alignment import align, similarity, template
 from diffprivacy.detectors import load_detector
 from diffprivacy.errors import DiffPrivacyError
@@ -337,6 +338,24 @@ def test_low_precision_is_safe(real, lfw, dtype, closest):
     exact, rough = load_recognizer(path)(aligned), load_recognizer(path).to(dtype)(aligned)
     assert rough.dtype == torch.float32
     assert (exact * rough).sum(dim=1).min() > closest
+
+
+@pytest.mark.parametrize(("dtype", "closest"), [(torch.bfloat16, 0.9), (torch.float16, 0.99)])
+@pytest.mark.parametrize("which", ["guide", "judge"])
+def test_gradients_in_low_precision_point_the_same_way(which, dtype, closest):
+    """Of the cosine to another face, through the demo model's recognizers; the picture itself stays in float32."""
+    recognizer, picture = demo.load_recognizer(which), F.interpolate(crops(1, 14), size=112, mode="bicubic")
+    other = recognizer(crops(1, 112)).detach()
+
+    def gradient() -> torch.Tensor:
+        x = picture.clone().requires_grad_()
+        return torch.autograd.grad((recognizer(x) * other).sum(), x)[0].flatten()
+
+    exact = gradient()
+    recognizer.to(dtype)
+    rough = gradient()
+    assert rough.dtype == torch.float32
+    assert F.cosine_similarity(rough, exact, dim=0) > closest
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,73 @@
+"""Runs inside a Python process of ComfyUI's own, on the CPU: pseudo-words under the text encoders of SD 2.x and SDXL.
+
+python probe_text.py COMFYUI PACK FOLDER; FOLDER gets the textual inversions, and results.safetensors with what is said.
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+
+comfyui, pack, folder = sys.argv[1:]
+sys.argv = ["main.py", "--cpu"]
+sys.path.insert(0, comfyui)
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.sd  # noqa: E402
+import comfy.sdxl_clip  # noqa: E402
+import comfy.text_encoders.sd2_clip  # noqa: E402
+import torch  # noqa: E402
+from comfy.supported_models_base import ClipTarget  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+import nodes  # noqa: E402
+
+assert asyncio.run(nodes.load_custom_node(pack))
+host, msi = (sys.modules[pack.replace(".", "_x_") + name] for name in (".nodes.host", ".diffprivacy.msi"))
+
+
+def config(width: int, activation: str) -> dict:
+    """A text model of full width and three layers."""
+    shape = {"hidden_size": width, "num_attention_heads": width // 64, "hidden_act": activation}
+    return shape | {"intermediate_size": 64, "num_hidden_layers": 3, "eos_token_id": 49407}
+
+
+sd2, sdxl = comfy.text_encoders.sd2_clip, comfy.sdxl_clip
+FAMILIES = {
+    "sd2": (ClipTarget(sd2.SD2Tokenizer, sd2.SD2ClipModel), {"h": config(1024, "gelu")}),
+    "sdxl": (
+        ClipTarget(sdxl.SDXLTokenizer, sdxl.SDXLClipModel),
+        {"l": config(768, "quick_gelu"), "g": config(1280, "gelu")},
+    ),
+}
+results = {}
+for kind, (target, configs) in FAMILIES.items():
+    options = {f"clip_{name}_model_config": value for name, value in configs.items()}
+    with torch.inference_mode():
+        torch.manual_seed(0)
+        clip = comfy.sd.CLIP(target, embedding_directory=[folder], state_dict={}, model_options=options)
+        for name, weight in clip.cond_stage_model.named_parameters():
+            is_scale = "norm" in name and name.endswith("weight")
+            weight.copy_(torch.ones(weight.shape) if is_scale else torch.randn(weight.shape) * 0.05)
+        backbone = host.ComfyBackbone(clip=clip)
+        word = torch.randn(1, sum(backbone.text_encoder_identity.widths)) * 0.05
+        (file,) = msi.textual_inversions(word, backbone.text_encoder_identity)
+        save_file(file, Path(folder) / f"{kind}.safetensors")
+        said = backbone.text_conditioning("a photo of *, smiling", word)
+        written = clip.encode_from_tokens_scheduled(clip.tokenize(f"a photo of embedding:{kind}, smiling"))
+        plain = clip.encode_from_tokens_scheduled(clip.tokenize("a photo of face, smiling"))
+        face = backbone.text_conditioning("a photo of *, smiling", backbone.word_embedding("face")[None])
+    with torch.inference_mode(False), torch.enable_grad():
+        learnt = word.clone().requires_grad_()
+        differentiable = backbone.differentiable_text_encoder()("a photo of *, smiling", learnt)
+        (results[f"{kind}.gradient"],) = torch.autograd.grad(differentiable.context.square().sum(), learnt)
+    for name, ((context, extra), *_) in {"said": said, "written": written, "plain": plain, "face": face}.items():
+        results |= {f"{kind}.{name}": context, f"{kind}.{name}.pooled": extra["pooled_output"]}
+    results[f"{kind}.differentiable"] = differentiable.context.detach()
+
+save_file(
+    {name: tensor.float().contiguous().clone() for name, tensor in results.items()},
+    Path(folder) / "results.safetensors",
+)
