@@ -1,6 +1,6 @@
 """The miniature of the paper: all three jobs over real faces with the embedded model, judged by recognizers.
 
-    DIFFPRIVACY_DATA=... python -m benchmarks.miniature [--faces 24] [--detector yunet_n.onnx] [--sheet sheet.png]
+    DIFFPRIVACY_DATA=... python -m benchmarks.miniature [--faces 24] [--processes 2] [--sheet sheet.png]
 
 The largest face of each photo of photos/celebahq512 and photos/lfw250 is anonymized, hidden and recovered as the command
 line does it, with the demo guide guiding. The demo judge (distilled from the guide's teacher: kin) and
@@ -17,7 +17,10 @@ import dataclasses
 import os
 import time
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from itertools import combinations
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -38,16 +41,38 @@ from diffprivacy.stages import PRESETS, Preset
 
 SETS = ("celebahq512", "lfw250")
 CROP = {"size": demo.IMAGE_SIZE, "margin": demo.MARGIN}
+TOOLS: Tools
 
 
-def versions(
-    picture: Picture, face: Face, backbone: DiffusersBackbone, guide: FaceMatcher, presets: dict[str, Preset], seed: int
-) -> dict[str, Tensor]:
+@dataclass
+class Tools:
+    """What every face needs, loaded once in a process."""
+
+    backbone: DiffusersBackbone
+    detector: Detector
+    judges: dict[str, FaceMatcher]
+    presets: dict[str, Preset]
+
+
+def tools(data: Path, detector: str, steps: int | None) -> Tools:
+    presets = {task: PRESETS[task]["default"] for task in ("anonymize", "hide")}
+    if steps:
+        presets = {task: dataclasses.replace(preset, steps=steps) for task, preset in presets.items()}
+    judges: dict[str, FaceMatcher] = {
+        "guide": demo.load_recognizer("guide"),
+        "demo judge": demo.load_recognizer("judge"),
+        "mobilefacenet_ms1m": load_recognizer(data / "recognizers" / "mobilefacenet_ms1m.onnx"),
+    }
+    found = load_detector(None if detector == "builtin" else data / "detectors" / detector)
+    return Tools(load_backbone(), found, judges, presets)
+
+
+def versions(picture: Picture, face: Face, use: Tools, seed: int) -> dict[str, Tensor]:
     """What the jobs make of one face of a picture, each (H,W,3)."""
-    redraw = {"anonymize": pipeline.anonymize, "hide": pipeline.hide}
+    redraw, backbone = {"anonymize": pipeline.anonymize, "hide": pipeline.hide}, use.backbone
     protected = {
         task: redraw[task](
-            picture.rgb, [face], backbone, preset=presets[task], recognizer=guide, seed=seed, **CROP
+            picture.rgb, [face], backbone, preset=use.presets[task], recognizer=use.judges["guide"], seed=seed, **CROP
         )[0]
         for task in redraw
     }  # fmt: skip
@@ -61,6 +86,29 @@ def versions(
         "hidden": protected["hide"],
         "recovered": recovery.recover(sealed, [key.bound_to(sealed)], backbone).rgb,
     }
+
+
+def protected_and_judged(photo: Path, seed: int, use: Tools) -> tuple[dict[str, list[Judged]], Tensor]:
+    """The judgement of every version of a photo's largest face, and the versions side by side (H,W,3)."""
+    picture = read_picture(photo)
+    face = max(use.detector.detect(picture.rgb), key=lambda found: found.area)
+    person = photo.parent.name if photo.parent.name not in SETS else photo.stem
+    made = versions(picture, face, use, seed)
+    shown = {"original": picture.rgb} | made
+    return (
+        {name: judge(picture.rgb, version, [face], [person], use.judges, use.detector) for name, version in made.items()},
+        contact_sheet([crop_face(version, face, 160, 1.8) for version in shown.values()], list(shown)),
+    )  # fmt: skip
+
+
+def start_process(*arguments) -> None:
+    global TOOLS
+    torch.set_num_threads(1)
+    TOOLS = tools(*arguments)
+
+
+def in_process(photo: Path, seed: int) -> tuple[dict[str, list[Judged]], Tensor]:
+    return protected_and_judged(photo, seed, TOOLS)
 
 
 def likeness_of_photos(photos: list[Path], detector: Detector) -> float:
@@ -86,46 +134,35 @@ def main() -> None:
     parser.add_argument("--detector", default="yunet_n.onnx", help="ONNX file in detectors, or builtin")
     parser.add_argument("--sheet", type=Path, help="PNG to write the first faces to")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=1, help="faces worked on at once, one thread each")
     options = parser.parse_args()
     start = time.time()
     data = Path(os.environ["DIFFPRIVACY_DATA"])
-    detector = load_detector(None if options.detector == "builtin" else data / "detectors" / options.detector)
-    guide = demo.load_recognizer("guide")
-    judges: dict[str, FaceMatcher] = {
-        "guide": guide,
-        "demo judge": demo.load_recognizer("judge"),
-        "mobilefacenet_ms1m": load_recognizer(data / "recognizers" / "mobilefacenet_ms1m.onnx"),
-    }
+    chosen_tools = (data, options.detector, options.steps)
+    use = tools(*chosen_tools)
     pairs = sorted((data / "photos" / "lfw250").glob("*/*.jpg"))
-    points = clean_pairs(pairs, judges, detector)
+    points = clean_pairs(pairs, use.judges, use.detector)
     for name, point in points.items():
         print(
             f"{name}: threshold {point.threshold:.3f} at FAR {point.far:g}, TAR of clean pairs {100 * point.tar:.1f} %"
         )
-    print(f"likeness of two photos of one person: {likeness_of_photos(pairs, detector):.3f}", flush=True)
+    print(f"likeness of two photos of one person: {likeness_of_photos(pairs, use.detector):.3f}", flush=True)
 
-    presets = {task: PRESETS[task]["default"] for task in ("anonymize", "hide")}
-    if options.steps:
-        presets = {task: dataclasses.replace(preset, steps=options.steps) for task, preset in presets.items()}
-    backbone = load_backbone()
     photos = [sorted((data / "photos" / name).rglob("*.jpg")) for name in SETS]
     chosen = [files[i * len(files) * 2 // options.faces] for files in photos for i in range(options.faces // 2)]
+    seeds = range(options.seed, options.seed + len(chosen))
     judged: dict[str, list[Judged]] = defaultdict(list)
     rows = []
-    for number, photo in enumerate(chosen):
-        picture = read_picture(photo)
-        face = max(detector.detect(picture.rgb), key=lambda found: found.area)
-        person = photo.parent.name if photo.parent.name not in SETS else photo.stem
-        made = versions(picture, face, backbone, guide, presets, options.seed + number)
-        for name, version in made.items():
-            judged[name] += judge(picture.rgb, version, [face], [person], judges, detector)
-        if options.sheet and len(rows) < 12:
-            shown = {"original": picture.rgb} | made
-            rows.append(contact_sheet([crop_face(v, face, 160, 1.8) for v in shown.values()], list(shown)))
-            write_picture(options.sheet, Picture(torch.cat(rows)))
-        print(f"\r{number + 1} of {len(chosen)}, {time.time() - start:.0f} s", end="", flush=True)
+    with ProcessPoolExecutor(options.processes, get_context("spawn"), start_process, chosen_tools) as pool:
+        for number, (judgements, row) in enumerate(pool.map(in_process, chosen, seeds)):
+            for name, faces in judgements.items():
+                judged[name] += faces
+            if options.sheet and number < 12:
+                rows.append(row)
+                write_picture(options.sheet, Picture(torch.cat(rows)))
+            print(f"\r{number + 1} of {len(chosen)}, {time.time() - start:.0f} s", end="", flush=True)
     print("\n" + table(judged, {name: point.threshold for name, point in points.items()}))
-    print(f"\n{len(chosen)} faces, {time.time() - start:.0f} s, {torch.get_num_threads()} thread(s)")
+    print(f"\n{len(chosen)} faces, {time.time() - start:.0f} s, {options.processes} process(es)")
 
 
 if __name__ == "__main__":

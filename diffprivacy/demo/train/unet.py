@@ -3,7 +3,8 @@
 The UNet predicts the noise in the autoencoder's latents. Its captions hold a pseudo-word made of the image encoder's
 features, as MSI will make it: a scale for each pair of time stages, a learned factor for each stage. Some captions are
 empty, so that the empty prompt draws anyone, and some are words alone. The image encoder also learns to foretell the
-teacher's identity vector and the coarse latent, which gives it meaningful features long before the diffusion loss would.
+teacher's identity vector and the coarse latent, and the conditioning the coarse latent, which gives both meaning long
+before the diffusion loss would.
 """
 
 from __future__ import annotations
@@ -127,6 +128,7 @@ class Model(nn.Module):
         self.word = PseudoWord(vision["hidden_size"], text["hidden_size"])
         self.identity_head = nn.Linear(vision["hidden_size"], identity_width)
         self.coarse_head = nn.Linear(vision["hidden_size"], coarse_width)
+        self.context_head = nn.Linear(text["hidden_size"], coarse_width)
 
     def contexts(self, token_ids: Tensor, words: Tensor | None) -> Tensor:
         """Conditioning (B,77,D) of token ids (B,77) whose placeholder stands for words (B,D)."""
@@ -182,18 +184,30 @@ def main() -> None:
             hidden = model.features(images)
             pooled = hidden[-1].mean(1)
             foretold = F.normalize(model.identity_head(pooled).float(), dim=1)
-            coarse_error = (model.coarse_head(pooled) - F.adaptive_avg_pool2d(clean, COARSE).flatten(1)).square().mean()
+            coarse = F.adaptive_avg_pool2d(clean, COARSE).flatten(1)
+            coarse_error = (model.coarse_head(pooled) - coarse).square().mean()
             words = model.word([h.repeat(options.draws, 1, 1) for h in hidden], timesteps)
+            contexts = model.contexts(token_ids, words)
+            worded = (token_ids == PLACEHOLDER_TOKEN).any(1)
+            context_errors = (model.context_head(contexts.mean(1)) - coarse.repeat(options.draws, 1)).square().mean(1)
+            context_error = (worded * context_errors).mean()
             repeated = clean.repeat(options.draws, 1, 1, 1)
             noise = torch.randn(repeated.shape, generator=generator, device=device)
             noisy = (repeated + sigma * noise) / (1 + sigma**2).sqrt()
-            predicted = model.unet(noisy, timesteps, model.contexts(token_ids, words)).sample
-        # Min-SNR weighting (arXiv 2303.09556) for noise prediction: min(SNR, 5) / SNR.
-        weight = (5 * sigma.flatten() ** 2).clamp(max=1)
+            predicted = model.unet(noisy, timesteps, contexts).sample
+        # Min-SNR weighting (arXiv 2303.09556) for noise prediction, min(SNR, 5) / SNR, leaning toward the large sigmas,
+        # where a face's layout is decided and the prompt has something to say.
+        weight = (5 * sigma.flatten() ** 2).clamp(max=1) * (1 + sigma.flatten() ** 2).sqrt().clamp(max=4)
         errors = (predicted.float() - noise).square().mean((1, 2, 3))
         cosine = (foretold * identities[chosen]).sum(1).mean()
-        total = (weight * errors).mean() + 0.05 * (1 - cosine) + 0.05 * coarse_error
-        parts = {"weighted": (weight * errors).mean(), "eps": errors.mean(), "cosine": cosine, "coarse": coarse_error}
+        total = (weight * errors).mean() + 0.05 * (1 - cosine + coarse_error + context_error)
+        parts = {
+            "weighted": (weight * errors).mean(),
+            "eps": errors.mean(),
+            "cosine": cosine,
+            "coarse": coarse_error,
+            "context": context_error,
+        }
         return total, {name: part.item() for name, part in parts.items()}
 
     train(model, loss, run)
