@@ -2,28 +2,33 @@
 
     python -m benchmarks.guidance                                      # a narrow SD 1.5 shape, 256 pixels, CPU
     python -m benchmarks.guidance --full --size 512 --device cuda --dtype float16
+    python -m benchmarks.guidance --full --size 512 --dtype float16 --footprint    # bytes of tensors, nothing computed
 
 Seeded weights in the shapes of Stable Diffusion 1.5 (UNet 860 M parameters, autoencoder 84 M; narrow: 35 M and 5 M) and of
 TAESD, which is the same in both. The energy is that of one face and the demo guide, without augmentations. The
-autoencoder stays in float32, as in the library. Memory is the allocator's peak on CUDA, and the process's, weights
-included, on a CPU.
+autoencoder is in float32, as in the library, or in bfloat16, as ComfyUI holds it on cards that have it. Memory is the
+allocator's peak on CUDA, the process's, weights included, on a CPU, and with --footprint that of the tensors of the
+row's networks and activations (see benchmarks.footprint).
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.footprint import Footprint, without_data
 from diffprivacy import demo
 from diffprivacy.backbone import TextConditioning
-from diffprivacy.energy import identity_away, latent_gradient
+from diffprivacy.energy import identity_away, latent_gradient, near_faces
 from diffprivacy.guidance import Guidance, guided
 from diffprivacy.hosts.diffusers import DiffusersAutoencoder, DiffusersBackbone
 from diffprivacy.sampling import ddim_sigmas, sample_euler
@@ -36,6 +41,8 @@ ROWS = (
     ("VAE", 1, 1),
     ("VAE, checkpointed", None, 1),
     ("VAE, checkpointed", 1, 1),
+    ("VAE, bfloat16, checkpointed", None, 1),
+    ("VAE, bfloat16, checkpointed", 1, 1),
     ("TAESD", None, 1),
     ("TAESD", None, 2),
 )
@@ -79,6 +86,13 @@ def measured(run: Callable[[], Tensor], device: torch.device) -> tuple[float, fl
     return clock() - start, int(peak[1]) / 2**20
 
 
+def counted(run: Callable[[], Tensor], *networks: torch.nn.Module) -> float:
+    """Peak of the tensors, these networks' weights included, in GiB."""
+    with Footprint(*networks) as footprint:
+        run()
+    return footprint.peak / 2**30
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="the real widths of Stable Diffusion 1.5")
@@ -87,13 +101,24 @@ def main() -> None:
     parser.add_argument("--variants", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", help="of the UNet")
+    parser.add_argument("--decoders", nargs="+", help="those to guide through, such as TAESD; all by default")
+    parser.add_argument("--footprint", action="store_true", help="count the bytes of tensors, compute nothing")
     options = parser.parse_args()
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-    unet, autoencoder, tiny = networks(options.full)
+    weights_device = torch.device("meta") if options.footprint else device
+    with weights_device:
+        unet, autoencoder, tiny = networks(options.full)
+    half_autoencoder = copy.deepcopy(autoencoder).to(torch.bfloat16)
     backbones = {
-        name: DiffusersBackbone(unet, DiffusersAutoencoder(decoder).eval(), [], [], scale).to(device, dtype)
-        for name, decoder, scale in (("VAE", autoencoder, 0.18215), ("TAESD", tiny, 1.0))
+        name: DiffusersBackbone(unet, DiffusersAutoencoder(decoder).eval(), [], [], scale).to(weights_device, dtype)
+        for name, decoder, scale in (
+            ("VAE", autoencoder, 0.18215),
+            ("VAE, bfloat16", half_autoencoder, 0.18215),
+            ("TAESD", tiny, 1.0),
+        )
     }
+    if options.footprint:
+        without_data(unet, autoencoder, half_autoencoder, tiny)
     recognizer = demo.load_recognizer("guide").to(device)
     landmarks = demo_landmarks(options.size).to(device)
     reference = recognizer.reference(torch.rand(1, 3, options.size, options.size, device=device), landmarks)
@@ -114,24 +139,32 @@ def main() -> None:
         return sample_euler(guided(denoiser, gradient, sigmas, Guidance(every=every), levels), x, sigmas)
 
     print(f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, {options.size} pixels, {options.dtype}")
-    print("| variants | decoder | chunk | guided | s a step | over unguided | peak memory |")
-    print("|---|---|---|---|---|---|---|")
-    decoders = {name: backbone.differentiable_decoder() for name, backbone in backbones.items()}
-    decoders["VAE, checkpointed"] = decoders["VAE"]
-    run(1, decoders["TAESD"], None, 1)
+    if options.footprint:
+        print("| variants | decoder | chunk | tensors |\n|---|---|---|---|")
+    else:
+        print("| variants | decoder | chunk | guided | s a step | over unguided | peak memory |")
+        print("|---|---|---|---|---|---|---|")
+        run(1, backbones["TAESD"].differentiable_decoder(), None, 1)
     for variants in options.variants:
         unguided = 0.0
         for name, chunk, every in ROWS:
-            if chunk == variants:
+            left_out = options.decoders and name not in ("–", *options.decoders)
+            if left_out or chunk == variants or (options.footprint and every > 1):
                 continue
-            decoder = decoders.get(name)
-            checkpointed = name.endswith("checkpointed")
-            (
-                autoencoder.enable_gradient_checkpointing
-                if checkpointed
-                else autoencoder.disable_gradient_checkpointing
-            )()
-            seconds, peak = measured(lambda v=variants, d=decoder, c=chunk, e=every: run(v, d, c, e), device)
+            backbone = backbones.get(name.removesuffix(", checkpointed"))
+            if backbone:
+                model: Any = backbone.autoencoder.model
+                checkpointed = name.endswith("checkpointed")
+                (model.enable_gradient_checkpointing if checkpointed else model.disable_gradient_checkpointing)()
+            decoder = backbone and backbone.differentiable_decoder()
+            if decoder and name == "TAESD":
+                decoder = near_faces(decoder, landmarks)
+            row = partial(run, variants, decoder, chunk, every)
+            if options.footprint:
+                peak = counted(row, unet, *([recognizer, backbone.autoencoder] if backbone else []))
+                print(f"| {variants} | {name} | {chunk or 'all'} | {peak:.2f} GiB |", flush=True)
+                continue
+            seconds, peak = measured(row, device)
             seconds /= options.steps
             unguided = unguided or seconds
             when = "never" if decoder is None else ("every step", "every 2nd step")[every - 1]

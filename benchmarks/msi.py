@@ -2,6 +2,7 @@
 
     DIFFPRIVACY_DATA=... python -m benchmarks.msi                    # the demo model on CelebA-HQ faces
     python -m benchmarks.msi --full-size --device cuda               # time and peak memory at SD 1.5's size, seeded weights
+    python -m benchmarks.msi --full-size --footprint                 # bytes of its tensors, with nothing computed
 
 The released recipe (arXiv 2309.05330): the paper's module, one time step at a time, learning rate 1e-4, and latent,
 image features and text computed again at every step. Both are judged on the same fixed time steps and noise.
@@ -20,7 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.footprint import Footprint, cuda_autocast, without_data
 from diffprivacy import demo
+from diffprivacy.backbone import EncoderIdentity, NoiseLevels
 from diffprivacy.demo.host import load_backbone
 from diffprivacy.detectors import load_detector
 from diffprivacy.faces import crop_face
@@ -143,7 +146,22 @@ def pretraining(backbone: DiffusersBackbone, images: dict[str, Tensor], pretrain
             print(f"| {name} | {start} | {losses[0]:.5f} | {losses[10]:.5f} | {losses[30]:.5f} |", flush=True)
 
 
-def full_size_backbone() -> DiffusersBackbone:
+class WeightlessBackbone(DiffusersBackbone):
+    """Networks without data, told apart by their sizes alone."""
+
+    @property
+    def text_encoder_identity(self) -> EncoderIdentity:
+        return EncoderIdentity((768,), 12, "")
+
+    @property
+    def image_encoder_identity(self) -> EncoderIdentity:
+        return EncoderIdentity((1024,), 24, "")
+
+    def word_embedding(self, word: str) -> Tensor:
+        return torch.ones(768)
+
+
+def full_size_backbone(kind: type[DiffusersBackbone] = DiffusersBackbone) -> DiffusersBackbone:
     """SD 1.5's networks and ViT-L/14 at full size with seeded weights: good for time and memory, not for pictures."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
@@ -167,7 +185,7 @@ def full_size_backbone() -> DiffusersBackbone:
         "down_block_types": ("DownEncoderBlock2D",) * 4,
         "up_block_types": ("UpDecoderBlock2D",) * 4,
     }
-    return DiffusersBackbone(
+    return kind(
         unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768).eval(),
         autoencoder=DiffusersAutoencoder(AutoencoderKL(**autoencoder)).eval(),
         text_encoders=[CLIPTextModel(CLIPTextConfig(**text)).eval()],
@@ -177,17 +195,21 @@ def full_size_backbone() -> DiffusersBackbone:
     )
 
 
+MEMORY_SETTINGS = (
+    ("4 time steps at once", 4, False),
+    ("12 GB: 4 at once, checkpointing", 4, True),
+    ("8 GB: 1 at once, checkpointing", 1, True),
+)
+"""Name, time steps at once and checkpointing."""
+
+
 def full_size(device: torch.device, steps: int, side: int) -> None:
     """Time and peak memory of training on one face at SD 1.5's size, as it is and sparing memory."""
     cuda = device.type == "cuda"
     backbone = full_size_backbone().to(device, torch.bfloat16 if cuda else None)
     image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     print("| setting | steps | seconds, all | seconds a step | peak GB |\n|---|---|---|---|---|")
-    for name, chunk, checkpointing in (
-        ("4 time steps at once", 4, False),
-        ("12 GB: 4 at once, checkpointing", 4, True),
-        ("8 GB: 1 at once, checkpointing", 1, True),
-    ):
+    for name, chunk, checkpointing in MEMORY_SETTINGS:
         if cuda:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -201,6 +223,27 @@ def full_size(device: torch.device, steps: int, side: int) -> None:
         print(f"| {name} | {steps} | {seconds:.1f} | {seconds / steps:.2f} | {peak} |", flush=True)
 
 
+def full_size_footprint(side: int) -> None:
+    """Bytes of the tensors of the same training as it runs on CUDA, with nothing computed."""
+    with torch.device("meta"):
+        backbone = full_size_backbone(WeightlessBackbone).to("meta", torch.bfloat16)
+    backbone.noise_levels = NoiseLevels.scaled_linear()
+    networks = (backbone.unet, backbone.autoencoder, *backbone.text_encoders, backbone.vision_encoder)
+    without_data(*networks)
+    image = torch.rand(1, 3, side, side)
+    print("| setting | weights, GB | preparing, GB | training, GB |\n|---|---|---|---|")
+    for name, chunk, checkpointing in MEMORY_SETTINGS:
+        with Footprint(*networks) as footprint:
+            weights = footprint.live
+            data = prepare(backbone, image, flips=False)
+        preparing = footprint.peak
+        settings = Settings(steps=1, validation=4, chunk=chunk, checkpointing=checkpointing)
+        with Footprint(*networks) as footprint, cuda_autocast():
+            Training(new_msi(backbone), backbone, data, settings).run()
+        sizes = " | ".join(f"{size / 1e9:.1f}" for size in (weights, preparing, footprint.peak))
+        print(f"| {name} | {sizes} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", default="123", help="which of the three tables, such as 23")
@@ -208,12 +251,16 @@ def main() -> None:
     parser.add_argument("--face", default="012", help="CelebA-HQ photo of the first table")
     parser.add_argument("--faces", nargs="+", default=["000", "003", "007", "012"], help="those of the others")
     parser.add_argument("--full-size", action="store_true", help="SD 1.5's size instead of the demo model")
+    parser.add_argument("--footprint", action="store_true", help="of --full-size the bytes of tensors, on any machine")
     parser.add_argument("--side", type=int, default=512, help="pixels of the face with --full-size")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
+    if options.footprint:
+        full_size_footprint(options.side)
+        return
     if options.full_size:
         full_size(device, min(options.steps, 60), options.side)
         return

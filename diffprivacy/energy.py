@@ -13,29 +13,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .alignment import align
+from .alignment import align, similarity, template
 from .augmentations import random_view
 from .errors import DiffPrivacyError
+from .faces import TEMPLATE_SIZE
 from .recognizers import Embeddings, FaceMatcher, weighted_sum
+
+JITTER = 8
+"""Pixels around ArcFace's 112 that random views read."""
+HALO = 3
+"""Latents around the window of :func:`near_faces` that still matter to a pixel inside it."""
 
 
 class Energy:
     """A function from pictures (B,3,H,W) in [0,1] to energies (B,), lower being better.
 
     It keeps no state: what is random in it is drawn from the seed of the call.
+    landmarks: (F,5,2) in pixels, of the faces outside whose crops it reads nothing; None when it may read anything.
     """
 
-    def __init__(self, function: Callable[[Tensor, int], Tensor]):
+    def __init__(self, function: Callable[[Tensor, int], Tensor], landmarks: Tensor | None = None):
         self._function = function
+        self.landmarks = landmarks
 
     def __call__(self, images: Tensor, seed: int = 0) -> Tensor:
         return self._function(images, seed)
 
     def __add__(self, other: Energy) -> Energy:
-        return Energy(lambda images, seed: self(images, seed) + other(images, seed))
+        both = [energy.landmarks for energy in (self, other) if energy.landmarks is not None]
+        landmarks = torch.cat(both) if len(both) == 2 else None
+        return Energy(lambda images, seed: self(images, seed) + other(images, seed), landmarks)
 
     def __mul__(self, weight: float) -> Energy:
-        return Energy(lambda images, seed: self(images, seed) * weight)
+        return Energy(lambda images, seed: self(images, seed) * weight, self.landmarks)
 
     __rmul__ = __mul__
 
@@ -49,7 +59,11 @@ def identity_away(
     "paper" is max(cos, 0) (Diff-Privacy, arXiv 2309.05330), without gradient once cos <= 0; "smooth" is a softplus
     that keeps one, ever weaker: a network that is fooled already yields to those that are not.
     """
-    return Energy(lambda images, _: _mean_over_networks(recognizer, reference, landmarks, images, _REPULSION[form]))
+
+    def energy(images: Tensor, _: int) -> Tensor:
+        return _mean_over_networks(recognizer, reference, landmarks, images, _REPULSION[form])
+
+    return Energy(energy, landmarks)
 
 
 def identity_toward(recognizer: FaceMatcher, reference: Embeddings, landmarks: Tensor) -> Energy:
@@ -57,7 +71,11 @@ def identity_toward(recognizer: FaceMatcher, reference: Embeddings, landmarks: T
 
     reference: recognizer.reference(...) of the F people, landmarks: (F,5,2) of the faces being made, in pixels.
     """
-    return Energy(lambda images, _: _mean_over_networks(recognizer, reference, landmarks, images, lambda cos: 1 - cos))
+
+    def energy(images: Tensor, _: int) -> Tensor:
+        return _mean_over_networks(recognizer, reference, landmarks, images, lambda cosine: 1 - cosine)
+
+    return Energy(energy, landmarks)
 
 
 def diversity(recognizer: FaceMatcher, landmarks: Tensor, form: Literal["smooth", "paper"] = "smooth") -> Energy:
@@ -77,7 +95,7 @@ def diversity(recognizer: FaceMatcher, landmarks: Tensor, form: Literal["smooth"
             terms.append((values * others).sum(dim=2).flatten() / max(variants - 1, 1))
         return weighted_sum(recognizer.weights, terms)
 
-    return Energy(energy)
+    return Energy(energy, landmarks)
 
 
 def visual_distance(reference: Tensor, reference_landmarks: Tensor, landmarks: Tensor) -> Energy:
@@ -98,7 +116,7 @@ def visual_distance(reference: Tensor, reference_landmarks: Tensor, landmarks: T
         similarity = _structural_similarity(view, original.to(view).repeat_interleave(variants, dim=0))
         return similarity.clamp(min=0).square().mean(dim=(1, 2, 3))
 
-    return Energy(energy)
+    return Energy(energy, landmarks)
 
 
 def augmented(energy: Energy, landmarks: Tensor, draws: int = 4) -> Energy:
@@ -113,7 +131,32 @@ def augmented(energy: Energy, landmarks: Tensor, draws: int = 4) -> Energy:
         values = [energy(random_view(images, points, generator), seed) for _ in range(draws)]
         return torch.stack(values).mean(dim=0)
 
-    return Energy(mean)
+    return Energy(mean, energy.landmarks)
+
+
+def near_faces(
+    decoder: Callable[[Tensor], Tensor], landmarks: Tensor, downscale: int = 8
+) -> Callable[[Tensor], Tensor]:
+    """A decoder that decodes no more than what energies of these faces read, and repeats its border around that.
+
+    decoder: latents to pictures ``downscale`` times their size, convolutional, so that what lies far away has no say in
+    a pixel: a TAESD, not a VAE with attention. landmarks: (F,5,2) in pixels of the whole pictures.
+    """
+    to_picture = torch.linalg.inv(similarity(landmarks.detach().float().cpu(), template(TEMPLATE_SIZE)))
+    low, high = -JITTER, TEMPLATE_SIZE - 1 + JITTER
+    corners = torch.tensor([[x, y, 1.0] for x in (low, high) for y in (low, high)])
+    cells = (corners @ to_picture[:, :2].mT).flatten(0, 1) / downscale
+    left, top = (int(v) for v in cells.amin(0).floor() - HALO)
+    right, bottom = (int(v) for v in cells.amax(0).ceil() + HALO)
+
+    def decode(latents: Tensor) -> Tensor:
+        height, width = latents.shape[-2:]
+        rows, columns = slice(max(top, 0), min(bottom, height)), slice(max(left, 0), min(right, width))
+        around = (columns.start, width - columns.stop, rows.start, height - rows.stop)
+        window = decoder(latents[..., rows, columns])
+        return F.pad(window, [downscale * cells for cells in around], mode="replicate")
+
+    return decode
 
 
 def latent_gradient(

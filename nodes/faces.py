@@ -32,7 +32,7 @@ class LoadDetector(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=[BUILT_IN, *models.onnx_files(*DETECTOR_FOLDERS)],
+                    options=[BUILT_IN, *models.files(".onnx", *DETECTOR_FOLDERS)],
                     default=BUILT_IN,
                     tooltip="SCRFD, RetinaFace or YuNet as ONNX. The built-in one is for a first look.",
                 )
@@ -41,12 +41,14 @@ class LoadDetector(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, file) -> bool | str:
+        return True
+
+    @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
         if file == BUILT_IN:
             return io.NodeOutput(load_detector(None))
-        return io.NodeOutput(
-            load_detector(models.find_onnx(file, "a detector such as det_10g.onnx", *DETECTOR_FOLDERS))
-        )
+        return io.NodeOutput(load_detector(models.find(file, "a detector such as det_10g.onnx", *DETECTOR_FOLDERS)))
 
 
 class DetectFaces(io.ComfyNode):

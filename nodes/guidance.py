@@ -22,7 +22,7 @@ NO_FILE = "none"
 class LoadRecognizer(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        files = models.onnx_files(*RECOGNIZER_FOLDERS)
+        files = models.files(".onnx", *RECOGNIZER_FOLDERS)
         return io.Schema(
             node_id="DiffPrivacyLoadRecognizer",
             display_name="Load Face Recognizer",
@@ -44,7 +44,6 @@ class LoadRecognizer(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file, second_file=NO_FILE, third_file=NO_FILE) -> bool | str:
-        # Named here, so that a file that is gone gets find_onnx's message instead of a list of values.
         return True
 
     @classmethod
@@ -56,7 +55,7 @@ class LoadRecognizer(io.ComfyNode):
 
 
 def _recognizer_path(file: str) -> Path:
-    return models.find_onnx(file, "an ArcFace ONNX file such as insightface's w600k_r50.onnx", *RECOGNIZER_FOLDERS)
+    return models.find(file, "an ArcFace ONNX file such as insightface's w600k_r50.onnx", *RECOGNIZER_FOLDERS)
 
 
 def _energy_inputs() -> list:
@@ -249,9 +248,11 @@ class EnergyGuidance(io.ComfyNode):
         levels = host.noise_levels(model)
         guidance = Guidance(rule, scale, (to_step, from_step), every)
         latent_format = model.get_model_object("latent_format")
-        decode = (host.tiny_decoder(latent_format) if decoder != "VAE" else None) or host.differentiable_decoder(
-            vae, latent_format
-        )
+        decode = host.tiny_decoder(latent_format) if decoder != "VAE" else None
+        if decode is None:
+            decode = host.differentiable_decoder(vae, latent_format)
+        elif energy.landmarks is not None:
+            decode = energies.near_faces(decode, energy.landmarks)
         gradient = energies.latent_gradient(energy, decode, chunk or None)
 
         def post_cfg(args: dict) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Where ComfyUI's users keep ONNX files of detectors and recognizers."""
+"""Where ComfyUI's users keep files of detectors, recognizers and MSI modules."""
 
 from __future__ import annotations
 
@@ -9,25 +9,29 @@ import folder_paths
 from ..diffprivacy.errors import DiffPrivacyError
 
 
-def onnx_folders(*names: str) -> list[Path]:
+def folders(*names: str) -> list[Path]:
     """The folders models/<name>, and those that extra model paths add for the name."""
-    folders = []
+    places = []
     for name in names:
-        folders.append(Path(folder_paths.models_dir) / name)
+        places.append(Path(folder_paths.models_dir) / name)
         if name in folder_paths.folder_names_and_paths:
-            folders.extend(Path(folder) for folder in folder_paths.get_folder_paths(name))
-    return list(dict.fromkeys(folders))
+            places.extend(Path(folder) for folder in folder_paths.get_folder_paths(name))
+    return list(dict.fromkeys(places))
 
 
-def onnx_files(*names: str) -> list[str]:
-    """All .onnx files in the folders, as sorted relative names such as models/buffalo_l/det_10g.onnx."""
-    found = {file.relative_to(folder).as_posix() for folder in onnx_folders(*names) for file in folder.rglob("*.onnx")}
-    return sorted(found)
+def files(suffix: str, *names: str) -> list[str]:
+    """All files with the suffix in the folders, as sorted relative names such as models/buffalo_l/det_10g.onnx."""
+    found = (file.relative_to(folder) for folder in folders(*names) for file in folder.rglob(f"*{suffix}"))
+    return sorted({file.as_posix() for file in found})
 
 
-def find_onnx(file: str, what: str, *names: str) -> Path:
-    """The path of a relative name; raises DiffPrivacyError that lists where it was looked for, and what belongs there."""
-    places = [folder / file for folder in onnx_folders(*names)]
+def find(file: str, what: str, *names: str) -> Path:
+    """The path of a relative name; raises DiffPrivacyError that lists where it was looked for, and what belongs there.
+
+    A block whose list of files holds ``file`` must take any name in ``validate_inputs``, or ComfyUI refuses one that is
+    gone before this message can.
+    """
+    places = [folder / file for folder in folders(*names)]
     for path in places:
         if path.is_file():
             return path

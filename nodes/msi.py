@@ -185,20 +185,24 @@ class LoadMSI(io.ComfyNode):
             category=CATEGORY,
             description="Reads an MSI from models/msi, trained on one face or pretrained on many.",
             search_aliases=["load msi", "load embedding"],
-            inputs=[io.Combo.Input("file", options=_files(), tooltip="From Save MSI or `diffprivacy train-msi`.")],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=models.files(".safetensors", FOLDER),
+                    tooltip="From Save MSI or `diffprivacy train-msi`.",
+                )
+            ],
             outputs=[sockets.MSI.Output(display_name="msi")],
         )
 
     @classmethod
+    def validate_inputs(cls, file) -> bool | str:
+        return True
+
+    @classmethod
     def execute(cls, file) -> io.NodeOutput:
         with torch.inference_mode(False):
-            path = next((folder / file for folder in models.onnx_folders(FOLDER) if (folder / file).is_file()), None)
-            return io.NodeOutput(load_msi(path or Path(folder_paths.models_dir) / FOLDER / file))
-
-
-def _files() -> list[str]:
-    folders = models.onnx_folders(FOLDER)
-    return sorted({f.relative_to(folder).as_posix() for folder in folders for f in folder.rglob("*.safetensors")})
+            return io.NodeOutput(load_msi(models.find(file, "what Save MSI or `diffprivacy train-msi` wrote", FOLDER)))
 
 
 class InvertMSI(io.ComfyNode):

@@ -378,3 +378,17 @@ def test_what_is_no_recognizer_is_named_with_its_path(server, files, message):
     graph.add("PreviewAny", source=graph.add("DiffPrivacyLoadRecognizer", **files))
     with pytest.raises(PromptError, match=message):
         server.run(graph)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ("DiffPrivacyLoadDetector", "looked for .*/insightface/gone.file and .*/detection/gone.file; put a detector"),
+        ("DiffPrivacyLoadMSI", "looked for .*/msi/gone.file; put what Save MSI"),
+    ],
+)
+def test_a_file_that_is_gone_is_named_with_its_path(server, block, message):
+    graph = Graph()
+    graph.add("PreviewAny", source=graph.add(block, file="gone.file"))
+    with pytest.raises(PromptError, match=message):
+        server.run(graph)

@@ -16,6 +16,7 @@ from diffprivacy.energy import (
     identity_away,
     identity_toward,
     latent_gradient,
+    near_faces,
     visual_distance,
 )
 from diffprivacy.errors import DiffPrivacyError
@@ -284,3 +285,53 @@ def test_gradient_through_a_real_recognizer_is_the_numeric_one(data_dir, name):
     step = 1e-7
     numeric = (energy(images + step * direction).sum() - energy(images - step * direction).sum()) / (2 * step)
     assert (gradient_of(energy, images) * direction).sum().item() == pytest.approx(numeric.item(), rel=1e-2)
+
+
+class LocalDecoder(nn.Module):
+    """Latents (B,4,h,w) to pictures 8 times their size, each pixel from its neighbourhood."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(4, 8, 3, 1, 1), nn.Conv2d(8, 3, 3, 1, 1)
+        self.decoded = 0
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        self.decoded = latents[0, 0].numel()
+        features = F.interpolate(torch.tanh(self.first(latents)), scale_factor=8, mode="nearest")
+        return torch.sigmoid(self.last(features))
+
+
+@pytest.mark.parametrize("draws", [0, 2])
+def test_decoding_near_the_faces_gives_the_gradient_of_decoding_everything(draws):
+    """Two faces in pictures three times as wide; random views recolour by the whole picture's mean, so they agree less."""
+    points = torch.stack([template(40) + 60, template(40) + 75])
+    network, decoder = recognizer().float(), LocalDecoder().requires_grad_(False)
+    reference = network.reference(pictures(2).float(), landmarks(2))
+    energy = identity_toward(network, reference, points) + 0.5 * visual_distance(
+        pictures(2).float(), landmarks(2), points
+    )
+    if draws:
+        energy = augmented(energy, points, draws)
+    z0 = torch.randn(4, 4, 24, 24, generator=torch.Generator().manual_seed(1))
+    whole = latent_gradient(energy, decoder)(z0, seed=1)
+    assert energy.landmarks is not None
+    near = latent_gradient(energy, near_faces(decoder, energy.landmarks))(z0, seed=1)
+    assert decoder.decoded < 0.6 * 24 * 24
+    assert F.cosine_similarity(near.flatten(), whole.flatten(), dim=0) > (0.9 if draws else 0.99999)
+    if not draws:
+        torch.testing.assert_close(near, whole, atol=1e-6, rtol=1e-4)
+
+
+def test_a_window_that_leaves_the_picture_ends_at_its_border():
+    points = (template(40) - 10)[None]
+    z0 = torch.randn(1, 4, 6, 6)
+    decoder = LocalDecoder()
+    assert torch.allclose(near_faces(decoder, points)(z0)[..., :24, :24], decoder(z0)[..., :24, :24], atol=1e-6)
+    assert near_faces(decoder, points)(z0).shape == (1, 3, 48, 48)
+
+
+def test_an_energy_that_may_read_anything_is_not_confined_to_faces(one):
+    face = diversity(one, landmarks(1))
+    assert torch.equal((2 * face + face).landmarks, torch.cat([landmarks(1), landmarks(1)]))
+    assert (face + Energy(lambda images, _: images.mean(dim=(1, 2, 3)))).landmarks is None

@@ -110,6 +110,41 @@ def test_checkpointing_and_chunks_change_nothing_but_memory(backbone, data, star
     assert torch.allclose(words, plain(data.features), atol=0.02 * words.norm(dim=-1).mean().item())
 
 
+def test_errors_are_weighted_by_min_snr(backbone, data, start):
+    """Small sigmas count for min(SNR, 5) / SNR of the noise's error (arXiv 2303.09556)."""
+    noise = torch.randn(1, *data.latents.shape[1:], generator=torch.Generator().manual_seed(0))
+    start.config = dataclasses.replace(start.config, dropout=0.0)
+    for t in (5, 900):
+        gradients = []
+        for gamma in (0.0, 5.0):
+            training = Training(start, backbone, data, dataclasses.replace(QUICK, min_snr=gamma))
+            training.msi.dropout.p = 0.0
+            training._backward(torch.tensor([0]), torch.tensor([t]), noise, "a photo of *")
+            gradients.append(training.msi.out.weight.grad)
+        weight = min(1.0, 5 * backbone.noise_levels.sigmas[t].item() ** 2)
+        assert (weight < 0.1) == (t == 5)
+        assert torch.allclose(gradients[1], weight * gradients[0], rtol=1e-3, atol=1e-9)
+
+
+def test_learning_rate_rises_and_falls_and_the_average_follows(backbone, data, start):
+    settings = dataclasses.replace(QUICK, steps=6, batch=2, warmup=2, ema=0.3, validate_every=6)
+    training = Training(start, backbone, data, settings)
+    rates, states = [], [start.out.weight.detach().clone()]
+
+    def note(_):
+        rates.append(training.optimizer.param_groups[0]["lr"])
+        states.append(training.msi.out.weight.detach().clone())
+
+    training.run(note)
+    cosine = [0.02 + 0.98 * (1 + np.cos(np.pi * step / 6)) / 2 for step in range(6)]
+    assert np.allclose(rates, [settings.lr * c * min(1, (i + 1) / 2) for i, c in enumerate(cosine)])
+    average = states[0]
+    for step, state in enumerate(states[1:]):
+        decay = min(settings.ema, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * state
+    assert torch.allclose(training.average["out.weight"], average, atol=1e-6)
+
+
 def test_a_seed_decides_everything(backbone, data, start):
     a, b, c = (Training(start, backbone, data, dataclasses.replace(QUICK, seed=seed)).run() for seed in (3, 3, 4))
     assert same(a, b)
