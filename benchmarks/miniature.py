@@ -70,12 +70,11 @@ def tools(data: Path, detector: str, steps: int | None) -> Tools:
 def versions(picture: Picture, face: Face, use: Tools, seed: int) -> dict[str, Tensor]:
     """What the jobs make of one face of a picture, each (H,W,3)."""
     redraw, backbone = {"anonymize": pipeline.anonymize, "hide": pipeline.hide}, use.backbone
-    protected = {
-        task: redraw[task](
+    protected = {}
+    for task in redraw:
+        (protected[task],) = redraw[task](
             picture.rgb, [face], backbone, preset=use.presets[task], recognizer=use.judges["guide"], seed=seed, **CROP
-        )[0]
-        for task in redraw
-    }  # fmt: skip
+        )
     crop = crop_face(picture.rgb, face, **CROP).movedim(-1, 0)[None]
     restored = backbone.decode(backbone.encode(crop))[0].movedim(0, -1)
     key = recovery.record(picture, [face], backbone, **CROP)

@@ -11,6 +11,8 @@ import skimage.data
 import torch
 from PIL import Image
 
+from benchmarks.msi import FIXED, fixed_prompt
+from benchmarks.msi import photo as photo_of
 from diffprivacy import demo
 from diffprivacy.cli import main
 from diffprivacy.demo.host import load_backbone
@@ -108,6 +110,23 @@ def test_checkpointing_and_chunks_change_nothing_but_memory(backbone, data, star
     start.config = plain.config = dataclasses.replace(start.config, dropout=0.0)
     words = Training(start, backbone, data, sparing).run()(data.features)
     assert torch.allclose(words, plain(data.features), atol=0.02 * words.norm(dim=-1).mean().item())
+
+
+@pytest.mark.parametrize("name", ["003", "012"])
+def test_ten_words_say_a_real_face_better_than_one_and_one_better_than_any_prompt(backbone, data_dir, name, capsys):
+    data = prepare(backbone, photo_of(data_dir, name), flips=False)
+    settings = Settings(steps=20, batch=10, validate_every=20, patience=0)
+    losses = {}
+    for stages in (1, 10):
+        msi = new_msi(backbone, dataclasses.replace(DEFAULT, stages=stages))
+        training = Training(msi, backbone, data, settings)
+        losses["best fixed prompt"] = min(fixed_prompt(training, backbone, prompt) for prompt in FIXED)
+        training.run()
+        losses[f"pseudo-words: {stages}"] = training.best_loss
+    with capsys.disabled():
+        print(f"\n{name}", ", ".join(f"{what} {loss:.5f}" for what, loss in losses.items()))
+    fixed, one, ten = losses.values()
+    assert ten < one < fixed
 
 
 def test_errors_are_weighted_by_min_snr(backbone, data, start):

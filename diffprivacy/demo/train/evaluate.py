@@ -1,7 +1,7 @@
 """Measure the shipped weights: ``python -m diffprivacy.demo.train.evaluate DATA OUT``.
 
 DATA is a folder with portraits128.tar, photos/lfw250 (a folder for each person), photos/celebahq512, detectors/yunet_n.onnx
-and recognizers/*.onnx. Writes reconstructions.png and samples.png (64 each) to OUT and prints the model card's numbers.
+and recognizers/*.onnx. Writes reconstructions.png and samples.png (64 each, the former beside their originals) to OUT and prints the model card's numbers.
 """
 
 from __future__ import annotations
@@ -161,9 +161,9 @@ def main() -> None:
             print(f"  {name}: cosine {float(cosine.mean()):.3f}, accepted {float(accepted):.3f}")
     left = {timestep: f"{noise_left(held_out[:64], timestep):.0%}" for timestep in (100, 300, 600)}
     print(f"noise left by the UNet at time steps, 64 held-out portraits: {left}")
-    some = held_out[:32]
+    some = held_out[:64]
     restored = in_batches(lambda x: (autoencoder(x * 2 - 1) / 2 + 0.5).clamp(0, 1), some)
-    save_grid(torch.stack([some, restored], 1).flatten(0, 1), options.out / "reconstructions.png")
+    save_grid(torch.stack([some, restored], 1).flatten(0, 1), options.out / "reconstructions.png", columns=16)
     save_grid(samples("", 64, device), options.out / "samples.png")
 
 
