@@ -81,7 +81,7 @@ def main() -> None:
         keyed_protections(case, backbone, key)
         if len(cases) < options.faces:
             geometry = {"size": demo.IMAGE_SIZE, "margin": demo.MARGIN}
-            rgb = pipeline.anonymize(original.rgb, faces, backbone, preset=preset, recognizer=guide, **geometry)[0]
+            (rgb,) = pipeline.anonymize(original.rgb, faces, backbone, preset=preset, recognizer=guide, **geometry)
             stored_key(case, Picture(as_file(rgb)), backbone, seal, opener)
             keyed_attacks(case, backbone, key)
         cases.append(case)

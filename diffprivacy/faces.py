@@ -8,7 +8,7 @@ resampled.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,8 @@ BORDER = 0.06
 """Width of the ramp that brings the mask to zero at the crop's border, in crop sides."""
 SHARPNESS = 8
 """How abruptly, as a power of their depth, one face gives way to its neighbour."""
+STRIP = 2**22
+"""Pixels of a picture pasted at once, so that a face that fills a large one needs little more memory."""
 
 _CENTRE = (TEMPLATE_SIZE - 1) / 2
 Region = tuple[slice, slice]
@@ -143,22 +145,23 @@ def paste_faces(
     """
     pasted = picture.clone()
     regions = [_mask_region(face, picture.shape, margin) for face in faces]
-    for crop, face, region in zip(crops, faces, regions, strict=True):
-        rivals = [
-            _mask_in_picture(other, region, margin, picture)
-            for other, other_region in zip(faces, regions, strict=True)
-            if other is not face and _overlap(region, other_region)
-        ]
-        masks, depths = map(torch.stack, zip(_mask_in_picture(face, region, margin, picture), *rivals, strict=True))
-        shares = (depths / depths.amax(dim=0).clamp_min(1e-12)) ** SHARPNESS
-        if opaque:
-            masks = (masks > 0).to(masks)
-        weight = (masks.amax(dim=0) * shares[0] / shares.sum(dim=0).clamp_min(1e-12))[..., None]
+    for crop, face, whole in zip(crops, faces, regions, strict=True):
         to_crop = align_matrix(face, crop.shape[0], margin)
-        points = _transform(to_crop, *_grid(*region, picture))
-        content = _sample(crop.to(picture), points, scale=1 / _scale(to_crop))
-        blended = (pasted[region] + weight * (content - picture[region])).clamp(0, 1)
-        pasted[region] = torch.where(weight > 0, blended, pasted[region])
+        for region in _strips(whole):
+            rivals = [
+                _mask_in_picture(other, region, margin, picture)
+                for other, other_region in zip(faces, regions, strict=True)
+                if other is not face and _overlap(region, other_region)
+            ]
+            masks, depths = map(torch.stack, zip(_mask_in_picture(face, region, margin, picture), *rivals, strict=True))
+            shares = (depths / depths.amax(dim=0).clamp_min(1e-12)) ** SHARPNESS
+            if opaque:
+                masks = (masks > 0).to(masks)
+            weight = (masks.amax(dim=0) * shares[0] / shares.sum(dim=0).clamp_min(1e-12))[..., None]
+            points = _transform(to_crop, *_grid(*region, picture))
+            content = _sample(crop.to(picture), points, scale=1 / _scale(to_crop))
+            blended = (pasted[region] + weight * (content - picture[region])).clamp(0, 1)
+            pasted[region] = torch.where(weight > 0, blended, pasted[region])
     return pasted
 
 
@@ -198,6 +201,14 @@ def _mask_region(face: Face, shape: Sequence[int], margin: float) -> Region:
     return slice(max(0, min(y0, height)), max(0, min(y1, height))), slice(
         max(0, min(x0, width)), max(0, min(x1, width))
     )
+
+
+def _strips(region: Region) -> Iterator[Region]:
+    """The region from top to bottom in parts of at most ``STRIP`` pixels."""
+    rows, cols = region
+    height = max(1, STRIP // max(1, cols.stop - cols.start))
+    for top in range(rows.start, rows.stop, height):
+        yield slice(top, min(top + height, rows.stop)), cols
 
 
 def _overlap(one: Region, other: Region) -> bool:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 SAME_COLOUR = 2
 """Levels of 255 by which a profile may differ from sRGB and still mean sRGB, as its many editions do."""
+ROWS = 256
+"""Rows turned into levels at once, so that a large picture needs no second copy of its values."""
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 0x0102
 
@@ -73,25 +75,31 @@ def decode_picture(data: bytes, name: str) -> Picture:
     pixels = _pixels(image, data)
     if pixels is None:
         raise DiffPrivacyError(f"{name} is a picture of mode {image.mode}; save it as RGB with 8 or 16 bits a channel.")
+    del image
     pixels = _upright(pixels, orientation)
-    values = torch.from_numpy(pixels.astype(np.float32)) / np.iinfo(pixels.dtype).max
-    alpha = values[..., 3].contiguous() if values.shape[2] == 4 else None
-    return Picture(values[..., :3].contiguous(), alpha, bit_depth=pixels.dtype.itemsize * 8)
+    alpha = _values(pixels[..., 3]) if pixels.shape[2] == 4 else None
+    return Picture(_values(pixels[..., :3]), alpha, bit_depth=pixels.dtype.itemsize * 8)
 
 
 def encode_png(picture: Picture) -> bytes:
     """PNG with the pixels and nothing else: no text, EXIF, colour profile, time or thumbnail."""
     import cv2
 
-    channels = [picture.rgb.flip(2)] if picture.alpha is None else [picture.rgb.flip(2), picture.alpha[..., None]]
-    _, data = cv2.imencode(".png", levels(torch.cat(channels, dim=2), picture.bit_depth))
+    pixels = cv2.cvtColor(levels(picture.rgb, picture.bit_depth), cv2.COLOR_RGB2BGR)
+    if picture.alpha is not None:
+        pixels = np.dstack((pixels, levels(picture.alpha, picture.bit_depth)))
+    _, data = cv2.imencode(".png", pixels)
     return data.tobytes()
 
 
 def levels(values: Tensor, bit_depth: int) -> np.ndarray:
     """Values in [0,1] as a file of 8 or 16 bits a channel holds them: uint8 or uint16."""
     top = 2**bit_depth - 1
-    return (values.cpu() * top).round().clamp(0, top).numpy().astype(np.uint8 if bit_depth == 8 else np.uint16)
+    result = np.empty(values.shape, np.uint8 if bit_depth == 8 else np.uint16)
+    for start in range(0, len(values), ROWS):
+        rows = slice(start, start + ROWS)
+        result[rows] = (values[rows].cpu() * top).round_().clamp_(0, top).numpy()
+    return result
 
 
 def write_picture(path: str | Path, picture: Picture) -> None:
@@ -134,6 +142,11 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _values(pixels: np.ndarray) -> Tensor:
+    """What uint8 or uint16 stand for: float32 in [0,1], contiguous."""
+    return torch.from_numpy(pixels.astype(np.float32, order="C")).div_(np.iinfo(pixels.dtype).max)
 
 
 def _pixels(image: Image.Image, data: bytes) -> np.ndarray | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -39,8 +39,9 @@ def anonymize(
     margin: float = MARGIN,
     seed: int | None = None,
     callback: Callback | None = None,
-) -> list[Tensor]:
-    """The picture (H,W,3) in [0,1] with every given face made somebody else; one picture for each variant.
+) -> Iterator[Tensor]:
+    """The picture (H,W,3) in [0,1] with every given face made somebody else; for each variant one picture, pasted
+    together when it is asked for.
 
     Each face is noised to the preset's strength and denoised (Diff-Privacy, arXiv 2309.05330, section on
     anonymization), guided away from its identity when a recognizer is given. Outside the faces' masks the picture
@@ -78,7 +79,7 @@ def hide(
     margin: float = MARGIN,
     seed: int | None = None,
     callback: Callback | None = None,
-) -> list[Tensor]:
+) -> Iterator[Tensor]:
     """The picture (H,W,3) in [0,1] with every given face looking like somebody else whom machines still match.
 
     As :func:`anonymize`, but guided toward the original's identity (Diff-Privacy, arXiv 2309.05330, section on
@@ -117,7 +118,7 @@ def _redraw(
     margin: float,
     seed: int | None,
     callback: Callback | None,
-) -> list[Tensor]:
+) -> Iterator[Tensor]:
     """Noise each face's crop to the preset's strength, denoise it under the energy of the crop, and paste it back.
 
     Faces go one after the other, so that memory does not grow with their number.
@@ -153,4 +154,4 @@ def _redraw(
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         samples = sample_euler(denoiser, noise_to(latents, sigmas[0], noise), sigmas, progress(i))
         redrawn.append(backbone.decode(samples).movedim(1, -1).cpu())
-    return [paste_faces(picture, [crops[variant] for crops in redrawn], faces, margin) for variant in range(variants)]
+    return (paste_faces(picture, [crops[variant] for crops in redrawn], faces, margin) for variant in range(variants))

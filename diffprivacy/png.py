@@ -53,7 +53,7 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 def with_chunks(data: bytes, kind: bytes, contents: Sequence[bytes]) -> bytes:
     """A PNG file with chunks added before its end."""
-    body = data[: len(data) - 12]
+    body = memoryview(data)[: len(data) - 12]
     return b"".join([body, *(_chunk(kind, content) for content in contents), _chunk(_END, b"")])
 
 

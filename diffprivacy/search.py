@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from .faces import Face, sort_faces
+from .images import levels
 
 Scan = Callable[[np.ndarray], list[Face]]
 """Finds upright faces, some perhaps several times, in an RGB picture (H,W,3) uint8."""
@@ -25,7 +26,7 @@ def find_faces(picture: Tensor, scan: Scan, sure: float) -> list[Face]:
     four ways. Detectors do find such faces as they lie, with a lower score and landmarks in the wrong places: the
     surest view of each face holds.
     """
-    pixels = (picture.detach().cpu() * 255).round().clamp(0, 255).byte().numpy()
+    pixels = levels(picture.detach(), 8)
     height, width = pixels.shape[:2]
     turns_back = (
         [[1, 0, 0], [0, 1, 0]],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,16 +106,22 @@ def protect(options: argparse.Namespace) -> int:
             failed += 1
             continue
         files[0].parent.mkdir(parents=True, exist_ok=True)
-        for file, picture in zip(files, pictures, strict=True):
-            if isinstance(key, Public):
-                png.save(file, picture, [key.to_bytes()], kind=png.KEYED)
-                print(f"{file} (keyed)")
-            elif seal is None or key is None:
-                write_picture(file, picture)
-                print(file)
-            else:
-                write_sealed(file, picture, key, seal, options)
+        for file in files:
+            _write(file, next(pictures), key, seal, options)
     return 1 if failed else 0
+
+
+def _write(
+    file: Path, picture: Picture, key: RecoveryKey | Public | None, seal: Seal | None, options: argparse.Namespace
+) -> None:
+    if isinstance(key, Public):
+        png.save(file, picture, [key.to_bytes()], kind=png.KEYED)
+        print(f"{file} (keyed)")
+    elif seal is None or key is None:
+        write_picture(file, picture)
+        print(file)
+    else:
+        write_sealed(file, picture, key, seal, options)
 
 
 def _protect(
@@ -125,15 +133,15 @@ def _protect(
     msi: MSI | None,
     seal: Seal | None,
     bar: tqdm,
-) -> tuple[list[Picture], RecoveryKey | Public | None]:
-    """The protected variants, and what brings the faces back where that is wanted."""
+) -> tuple[Iterator[Picture], RecoveryKey | Public | None]:
+    """The protected variants, each made when it is asked for, and what brings the faces back where that is wanted."""
     picture = read_picture(source)
     try:
         faces = select_faces(detector.detect(picture.rgb), options.faces)
     except NoFaceError:
         if options.without_face == "error":
             raise
-        return [picture] * options.variants, None
+        return repeat(picture), None
 
     redraw, _ = TASKS[options.task]
 
@@ -146,7 +154,7 @@ def _protect(
         rgb, public = anonymize_keyed(
             picture.rgb, faces, model.backbone, model.size, secret, model.margin, callback=progress
         )
-        return [dataclasses.replace(picture, rgb=rgb)], public
+        return iter([dataclasses.replace(picture, rgb=rgb)]), public
 
     words = None
     if msi is not None:
@@ -165,7 +173,7 @@ def _protect(
         seed=options.seed,
         callback=progress,
     )
-    pictures = [dataclasses.replace(picture, rgb=rgb) for rgb in protected]
+    pictures = map(lambda rgb: dataclasses.replace(picture, rgb=rgb), protected)
     if seal is None:
         return pictures, None
     return pictures, record(

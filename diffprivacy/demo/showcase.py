@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch import Tensor
 from .. import demo, pipeline
 from ..detectors import load_detector
 from ..errors import DiffPrivacyError
-from ..evaluation import judge
+from ..evaluation import Judged, judge
 from ..faces import Face, crop_face
+from ..hosts.diffusers import DiffusersBackbone
 from ..images import Picture, read_picture, write_atomically, write_picture
 from ..keys import RecoveryKey
 from ..preview import contact_sheet
@@ -27,50 +29,38 @@ from ..vault import Opener, Seal
 from .host import load_backbone
 
 VARIANTS = 4
+PROTECTED = [*(f"variant {i + 1}" for i in range(VARIANTS)), "hidden"]
+VERSIONS = [*PROTECTED, "recovered", "wrong key"]
 
 
 def run(photo: Path | None, output: Path, seed: int | None = None) -> None:
     """Anonymize the largest face of a photo in four variants, hide it, and recover it, with the key and without.
 
-    Writes the protected pictures, each with its sealed key beside it, the identity that opens the keys, the recovered
-    picture and a contact sheet; prints the table. photo: None for scikit-image's public-domain astronaut.
-    Raises DiffPrivacyError for a photo without a face.
+    Writes the protected pictures, each with its sealed key beside it, the identity that opens the keys, what that key
+    and a wrong one recover, and a contact sheet; prints the table. photo: None for scikit-image's public-domain
+    astronaut. Raises DiffPrivacyError for a photo without a face.
+
+    No more than two whole pictures are kept at once: a photo may be large, and the versions lie in files.
     """
     from pyrage import x25519  # pyright: ignore[reportAttributeAccessIssue]
 
-    picture = example_photo() if photo is None else read_picture(photo)
-    face = select_faces(load_detector(None).detect(picture.rgb), "largest")[0]
+    original = _original(photo)
+    face = select_faces(load_detector(None).detect(original.rgb), "largest")[0]
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DiffPrivacyError(f"{output} cannot be made a folder ({error.strerror}); choose another.") from error
     backbone = load_backbone()
-    guide = demo.load_recognizer("guide")
-    crop: Any = {"size": demo.IMAGE_SIZE, "margin": demo.MARGIN}
-    redraw: Any = crop | {"recognizer": guide, "seed": seed}
-    with _progress("anonymize") as bar:
-        variants = pipeline.anonymize(picture.rgb, [face], backbone, variants=VARIANTS, callback=bar, **redraw)
-    with _progress("hide") as bar:
-        hidden = pipeline.hide(picture.rgb, [face], backbone, callback=bar, **redraw)
-    with _progress("record the key") as bar:
-        key = record(picture, [face], backbone, callback=bar, **crop)
-
     identity, stranger = x25519.Identity.generate(), x25519.Identity.generate()
-    seal = Seal(recipients=[str(identity.to_public())])
     write_atomically(output / "identity.txt", f"{identity}\n".encode())
-    names = [*(f"variant {i + 1}" for i in range(VARIANTS)), "hidden"]
-    versions = dict(zip(names, [*variants, *hidden], strict=True))
-    for name, rgb in versions.items():
-        file = output / f"{name.replace(' ', '-')}.png"
-        write_picture(file, Picture(rgb))
-        write_atomically(file.with_name(f"{file.name}.age"), seal.close(key.bound_to(read_picture(file)).to_bytes()))
+    _protect(original, face, backbone, Seal(recipients=[str(identity.to_public())]), output, seed)
+    del original
 
-    protected = read_picture(output / "hidden.png")
-    sealed = (output / "hidden.png.age").read_bytes()
+    protected = read_picture(_file(output, "hidden"))
+    sealed = _file(output, "hidden", ".png.age").read_bytes()
     opened = RecoveryKey.from_bytes(Opener(identities=[str(identity)]).open(sealed))
     with _progress("recover") as bar:
-        versions["recovered"] = recover(protected, [opened], backbone, callback=bar).rgb
-    write_picture(output / "recovered.png", Picture(versions["recovered"]))
+        write_picture(_file(output, "recovered"), recover(protected, [opened], backbone, callback=bar))
     try:
         Opener(identities=[str(stranger)]).open(sealed)
     except DiffPrivacyError as error:
@@ -78,11 +68,42 @@ def run(photo: Path | None, output: Path, seed: int | None = None) -> None:
     else:
         raise AssertionError("a stranger's identity opened the key")
     with _progress("recover with a wrong key") as bar:
-        versions["wrong key"] = recover(protected, [_another(opened)], backbone, callback=bar).rgb
+        write_picture(_file(output, "wrong key"), recover(protected, [_another(opened)], backbone, callback=bar))
+    del protected
 
-    _report(picture.rgb, face, versions, output / "contact-sheet.png")
+    _report(_original(photo).rgb, face, output)
     print(f"another identity instead of identity.txt: {refusal}")
     print(f"wrote the pictures, their sealed keys and contact-sheet.png to {output}")
+
+
+def _original(photo: Path | None) -> Picture:
+    return example_photo() if photo is None else read_picture(photo)
+
+
+def _file(output: Path, version: str, ending: str = ".png") -> Path:
+    return output / f"{version.replace(' ', '-')}{ending}"
+
+
+def _protect(
+    original: Picture, face: Face, backbone: DiffusersBackbone, seal: Seal, output: Path, seed: int | None
+) -> None:
+    """Write the protected versions, each with its sealed key beside it."""
+    crop: Any = {"size": demo.IMAGE_SIZE, "margin": demo.MARGIN}
+    redraw: Any = crop | {"recognizer": demo.load_recognizer("guide"), "seed": seed}
+    with _progress("anonymize") as bar:
+        variants = pipeline.anonymize(original.rgb, [face], backbone, variants=VARIANTS, callback=bar, **redraw)
+    with _progress("hide") as bar:
+        hidden = pipeline.hide(original.rgb, [face], backbone, callback=bar, **redraw)
+    with _progress("record the key") as bar:
+        key = record(original, [face], backbone, callback=bar, **crop)
+
+    def write(version: str, picture: Picture) -> None:
+        write_picture(_file(output, version), picture)
+        write_atomically(_file(output, version, ".png.age"), seal.close(key.bound_to(picture).to_bytes()))
+
+    made = chain(variants, hidden)
+    for version in PROTECTED:
+        write(version, Picture(next(made)))
 
 
 def _another(key: RecoveryKey) -> RecoveryKey:
@@ -91,20 +112,28 @@ def _another(key: RecoveryKey) -> RecoveryKey:
     return dataclasses.replace(key, noise_map=key.sigmas[0] * torch.randn(key.noise_map.shape))
 
 
-def _report(original: Tensor, face: Face, versions: dict[str, Tensor], sheet: Path) -> None:
-    """Print the table and write the contact sheet of the original and its versions (H,W,3)."""
+def _report(original: Tensor, face: Face, output: Path) -> None:
+    """Print the table and write the contact sheet of the original (H,W,3) and its versions in files."""
     judges = {name: demo.load_recognizer(name) for name in ("guide", "judge")}
-    labels = ["original"]
+
+    def closeup(picture: Tensor) -> Tensor:
+        return crop_face(picture, face, 256, margin=2.2)
+
+    def look(version: str) -> tuple[Judged, Tensor]:
+        rgb = read_picture(_file(output, version)).rgb
+        return judge(original, rgb, [face], [""], judges)[0], closeup(rgb)
+
+    labels, closeups = ["original"], [closeup(original)]
     print(f"{'':<10} {'guide':>6} {'judge':>6} {'PSNR':>8}   (cosine to the original)")
-    for name, rgb in versions.items():
-        (judged,) = judge(original, rgb, [face], [""], judges)
+    for version in VERSIONS:
+        judged, seen = look(version)
         cosines = [judged.cosine(which) for which in judges]
-        print(f"{name:<10} {cosines[0]:>6.2f} {cosines[1]:>6.2f} {judged.psnr:>5.1f} dB")
-        labels.append(f"{name}\nguide {cosines[0]:.2f}  judge {cosines[1]:.2f}\n{judged.psnr:.1f} dB")
-    closeups = [crop_face(rgb, face, 256, margin=2.2) for rgb in (original, *versions.values())]
+        print(f"{version:<10} {cosines[0]:>6.2f} {cosines[1]:>6.2f} {judged.psnr:>5.1f} dB")
+        labels.append(f"{version}\nguide {cosines[0]:.2f}  judge {cosines[1]:.2f}\n{judged.psnr:.1f} dB")
+        closeups.append(seen)
     half = len(closeups) // 2
     rows = [contact_sheet(closeups[:half], labels[:half]), contact_sheet(closeups[half:], labels[half:])]
-    write_picture(sheet, Picture(torch.cat(rows)))
+    write_picture(output / "contact-sheet.png", Picture(torch.cat(rows)))
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
+import sys
 from contextlib import redirect_stderr
 from pathlib import Path
 
@@ -91,6 +93,30 @@ def test_chosen_faces_only(photos, tmp_path):
     chosen = protected_mask(before.shape, [found[0], found[2]], demo.MARGIN)
     assert torch.equal(before[chosen == 0], after[chosen == 0])
     assert not torch.equal(before[chosen == 1], after[chosen == 1])
+
+
+IN_TURN = """
+import re, sys
+from diffprivacy.cli import main
+
+for photo in sys.argv[1:3]:
+    assert main(["anonymize", photo, *sys.argv[3:]]) == 0
+    print("peak", re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process where Linux shows it")
+def test_large_photo_takes_the_memory_of_a_few_pictures(photos, tmp_path):
+    """The networks aside: three in float32 (the original and both variants), and as much as one in 8 bits."""
+    wide = np.tile(skimage.data.coffee(), (8, 8, 1))
+    wide[1000:1512, 2000:2512] = skimage.data.astronaut()
+    Image.fromarray(wide).save(tmp_path / "wide.jpg")
+    options = ["-o", str(tmp_path / "out"), "--steps", "2", "--faces", "largest", "--variants", "2"]
+    command = [sys.executable, "-c", IN_TURN, str(photos / "astronaut.png"), str(tmp_path / "wide.jpg"), *options]
+    printed = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+    small, large = (int(peak) * 1024 for peak in re.findall(r"peak (\d+)", printed))
+    assert len(list((tmp_path / "out").glob("wide-*.png"))) == 2
+    assert large - small < 4 * 4 * wide.size
 
 
 def noise(path: Path) -> None:

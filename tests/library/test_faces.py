@@ -7,6 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from skimage.transform import estimate_transform
 
+from diffprivacy import faces
 from diffprivacy.faces import (
     ARCFACE_TEMPLATE,
     MARGIN,
@@ -165,6 +166,15 @@ def test_overlapping_faces_each_keep_their_own_core(one, other):
     # Where either face is replaced completely, nothing of the original shines through: red and green, no blue.
     assert pasted[union == 1][:, 2].abs().max() < 1e-5
     assert torch.allclose(pasted[union == 1].sum(dim=1), torch.tensor(1.0), atol=1e-4)
+
+
+def test_a_large_picture_is_pasted_in_strips_without_a_seam(monkeypatch):
+    picture = noise_picture(180, 190)
+    crops = torch.stack((smooth_picture(64, 64), noise_picture(64, 64, 1)))
+    found = [placed(80, 80, 120, 20), placed(120, 130, 60)]
+    whole = paste_faces(picture, crops, found)
+    monkeypatch.setattr(faces, "STRIP", 1000)
+    assert torch.allclose(paste_faces(picture, crops, found), whole, atol=1e-5)
 
 
 def test_number_of_crops_must_match():

@@ -47,7 +47,7 @@ class Scene:
 
 def scene(original: Picture, backbone: DiffusersBackbone) -> Scene:
     faces = load_detector(None).detect(original.rgb)
-    rgb = pipeline.anonymize(original.rgb, faces, backbone, preset=BLUNT, seed=1, **GEOMETRY)[0]
+    (rgb,) = pipeline.anonymize(original.rgb, faces, backbone, preset=BLUNT, seed=1, **GEOMETRY)
     return Scene(original, faces, decode_picture(encode_png(dataclasses.replace(original, rgb=rgb)), "protected"))
 
 

@@ -54,7 +54,7 @@ def test_all_jobs_are_shown(demo, rows):
     files = {path.name for path in demo[0].iterdir()}
     pictures = {f"{name.replace(' ', '-')}.png" for name in names}
     keys = {f"{name}.age" for name in pictures}
-    assert files == pictures | keys | {"recovered.png", "contact-sheet.png", "identity.txt"}
+    assert files == pictures | keys | {"recovered.png", "wrong-key.png", "contact-sheet.png", "identity.txt"}
 
 
 def test_the_jobs_do_what_they_are_for(rows):

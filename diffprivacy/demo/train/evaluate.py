@@ -21,6 +21,8 @@ from ...metrics import operating_point, pair_cosines
 from ...recognizers import load_recognizer as load_onnx
 from ...recognizers import write_threshold
 from ...sampling import ddim_sigmas, sample_euler
+from ...stages import TRAINING_STEPS
+from .. import load_msi
 from ..host import load_backbone
 from ..load import (
     IMAGE_SIZE,
@@ -105,13 +107,21 @@ def samples(prompt: str, count: int, device: torch.device, steps: int = 50, seed
 
 
 @torch.no_grad()
-def noise_left(images: Tensor, timestep: int, seed: int = 0) -> float:
-    """Share of the noise's energy that the UNet leaves in images (B,3,128,128) in [0,1], under the empty prompt."""
+def noise_left(images: Tensor, timestep: int, words: Tensor | None = None, seed: int = 0) -> float:
+    """Share of the noise's energy that the UNet leaves in images (B,3,128,128) in [0,1].
+
+    words: (B,10,D) of "a photo of *", a row for each picture; without them the prompt is empty.
+    """
     backbone = load_backbone().to(images.device)
     clean = backbone.encode(images)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
     sigma = backbone.noise_levels.sigmas[timestep]
-    denoised = backbone.denoise(clean + sigma * noise, sigma, backbone.text_conditioning(""))
+    if words is None:
+        conditioning = backbone.text_conditioning("")
+    else:
+        stage = timestep * words.shape[1] // TRAINING_STEPS
+        conditioning = backbone.differentiable_text_encoder()("a photo of *", words[:, stage])
+    denoised = backbone.denoise(clean + sigma * noise, sigma, conditioning)
     return float((denoised - clean).square().mean() / sigma**2)
 
 
@@ -161,6 +171,10 @@ def main() -> None:
             print(f"  {name}: cosine {float(cosine.mean()):.3f}, accepted {float(accepted):.3f}")
     left = {timestep: f"{noise_left(held_out[:64], timestep):.0%}" for timestep in (100, 300, 600)}
     print(f"noise left by the UNet at time steps, 64 held-out portraits: {left}")
+    words = load_msi().to(device).words(load_backbone().to(device), held_out[:64])
+    for timestep in (250, 450, 650, 850):
+        kinds = {"own words": words, "another's": words.roll(1, 0), "empty prompt": None}
+        print(timestep, ", ".join(f"{k} {noise_left(held_out[:64], timestep, w):.4f}" for k, w in kinds.items()))
     some = held_out[:64]
     restored = in_batches(lambda x: (autoencoder(x * 2 - 1) / 2 + 0.5).clamp(0, 1), some)
     save_grid(torch.stack([some, restored], 1).flatten(0, 1), options.out / "reconstructions.png", columns=16)
