@@ -173,7 +173,7 @@ def _protect(
         seed=options.seed,
         callback=progress,
     )
-    pictures = map(lambda rgb: dataclasses.replace(picture, rgb=rgb), protected)
+    pictures = (dataclasses.replace(picture, rgb=rgb) for rgb in protected)
     if seal is None:
         return pictures, None
     return pictures, record(

@@ -41,7 +41,7 @@ OPENER = Opener(identities=[IDENTITY])
 def ssh_keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """An Ed25519 key as OpenSSH writes it: (private, public)."""
     if shutil.which("ssh-keygen") is None:
-        pytest.skip("needs ssh-keygen of OpenSSH")
+        pytest.skip("sealing to SSH keys is tested with keys that OpenSSH made: install openssh-client")
     file = tmp_path_factory.mktemp("ssh") / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", file], check=True)
     return read_secret_file(file), file.with_suffix(".pub").read_text().strip()
@@ -51,7 +51,9 @@ def test_files_of_the_age_command_line_open():
     assert OPENER.open(BY_AGE) == DATA
 
 
-@pytest.mark.skipif(shutil.which("age") is None, reason="the age command line is not installed")
+@pytest.mark.skipif(
+    shutil.which("age") is None, reason="whether others can open our keys is asked of the age program: install age"
+)
 def test_the_age_command_line_opens_ours(tmp_path):
     (tmp_path / "identity.txt").write_text(IDENTITY)
     (tmp_path / "key.age").write_bytes(Seal(recipients=[RECIPIENT]).close(DATA))
