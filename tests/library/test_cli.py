@@ -105,9 +105,7 @@ for photo in sys.argv[1:3]:
 """
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux", reason="reads the peak from /proc, which only Linux has"
-)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc, which only Linux has")
 def test_large_photo_takes_the_memory_of_a_few_pictures(photos, tmp_path):
     """The networks aside: three in float32 (the original and both variants), and as much as one in 8 bits."""
     wide = np.tile(skimage.data.coffee(), (8, 8, 1))
