@@ -31,10 +31,11 @@ from diffprivacy import demo, pipeline, recovery
 from diffprivacy.demo.host import load_backbone
 from diffprivacy.detectors import Detector, load_detector
 from diffprivacy.energy import visual_distance
-from diffprivacy.evaluation import Judged, clean_pairs, judge, table
+from diffprivacy.evaluation import FAR, Judged, clean_pairs, judge, table
 from diffprivacy.faces import Face, crop_face, crop_landmarks, paste_faces
 from diffprivacy.hosts.diffusers import DiffusersBackbone
 from diffprivacy.images import Picture, read_picture, write_picture
+from diffprivacy.metrics import operating_point
 from diffprivacy.preview import contact_sheet
 from diffprivacy.recognizers import FaceMatcher, load_recognizer
 from diffprivacy.stages import PRESETS, Preset
@@ -140,7 +141,8 @@ def main() -> None:
     chosen_tools = (data, options.detector, options.steps)
     use = tools(*chosen_tools)
     pairs = sorted((data / "photos" / "lfw250").glob("*/*.jpg"))
-    points = clean_pairs(pairs, use.judges, use.detector)
+    cosines = clean_pairs(pairs, use.judges, use.detector)
+    points = {name: operating_point(*of_judge, FAR) for name, of_judge in cosines.items()}
     for name, point in points.items():
         print(
             f"{name}: threshold {point.threshold:.3f} at FAR {point.far:g}, TAR of clean pairs {100 * point.tar:.1f} %"

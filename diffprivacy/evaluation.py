@@ -15,7 +15,7 @@ from .energy import visual_distance
 from .errors import DiffPrivacyError
 from .faces import Face, crop_face, crop_landmarks
 from .images import read_picture
-from .metrics import OperatingPoint, accept_rate, operating_point, pair_cosines, psnr, rank1, ssim
+from .metrics import accept_rate, pair_cosines, psnr, rank1, ssim
 from .recognizers import FaceMatcher
 
 FAR = 1e-3
@@ -97,12 +97,12 @@ def embedding(recognizer: FaceMatcher, picture: Tensor, face: Face) -> np.ndarra
 
 
 def clean_pairs(
-    photos: Iterable[Path], judges: Mapping[str, FaceMatcher], detector: Detector, far: float = FAR
-) -> dict[str, OperatingPoint]:
-    """Each judge's threshold at a false accept rate, from photos of known people in folders named after them.
+    photos: Iterable[Path], judges: Mapping[str, FaceMatcher], detector: Detector
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Each judge's cosines of all pairs of one person and of two, from photos in folders named after the people.
 
     The largest face of each photo counts; photos without one are left out. Raises DiffPrivacyError when no two photos
-    are of one person, or when there are too few pairs for the rate.
+    are of one person.
     """
     vectors: dict[str, list[np.ndarray]] = {name: [] for name in judges}
     people = []
@@ -115,7 +115,7 @@ def clean_pairs(
                 vectors[name].append(embedding(recognizer, picture, face))
     if len(set(people)) == len(people):
         raise DiffPrivacyError("Clean pairs need two photos of one person: keep each person's photos in one folder.")
-    return {name: operating_point(*pair_cosines(np.stack(rows), people), far) for name, rows in vectors.items()}
+    return {name: pair_cosines(np.stack(rows), people) for name, rows in vectors.items()}
 
 
 def kept_thresholds(judges: Mapping[str, FaceMatcher], far: float = FAR) -> dict[str, float]:

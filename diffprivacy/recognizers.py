@@ -117,7 +117,7 @@ class Recognizer(FaceMatcher):
                 return threshold
         raise DiffPrivacyError(
             f"{self.name} has no threshold at FAR {far:g} in {Path(self.name).stem}.thresholds.json beside it: "
-            "compute one from clean pairs of photos."
+            "measure one with `diffprivacy evaluate --clean PHOTOS --keep-thresholds`."
         )
 
 

@@ -38,6 +38,14 @@ class LoadRecognizer(io.ComfyNode):
                 ),
                 io.Combo.Input("second_file", options=[NO_FILE, *files], default=NO_FILE, optional=True),
                 io.Combo.Input("third_file", options=[NO_FILE, *files], default=NO_FILE, optional=True),
+                io.Combo.Input(
+                    "channels",
+                    options=["RGB", "BGR"],
+                    default="RGB",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Channel order of the files, which none of them states: RGB for insightface's, BGR for AdaFace's.",
+                ),
             ],
             outputs=[sockets.FaceRecognizer.Output(display_name="recognizer")],
         )
@@ -47,9 +55,9 @@ class LoadRecognizer(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, file, second_file=NO_FILE, third_file=NO_FILE) -> io.NodeOutput:
+    def execute(cls, file, second_file=NO_FILE, third_file=NO_FILE, channels="RGB") -> io.NodeOutput:
         chosen = [name for name in (file, second_file, third_file) if name != NO_FILE]
-        networks = [load_recognizer(_recognizer_path(name)) for name in chosen]
+        networks = [load_recognizer(_recognizer_path(name), channels) for name in chosen]
         recognizer = networks[0] if len(networks) == 1 else Ensemble([(network, 1.0) for network in networks])
         return io.NodeOutput(host.ManagedRecognizer(recognizer))
 

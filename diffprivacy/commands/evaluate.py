@@ -14,9 +14,11 @@ from ..detectors import load_detector
 from ..errors import DiffPrivacyError
 from ..evaluation import FAR, Judged, clean_pairs, judge, kept_thresholds, table
 from ..images import Picture, read_picture, write_picture
+from ..metrics import operating_point
 from ..preview import cosine_plot
-from ..recognizers import Recognizer, load_recognizer
+from ..recognizers import Recognizer, write_threshold
 from .inputs import pictures_in, plan
+from .model import named_recognizer
 
 
 def add_parser(commands: Any) -> None:
@@ -29,8 +31,7 @@ def add_parser(commands: Any) -> None:
     add(
         "--recognizer",
         action="append",
-        type=Path,
-        metavar="FILE",
+        metavar="FILE[:BGR]",
         help="judge as ONNX, several allowed; take one that did not guide (default: the demo model's judge)",
     )
     add("--detector", default="builtin", metavar="FILE", help="detector as ONNX, or builtin (default)")
@@ -41,6 +42,11 @@ def add_parser(commands: Any) -> None:
         help=f"photos in one folder for each person, to measure the thresholds at FAR {FAR:g} on "
         "(default: those kept beside the recognizers)",
     )
+    add(
+        "--keep-thresholds",
+        action="store_true",
+        help="write those measured on --clean beside the recognizers, for the next time",
+    )
     add("--plot", type=Path, metavar="PNG", help="write a plot of all cosines")
     parser.set_defaults(run=evaluate)
 
@@ -49,14 +55,25 @@ def evaluate(options: argparse.Namespace) -> int:
     """Print the table; returns the exit code."""
     from tqdm import tqdm
 
+    if options.keep_thresholds and not (options.clean and options.recognizer):
+        raise DiffPrivacyError(
+            "--keep-thresholds needs --clean, the photos, and --recognizer, the file to keep it beside."
+        )
     detector = load_detector(None if options.detector == "builtin" else Path(options.detector))
     judges = _judges(options.recognizer)
     thresholds = kept_thresholds(judges)
     if options.clean:
-        points = clean_pairs(pictures_in(options.clean), judges, detector)
+        pairs = clean_pairs(pictures_in(options.clean), judges, detector)
+        points = {name: operating_point(*cosines, FAR) for name, cosines in pairs.items()}
         for name, point in points.items():
             print(f"{name}: threshold {point.threshold:.3f}, TAR of clean pairs {100 * point.tar:.1f} %")
         thresholds = {name: point.threshold for name, point in points.items()}
+    if options.keep_thresholds:
+        source = (
+            f"photos of {options.clean.name}, {options.detector} detector, embeddings fused with the mirror image's"
+        )
+        for file, cosines in zip(options.recognizer, pairs.values(), strict=True):
+            write_threshold(file.removesuffix(":BGR"), *cosines, FAR, source)
     folders = {"protected": options.protected} | ({"recovered": options.recovered} if options.recovered else {})
     versions: dict[str, list[Judged]] = {}
     for name, folder in folders.items():
@@ -82,11 +99,11 @@ def evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _judges(files: list[Path] | None) -> dict[str, Recognizer]:
-    if not files:
+def _judges(names: list[str] | None) -> dict[str, Recognizer]:
+    if not names:
         judge = demo.load_recognizer("judge")
         return {judge.name: judge}
-    return {file.stem: load_recognizer(file) for file in files}
+    return {Path(judge.name).stem: judge for judge in map(named_recognizer, names)}
 
 
 def _matches(originals: Path, folder: Path) -> list[tuple[Path, list[Path]]]:

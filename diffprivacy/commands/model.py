@@ -14,7 +14,7 @@ from ..demo.host import load_backbone as load_demo_backbone
 from ..faces import MARGIN
 from ..hosts.diffusers import DiffusersBackbone, load_backbone
 from ..hosts.vision import load_vision_encoder
-from ..recognizers import Ensemble, FaceMatcher, load_recognizer
+from ..recognizers import Ensemble, FaceMatcher, Recognizer, load_recognizer
 from .options import positive
 
 
@@ -35,9 +35,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--recognizer",
         action="append",
-        type=Path,
-        metavar="FILE",
-        help="recognizer as ONNX to guide with; several make an ensemble",
+        metavar="FILE[:BGR]",
+        help="recognizer as ONNX to guide with; several make an ensemble; :BGR for those that take BGR, as AdaFace does",
     )
     add(
         "--size",
@@ -74,10 +73,16 @@ def load_vision(options: argparse.Namespace, backbone: DiffusersBackbone) -> Non
         backbone.vision_encoder = load_vision_encoder(options.clip_vision).to(backbone.device)
 
 
+def named_recognizer(text: str) -> Recognizer:
+    """The recognizer of a file or, when it takes its pictures in BGR, of ``FILE:BGR``; raises as load_recognizer."""
+    file = text.removesuffix(":BGR")
+    return load_recognizer(file, "RGB" if file == text else "BGR")
+
+
 def load_model(options: argparse.Namespace) -> Model:
     """The checkpoint that the options name, or the embedded demo model, which brings a recognizer of its own."""
     device = options.device or first_device()
-    members = [load_recognizer(path).to(device) for path in options.recognizer or []]
+    members = [named_recognizer(name).to(device) for name in options.recognizer or []]
     recognizer = Ensemble([(member, 1.0) for member in members]) if members else None
     backbone = load_checkpoint(options)
     if options.checkpoint is None:

@@ -12,11 +12,13 @@ from PIL import Image
 
 from diffprivacy import demo
 from diffprivacy.cli import main
+from diffprivacy.commands.model import named_recognizer
 from diffprivacy.detectors import load_detector
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.evaluation import Judged, clean_pairs, judge, table
 from diffprivacy.faces import protected_mask
 from diffprivacy.preview import cosine_plot
+from diffprivacy.recognizers import read_thresholds
 
 
 def picture(pixels: np.ndarray) -> torch.Tensor:
@@ -174,14 +176,34 @@ def test_bad_folders_are_one_clear_line(folders, capsys, change, message):
 def test_thresholds_come_from_clean_photos(folders, data_dir, tmp_path, capsys):
     """Five photos of ten people: 100 pairs of one person, 1125 of two."""
     judge_file = data_dir / "recognizers" / "mobilefacenet_ms1m.onnx"
+    copy = tmp_path / "judge.onnx"
+    copy.symlink_to(judge_file)
     for person in (data_dir / "photos" / "lfw250").iterdir():
         (tmp_path / "clean" / person.name).mkdir(parents=True)
         for photo in sorted(person.iterdir())[:5]:
             (tmp_path / "clean" / person.name / photo.name).symlink_to(photo)
-    arguments = ["--recognizer", str(judge_file), "--clean", str(tmp_path / "clean")]
-    arguments += ["--detector", str(data_dir / "detectors" / "yunet_n.onnx")]
-    assert main(["evaluate", *map(str, folders), *arguments]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("mobilefacenet_ms1m: threshold 0.3")
-    assert lines[0].endswith("TAR of clean pairs 100.0 %")
-    assert "50.0 %" in lines[3]
+    judge = ["--recognizer", str(copy), "--detector", str(data_dir / "detectors" / "yunet_n.onnx")]
+    clean = ["--clean", str(tmp_path / "clean"), "--keep-thresholds"]
+    assert main(["evaluate", *map(str, folders), *judge, *clean]) == 0
+    measured, *table = capsys.readouterr().out.splitlines()
+    assert measured.startswith("judge: threshold 0.3")
+    assert measured.endswith("TAR of clean pairs 100.0 %")
+    assert "50.0 %" in table[2]
+    (kept,) = read_thresholds(copy)
+    assert (kept.same_pairs, kept.different_pairs, f"{kept.cosine:.3f}") == (100, 1125, measured[17:22])
+    assert main(["evaluate", *map(str, folders), *judge]) == 0
+    assert capsys.readouterr().out.splitlines() == table
+
+
+def test_thresholds_are_kept_beside_a_file_only(folders, tmp_path, capsys):
+    assert main(["evaluate", *map(str, folders), "--clean", str(tmp_path), "--keep-thresholds"]) == 1
+    assert "--keep-thresholds needs --clean, the photos, and --recognizer" in capsys.readouterr().err
+
+
+def test_a_recognizer_that_takes_bgr_gets_bgr(data_dir):
+    """Its embedding of a picture is the other order's of the picture with red and blue exchanged."""
+    file = str(data_dir / "recognizers" / "mobilefacenet_ms1m.onnx")
+    crop = torch.rand(1, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(named_recognizer(f"{file}:BGR")(crop), named_recognizer(file)(crop.flip(1)), atol=1e-5)
+        assert not torch.allclose(named_recognizer(f"{file}:BGR")(crop), named_recognizer(file)(crop), atol=1e-3)
