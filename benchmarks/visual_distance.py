@@ -3,33 +3,48 @@
     DIFFPRIVACY_DATA=... python -m benchmarks.visual_distance [--sheet sheet.png]
 
 A proxy, not a study with people: versions of one photo that anybody calls the same face (:data:`CHANGES`) should all be
-nearer than the faces of other people, and another photo of the person nearer more often than not. A recognizer would do
-well by it, and cannot be taken: hiding keeps what recognizers see. LPIPS is left out, its backbone is a download.
+nearer than other people's faces, and another photo of the person should be nearer more often than not. A recognizer
+would do well by it, and cannot be taken: hiding keeps what recognizers see. LPIPS is left out: its backbone's weights
+are a download, not part of its package.
 
-Faces are those of lfw250 (10 people) and celebahq512 (one person a photo), by YuNet; other people are of the same set.
-Every candidate reads the same part of the ArcFace crop. AUC is the chance that the pair of other people is the farther.
-*Pattern*: as far as gradient ascent brings the same face within +-4/255 a pixel, which people hardly see, in shares of
-the median distance of other people.
+Faces are those of lfw250 (ten photos each of ten people) and celebahq512 (one each), by YuNet; two people are always of
+the same set. Every candidate reads the same part of the ArcFace crop. AUC is the chance that two people are farther
+apart than the pair of the column. *Reach* is the mean distance in medians of two people's: how much of looking
+different a change feigns, and what ten steps of gradient ascent make of +-4/255 a pixel, which hardly shows. A face
+*erased*, painted grey, should reach about 1.
 """
 
 from __future__ import annotations
 
-import io
+import argparse
+import os
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
 
-from diffprivacy.alignment import template, warp
-from diffprivacy.energy import _structural_similarity, visual_distance
-from diffprivacy.faces import TEMPLATE_SIZE
+from diffprivacy.alignment import align, template
+from diffprivacy.detectors import Detector, load_detector
+from diffprivacy.energy import visual_distance
+from diffprivacy.faces import TEMPLATE_SIZE, crop_face, crop_landmarks
+from diffprivacy.images import Picture, read_picture, write_picture
+from diffprivacy.preview import contact_sheet
 
 CROP = {"size": 168, "margin": 1.5}
 """As large as ArcFace's crop, pixel for pixel, with room around to move it."""
 EDGE = 16
 """Left and right columns of the ArcFace crop that no candidate reads, as the energy does not."""
+PAIRS = 1000
+"""Of two people, in each set of photos."""
+COLUMNS = ["AUC: all changes", "worst change", "other photo of the person", "beyond 5 % of two people", "farthest reach",
+           "reach of a pattern", "erased"]  # fmt: skip
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Of aligned faces (N,3,112,112) in [0,1], in pairs: (N,)."""
 
@@ -38,68 +53,45 @@ def _grey(images: Tensor) -> Tensor:
     return images.mean(dim=1, keepdim=True)
 
 
-def _blurred(images: Tensor, sigma: float, radius: int = 5) -> Tensor:
-    offsets = torch.arange(-radius, radius + 1.0)
-    kernel = torch.exp(-offsets.square() / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).repeat(images.shape[1], 1, 1)
-    for shape in ((-1, 1, 2 * radius + 1, 1), (-1, 1, 1, 2 * radius + 1)):
-        padding = (radius, radius, 0, 0) if shape[-1] > 1 else (0, 0, radius, radius)
-        padded = F.pad(images, padding, mode="reflect")
-        images = F.conv2d(padded, kernel.reshape(shape), groups=images.shape[1])
-    return images
+def _moved(images: Tensor, degrees: float, x: float, y: float) -> Tensor:
+    return TF.affine(images, degrees, [x, y], 1, [0, 0], TF.InterpolationMode.BILINEAR)
 
 
-def _moved(images: Tensor, degrees: float, shift: tuple[float, float]) -> Tensor:
-    centre = torch.tensor([(images.shape[-1] - 1) / 2] * 2)
-    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    matrix = torch.eye(3)
-    matrix[:2, :2] = torch.tensor([[cosine, -sine], [sine, cosine]])
-    matrix[:2, 2] = centre + torch.tensor(shift) - matrix[:2, :2] @ centre
-    return warp(images, matrix.expand(len(images), -1, -1), *images.shape[-2:], padding="border")
+def _compressed(images: Tensor, quality: int) -> Tensor:
+    return torch.stack([TF.jpeg(pixels, quality) for pixels in (images * 255).round().byte()]) / 255
 
 
-def _jpeg(images: Tensor, quality: int) -> Tensor:
-    from PIL import Image
-
-    results = []
-    for image in (images * 255).round().byte().movedim(1, -1).numpy():
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "JPEG", quality=quality)
-        results.append(torch.from_numpy(np.array(Image.open(file))))
-    return torch.stack(results).movedim(-1, 1).float() / 255
-
-
-def _noisy(images: Tensor, deviation: float) -> Tensor:
-    return images + deviation * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-
-
-def _resized(images: Tensor, factor: float) -> Tensor:
-    small = F.interpolate(images, scale_factor=factor, mode="bilinear", antialias=True)
+def _halved(images: Tensor) -> Tensor:
+    small = F.interpolate(images, scale_factor=0.5, mode="bilinear", antialias=True)
     return F.interpolate(small, images.shape[-2:], mode="bicubic")
 
 
-def _shaded(images: Tensor) -> Tensor:
-    return images * torch.linspace(0.4, 1, images.shape[-1])
+def _ellipse(images: Tensor) -> Tensor:
+    """Where the face is, (H,W)."""
+    y, x = torch.meshgrid(*(torch.arange(side) - (side - 1) / 2 for side in images.shape[-2:]), indexing="ij")
+    return (x / 46) ** 2 + ((y - 8) / 58) ** 2 < 1
 
 
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "dimmed": lambda x: 0.3 * x,
-    "brightened": lambda x: x**0.5,
-    "darkened": lambda x: x**2,
-    "flat": lambda x: 0.5 + 0.4 * (x - 0.5),
-    "hard": lambda x: 0.5 + 1.5 * (x - 0.5),
-    "shaded": _shaded,
+    "dimmed by half": lambda x: 0.5 * x,
+    "gamma 1/2": lambda x: x**0.5,
+    "gamma 2": lambda x: x**2,
+    "low contrast": lambda x: 0.5 + 0.4 * (x - 0.5),
+    "high contrast": lambda x: 0.5 + 1.5 * (x - 0.5),
+    "shaded": lambda x: x * torch.linspace(0.1, 1.0, x.shape[-1]),
+    "cut out": lambda x: torch.where(_ellipse(x), x, 1.0),
     "warm": lambda x: x * torch.tensor([1, 0.85, 0.6])[:, None, None],
     "cold": lambda x: x * torch.tensor([0.6, 0.85, 1])[:, None, None],
     "grey": lambda x: _grey(x).expand_as(x),
-    "JPEG 20": lambda x: _jpeg(x, 20),
-    "blurred": lambda x: _blurred(x, 1.5),
-    "half size": lambda x: _resized(x, 0.5),
-    "noise": lambda x: _noisy(x, 0.04),
-    "shifted": lambda x: _moved(x, 0, (1.5, 1.0)),
-    "turned": lambda x: _moved(x, 3, (0, 0)),
+    "JPEG 20": lambda x: _compressed(x, 20),
+    "blurred": lambda x: TF.gaussian_blur(x, [11, 11], [1.5, 1.5]),
+    "half size": _halved,
+    "noise": lambda x: x + 0.04 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)),
+    "shifted": lambda x: _moved(x, 0, 1.5, 1),
+    "turned": lambda x: _moved(x, 3, 0, 0),
 }
-"""What leaves a face what it is: pictures (N,3,H,W) in [0,1] to the same, an ArcFace crop being 112 of their pixels."""
+"""What leaves a face the same to people; pictures (N,3,H,W) in [0,1], in which ArcFace's crop is 112 pixels."""
 
 
 def changed(images: Tensor, change: str) -> Tensor:
@@ -107,37 +99,59 @@ def changed(images: Tensor, change: str) -> Tensor:
     return (CHANGES[change](images).clamp(0, 1) * 255).round() / 255
 
 
-def _inner(images: Tensor, pool: int = 1) -> Tensor:
+def _read(images: Tensor, size: int = TEMPLATE_SIZE) -> Tensor:
+    """What candidates read of aligned faces, averaged down to a size."""
+    pool = TEMPLATE_SIZE // size
     return F.avg_pool2d(images, pool)[..., EDGE // pool : -EDGE // pool]
 
 
 def squared_error(a: Tensor, b: Tensor) -> Tensor:
-    return (_inner(a) - _inner(b)).square().mean(dim=(1, 2, 3))
+    return (_read(a) - _read(b)).square().mean(dim=(1, 2, 3))
 
 
 def normalised_squared_error(a: Tensor, b: Tensor) -> Tensor:
-    """Of the grey faces, each with mean 0 and deviation 1."""
-    a, b = (_inner(_grey(x)) for x in (a, b))
-    a, b = ((x - x.mean(dim=(1, 2, 3), keepdim=True)) / (x.std(dim=(1, 2, 3), keepdim=True) + 1e-3) for x in (a, b))
-    return (a - b).square().mean(dim=(1, 2, 3))
+    """Of grey faces, each with mean 0 and deviation 1."""
+
+    def normalised(x: Tensor) -> Tensor:
+        x = _read(_grey(x))
+        return (x - x.mean(dim=(1, 2, 3), keepdim=True)) / x.std(dim=(1, 2, 3), keepdim=True)
+
+    return (normalised(a) - normalised(b)).square().mean(dim=(1, 2, 3))
+
+
+def _moments(a: Tensor, b: Tensor, mean: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+    """Local means, variances and covariance."""
+    mean_a, mean_b = mean(a), mean(b)
+    return mean_a, mean_b, mean(a * a) - mean_a**2, mean(b * b) - mean_b**2, mean(a * b) - mean_a * mean_b
 
 
 def ssim_distance(a: Tensor, b: Tensor) -> Tensor:
-    """1 - SSIM of the grey faces at full size (Wang et al., 2004)."""
-    a, b = (_inner(_grey(x)) for x in (a, b))
-    moments = [_blurred(x, 1.5)[..., 5:-5, 5:-5] for x in (a, b, a * a, b * b, a * b)]
-    mean_a, mean_b, aa, bb, ab = moments
+    """1 - SSIM of grey faces (Wang et al., 2004)."""
+    moments = _moments(_read(_grey(a)), _read(_grey(b)), lambda x: TF.gaussian_blur(x, [11, 11], [1.5, 1.5]))
+    mean_a, mean_b, var_a, var_b, cov = moments
     light = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
-    structure = (2 * (ab - mean_a * mean_b) + 0.03**2) / (aa - mean_a**2 + bb - mean_b**2 + 0.03**2)
-    return 1 - (light * structure).mean(dim=(1, 2, 3))
+    return 1 - (light * (2 * cov + 0.03**2) / (var_a + var_b + 0.03**2)).mean(dim=(1, 2, 3))
 
 
-def structure_distance(size: int) -> Distance:
-    """1 - the energy, of faces averaged down to another size."""
+def arithmetic_mean(a: Tensor, b: Tensor) -> Tensor:
+    return (a + b) / 2
+
+
+def geometric_mean(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sqrt()
+
+
+def structure_distance(size: int, mean: Distance, constant: float) -> Distance:
+    """1 - the mean square of the covariance over a mean of the variances in 7 x 7 windows; negative values are 0.
+
+    The arithmetic mean makes it SSIM's contrast and structure, the geometric one a correlation: structure alone.
+    """
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
-        a, b = (_inner(_grey(x), TEMPLATE_SIZE // size) for x in (a, b))
-        return 1 - _structural_similarity(a, b).clamp(min=0).square().mean(dim=(1, 2, 3))
+        grey = _read(_grey(a), size), _read(_grey(b), size)
+        _, _, var_a, var_b, cov = _moments(*grey, lambda x: F.avg_pool2d(x, 7, stride=1))
+        similarity = (cov + constant) / mean(var_a + constant, var_b + constant)
+        return 1 - similarity.clamp(min=0).square().mean(dim=(1, 2, 3))
 
     return distance
 
@@ -148,11 +162,107 @@ def ours(a: Tensor, b: Tensor) -> Tensor:
 
 
 CANDIDATES: dict[str, Distance] = {
-    "squared error of pixels": squared_error,
-    "squared error, light and contrast normalised": normalised_squared_error,
-    "1 - SSIM at 112": ssim_distance,
-    "structure at 112": structure_distance(112),
-    "structure at 56": structure_distance(56),
-    "structure at 28: the energy": ours,
-    "structure at 14": structure_distance(14),
+    "squared error": squared_error,
+    "squared error, normalised": normalised_squared_error,
+    "1 - SSIM": ssim_distance,
+    **{
+        f"contrast and structure at {size}": structure_distance(size, arithmetic_mean, 0.03**2 / 2)
+        for size in (112, 56, 28, 14)
+    },
+    **{f"structure alone at {size}": structure_distance(size, geometric_mean, 1e-4) for size in (112, 56, 28, 14)},
+    "**the energy**": ours,
 }
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Faces (N,3,112,112), their aligned versions by the name of the change, and pairs (2,M) of their numbers."""
+
+    original: Tensor
+    versions: dict[str, Tensor]
+    same_person: np.ndarray
+    two_people: np.ndarray
+
+
+def read_faces(folder: Path, detector: Detector) -> Faces:
+    """The largest face of every photo; folders are people, and so are photos outside one."""
+    crops, landmarks, people = [], [], []
+    for path in sorted(folder.rglob("*.jpg")):
+        photo = read_picture(path).rgb
+        face = max(detector.detect(photo), key=lambda found: found.area)
+        crops.append(crop_face(photo, face, **CROP).movedim(-1, 0))
+        landmarks.append(crop_landmarks(face, **CROP))
+        people.append(path.stem if path.parent == folder else path.parent.name)
+    images, points, names = torch.stack(crops), torch.stack(landmarks), np.array(people)
+    numbers = np.stack(np.triu_indices(len(names), k=1))
+    same = names[numbers[0]] == names[numbers[1]]
+    strangers = np.random.default_rng(0).choice(numbers[:, ~same], PAIRS, axis=1, replace=False)
+    versions = {change: align(changed(images, change), points) for change in CHANGES}
+    return Faces(align(images, points), versions, numbers[:, same], strangers)
+
+
+def pattern(distance: Distance, faces: Tensor, bound: float = 4 / 255, steps: int = 10) -> Tensor:
+    """The faces moved away from themselves along the gradient's signs, no value farther than the bound."""
+    moved = faces + bound * (2 * torch.rand(faces.shape, generator=torch.Generator().manual_seed(0)) - 1)
+    for _ in range(steps):
+        moved = moved.clamp(0, 1).requires_grad_()
+        (slope,) = torch.autograd.grad(distance(faces, moved).sum(), moved)
+        moved = torch.clamp(moved.detach() + bound / 4 * slope.sign(), faces - bound, faces + bound)
+    return moved.clamp(0, 1)
+
+
+def auc(near: np.ndarray, far: np.ndarray) -> float:
+    return float(roc_auc_score(np.repeat([0, 1], [len(near), len(far)]), np.concatenate((near, far))))
+
+
+def cells(distance: Distance, lfw: Faces, celeba: Faces) -> list[str]:
+    """A candidate's row of the table."""
+
+    def apart(faces: Faces, pairs: np.ndarray) -> np.ndarray:
+        return distance(faces.original[pairs[0]], faces.original[pairs[1]]).numpy()
+
+    with torch.no_grad():
+        photos = apart(lfw, lfw.same_person)
+        lfw_strangers = apart(lfw, lfw.two_people)
+        strangers = np.concatenate((lfw_strangers, apart(celeba, celeba.two_people)))
+        erased = torch.cat([distance(x, torch.where(_ellipse(x), 0.5, x)) for x in (lfw.original, celeba.original)])
+        values = {c: [distance(faces.original, faces.versions[c]) for faces in (lfw, celeba)] for c in CHANGES}
+    harmless = {change: torch.cat(both).numpy() for change, both in values.items()}
+    everything, unit = np.concatenate(list(harmless.values())), np.median(strangers)
+    worst, area = min(((change, auc(near, strangers)) for change, near in harmless.items()), key=lambda pair: pair[1])
+    farthest = max(harmless, key=lambda change: harmless[change].mean())
+    some = torch.cat((lfw.original[::4], celeba.original[::4]))
+    feigned = distance(some, pattern(distance, some)).mean().item()
+    return [
+        f"{auc(everything, strangers):.4f}",
+        f"{worst}, {area:.3f}",
+        f"{auc(photos, lfw_strangers):.3f}",
+        f"{100 * np.mean(everything > np.quantile(strangers, 0.05)):.1f} %",
+        f"{farthest}, {harmless[farthest].mean() / unit:.2f}",
+        f"{feigned / unit:.2f}",
+        f"{erased.mean().item() / unit:.2f}",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sheet", type=Path, help="PNG to write a face and its versions to")
+    options = parser.parse_args()
+    start = time.time()
+    torch.set_num_threads(1)
+    data = Path(os.environ["DIFFPRIVACY_DATA"])
+    detector = load_detector(data / "detectors" / "yunet_n.onnx")
+    lfw, celeba = (read_faces(data / "photos" / name, detector) for name in ("lfw250", "celebahq512"))
+    if options.sheet:
+        shown = {"original": celeba.original} | celeba.versions
+        sheet = contact_sheet([faces[20].movedim(0, -1) for faces in shown.values()], list(shown))
+        write_picture(options.sheet, Picture(sheet))
+
+    print("|", " | ".join(["distance", *COLUMNS]), "|\n" + "| --- " * (1 + len(COLUMNS)) + "|")
+    for name, distance in CANDIDATES.items():
+        print("|", " | ".join([name, *cells(distance, lfw, celeba)]), "|", flush=True)
+    print(f"\n{len(lfw.original) + len(celeba.original)} faces, {len(CHANGES)} changes, {time.time() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import comfy.model_management
 import torch
@@ -55,7 +56,9 @@ class LoadRecognizer(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, file, second_file=NO_FILE, third_file=NO_FILE, channels="RGB") -> io.NodeOutput:
+    def execute(
+        cls, file, second_file=NO_FILE, third_file=NO_FILE, channels: Literal["RGB", "BGR"] = "RGB"
+    ) -> io.NodeOutput:
         chosen = [name for name in (file, second_file, third_file) if name != NO_FILE]
         networks = [load_recognizer(_recognizer_path(name), channels) for name in chosen]
         recognizer = networks[0] if len(networks) == 1 else Ensemble([(network, 1.0) for network in networks])
