@@ -115,7 +115,7 @@ class MSI(nn.Module):
         self.levels = relative_levels(image_encoder.depth)
         width = sum(text_encoder.widths)
         self.projectors = nn.ModuleList(Projector(image_encoder.widths[0], width) for _ in self.levels)
-        self.stages = nn.Parameter(torch.ones(config.stages, width))
+        self.stages = nn.Parameter(torch.randn(config.stages, width))
         attention = (width, config.heads, config.head_width, config.dropout)
         self.attentions = nn.ModuleList(Attention(*attention) for _ in range(2 if config.heads else 0))
         self.dropout = nn.Dropout(config.dropout)
@@ -125,8 +125,6 @@ class MSI(nn.Module):
         if config.anchored:
             nn.init.zeros_(self.out.weight)
             nn.init.zeros_(self.out.bias)
-        else:
-            nn.init.normal_(self.stages)
 
     def forward(self, features: Tensor) -> Tensor:
         """Pseudo-words (B,S,D) of :func:`image_scales` features (B,5,F)."""

@@ -1,8 +1,8 @@
 """Fits MSI to pictures: one face, a few photos of a person, or many people (pretraining).
 
 The loss is the diffusion model's own (arXiv 2309.05330, section on MSI), its weights frozen. Against the released
-recipe: latents and image features are constants, many time steps share a batch spread evenly over the schedule, each
-pseudo-word is encoded once a batch, and the errors are weighted by Min-SNR (arXiv 2303.09556).
+recipe: latents and image features are constants, ten time steps share a batch spread evenly over the schedule, each
+pseudo-word is encoded once, its gradient is whitened, and the errors are weighted by Min-SNR (arXiv 2303.09556).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from .errors import DiffPrivacyError
 from .msi import MSI
 from .stages import TRAINING_STEPS
 from .training_data import TrainingData
+from .whitening import Whitening
 
 LOG = logging.getLogger("diffprivacy")
 PROMPTS = (
@@ -48,22 +49,23 @@ class Settings:
     """How to train.
 
     steps: at most so many; batch: (picture, time step) pairs a step; chunk: of these at once, 0 for all.
-    lr: highest learning rate; it rises over ``warmup`` steps and falls as a cosine to a fiftieth.
-    ema: decay of the average that is kept; min_snr: gamma of the weighting, 0 for none.
+    lr: highest learning rate, 0 for :func:`suited_rate`; it rises over ``warmup`` steps and falls as a cosine to a fiftieth.
+    ema: decay of the average that is kept; min_snr: gamma of the weighting, 0 for none; whiten: the words' gradients.
     validate_every, validation: steps between validations, and (t, noise) pairs in each.
     patience: validations without a relative gain of ``gain`` after which training stops; 0 never stops early.
     checkpointing: less memory for more time.
     """
 
-    steps: int = 300
-    batch: int = 4
+    steps: int = 100
+    batch: int = 10
     chunk: int = 0
-    lr: float = 1e-2
+    lr: float = 0.0
     warmup: int = 5
     weight_decay: float = 0.01
-    ema: float = 0.95
-    min_snr: float = 5.0
-    validate_every: int = 20
+    ema: float = 0.98
+    min_snr: float = 0.0
+    whiten: bool = True
+    validate_every: int = 10
     validation: int = 40
     patience: int = 5
     gain: float = 1e-3
@@ -112,12 +114,15 @@ class Training:
         self.msi = copy.deepcopy(msi).to(self.device).requires_grad_(True)
         self.data = data.to(self.device)
         self.validation_data = self.data if validation is None else validation.to(self.device)
+        self.bfloat16 = _is_fast_in_bfloat16(self.device)
         self.sigmas = backbone.noise_levels.sigmas.to(self.device)
         self.encode_text = backbone.differentiable_text_encoder()
         self.denoise = backbone.differentiable_denoiser(settings.checkpointing)
+        self.lr = settings.lr or suited_rate(msi)
         self.optimizer = torch.optim.AdamW(
-            self.msi.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay
+            self.msi.parameters(), lr=self.lr, betas=(0.8, 0.99), eps=1e-12, weight_decay=settings.weight_decay
         )
+        self.whitening = Whitening(msi.text_encoder.widths, self.device) if settings.whiten else None
         # A host's half-precision conditioning would lose small gradients.
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**12, enabled=self.device.type == "cuda")
         self.chunk = settings.chunk or settings.batch
@@ -163,7 +168,7 @@ class Training:
     def _learning_rate(self) -> float:
         done = max(self.step / self.settings.steps, self.seconds / (self.minutes * 60))
         rise = min(1.0, (self.step + 1) / max(1, self.settings.warmup))
-        return self.settings.lr * rise * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        return self.lr * rise * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
     def _train_step(self) -> float:
         """One update; its draws depend on the seed and the step alone. Returns the mean squared error of the noise."""
@@ -186,8 +191,6 @@ class Training:
                 break
             except torch.OutOfMemoryError:
                 self._halve_chunk()
-        self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.msi.parameters(), 1.0)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         decay = min(settings.ema, (1 + self.step) / (10 + self.step))
@@ -196,33 +199,45 @@ class Training:
         return loss
 
     def _backward(self, pictures: Tensor, timesteps: Tensor, noise: Tensor, prompt: str) -> float:
-        self.msi.train()
-        total = 0.0
-        parts = (t.split(self.chunk) for t in (pictures, timesteps, noise))
-        for rows, t, eps in zip(*parts, strict=True):
-            errors, _ = self._errors(self.msi, self.data, rows, t, eps, prompt)
-            gamma = self.settings.min_snr
-            weight = (gamma * self.sigmas[t.to(self.device)] ** 2).clamp(max=1) if gamma else torch.ones_like(errors)
-            self.scaler.scale((weight * errors).sum() / len(pictures)).backward()
-            total += errors.sum().item()
-        return total / len(pictures)
-
-    def _errors(
-        self, msi: MSI, data: TrainingData, pictures: Tensor, timesteps: Tensor, noise: Tensor, prompt: str
-    ) -> tuple[Tensor, Tensor]:
-        """Mean squared error (B,) of the predicted noise, and the predicted clean latents (B,C,h,w).
-
-        Every pseudo-word is encoded once, however many rows of the batch it conditions.
-        """
+        """Gradients of MSI's parameters: first those of its words, part by part, then, whitened, through the module."""
         pictures, timesteps, noise = (t.to(self.device) for t in (pictures, timesteps, noise))
+        words, row = self._words(self.msi.train(), self.data, pictures, timesteps)
+        leaves = words.detach().requires_grad_()
+        gamma = self.settings.min_snr
+        weights = (gamma * self.sigmas[timesteps] ** 2).clamp(max=1) if gamma else torch.ones(len(row)).to(words)
+        total = 0.0
+        for part in torch.arange(len(row), device=self.device).split(self.chunk):
+            z, t = self.data.latents[pictures[part]], timesteps[part]
+            errors, _ = self._errors(z, t, noise[part], leaves, row[part], prompt)
+            self.scaler.scale((weights[part] * errors).sum() / len(row)).backward()
+            total += errors.sum().item()
+        assert leaves.grad is not None
+        gradients = leaves.grad
+        if self.whitening is not None and gradients.isfinite().all():
+            scale = self.scaler.get_scale()
+            gradients = self.whitening(gradients / scale) * scale
+        words.backward(gradients)
+        return total / len(row)
+
+    def _words(self, msi: MSI, data: TrainingData, pictures: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """The pseudo-words (N,D) that these pictures need at these time steps, each once, and which of them each needs."""
         stages = msi.config.stages
         shown, position = pictures.unique(return_inverse=True)
         used, row = (position * stages + timesteps * stages // TRAINING_STEPS).unique(return_inverse=True)
-        z, sigmas = data.latents[pictures], self.sigmas[timesteps]
+        return msi(data.features[shown]).flatten(0, 1)[used], row
+
+    def _errors(
+        self, z: Tensor, timesteps: Tensor, noise: Tensor, words: Tensor, row: Tensor, prompt: str
+    ) -> tuple[Tensor, Tensor]:
+        """Mean squared error (B,) of the predicted noise, and the predicted clean latents, of latents z (B,C,h,w).
+
+        words: (N,D), row: (B,) which of them conditions each latent. Those in use are encoded once.
+        """
+        sigmas = self.sigmas[timesteps]
         sigma = sigmas.view(-1, 1, 1, 1)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            words = msi(data.features[shown]).flatten(0, 1)[used]
-            denoised = self.denoise(z + sigma * noise, sigmas, self.encode_text(prompt, words).rows(row))
+        used, row = row.unique(return_inverse=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            denoised = self.denoise(z + sigma * noise, sigmas, self.encode_text(prompt, words[used]).rows(row))
         return ((denoised.float() - z) / sigma).square().mean((1, 2, 3)), denoised
 
     @torch.no_grad()
@@ -249,10 +264,12 @@ class Training:
         pictures = torch.randperm(count, generator=generator) % len(data)
         nearest = int((timesteps - PREVIEW_STEP).abs().argmin())
         pictures[nearest] = 0
+        pictures, timesteps, noise = (t.to(self.device) for t in (pictures, timesteps, noise))
+        words, row = self._words(msi, data, pictures, timesteps)
         while True:
             try:
-                parts = (t.split(self.chunk) for t in (pictures, timesteps, noise))
-                measured = [self._errors(msi, data, i, t, eps, prompt) for i, t, eps in zip(*parts, strict=True)]
+                parts = (t.split(self.chunk) for t in (data.latents[pictures], timesteps, noise, row))
+                measured = [self._errors(z, t, eps, words, i, prompt) for z, t, eps, i in zip(*parts, strict=True)]
                 break
             except torch.OutOfMemoryError:
                 self._halve_chunk()
@@ -281,6 +298,8 @@ class Training:
         tensors = {f"model.{name}": t for name, t in self.msi.state_dict().items()}
         tensors |= {f"average.{name}": t for name, t in self.average.items()}
         tensors |= {f"best.{name}": t for name, t in self.best.items()}
+        if self.whitening is not None:
+            tensors |= {f"whitening.{name}": t for name, t in self.whitening.state().items()}
         for name, parameter in self.msi.named_parameters():
             tensors |= {f"optimizer.{name}.{key}": t for key, t in self.optimizer.state[parameter].items()}
         progress = {"step": self.step, "seconds": self.seconds, "best_loss": self.best_loss, "history": self.history}
@@ -309,10 +328,27 @@ class Training:
         self.average, self.best = part("average."), part("best.")
         for name, parameter in self.msi.named_parameters():
             self.optimizer.state[parameter] = part(f"optimizer.{name}.")
+        if self.whitening is not None:
+            self.whitening.restore(part("whitening."))
         progress = json.loads(metadata["progress"])
         self.step, self.seconds, self.best_loss = progress["step"], progress["seconds"], progress["best_loss"]
         self.history = [(step, seconds, loss) for step, seconds, loss in progress["history"]]
 
 
+def suited_rate(msi: MSI) -> float:
+    """The learning rate that measured best: for the paper's module, one that begins at a word, and one that has learnt."""
+    if not msi.config.anchored:
+        return 1e-3
+    return 5e-3 if msi.out.weight.any() else 2e-2
+
+
 def _tensors(msi: MSI) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in msi.state_dict().items()}
+
+
+def _is_fast_in_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 are computed as such; a processor that only converts them is slower for it."""
+    if device.type != "cpu":
+        return device.type == "cuda"
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))

@@ -24,6 +24,8 @@ from . import host, models, sockets
 
 CATEGORY = "Diff-Privacy/msi"
 FOLDER = "msi"
+CHUNK = 4
+"""Time steps at once that a card of 8 GB holds at 512x512."""
 
 
 class TrainMSI(io.ComfyNode):
@@ -43,7 +45,11 @@ class TrainMSI(io.ComfyNode):
                 io.Vae.Input("vae"),
                 io.ClipVision.Input("clip_vision", tooltip="CLIP's ViT-L/14 as in the paper, or ViT-H/14."),
                 io.Int.Input(
-                    "steps", default=100, min=1, max=100000, tooltip="At most; it stops once nothing is gained."
+                    "steps",
+                    default=Settings.steps,
+                    min=1,
+                    max=100000,
+                    tooltip="At most; it stops once nothing is gained.",
                 ),
                 io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="The same seed gives the same MSI."),
                 sockets.MSI.Input("msi", optional=True, tooltip="Begin here instead of at the word `face`."),
@@ -57,7 +63,7 @@ class TrainMSI(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "chunk",
-                    default=0,
+                    default=CHUNK,
                     min=0,
                     max=1024,
                     advanced=True,
@@ -69,7 +75,15 @@ class TrainMSI(io.ComfyNode):
                     advanced=True,
                     tooltip="Less memory for more time: activations are computed again.",
                 ),
-                io.Float.Input("learning_rate", default=Settings.lr, min=1e-6, max=1.0, step=1e-5, advanced=True),
+                io.Float.Input(
+                    "learning_rate",
+                    default=Settings.lr,
+                    min=0.0,
+                    max=1.0,
+                    step=1e-5,
+                    advanced=True,
+                    tooltip="0 for what suits: a lower one where a trained MSI goes on.",
+                ),
                 io.Boolean.Input("flips", default=True, advanced=True, tooltip="Learn from the mirror images too."),
             ],
             outputs=[
@@ -90,7 +104,7 @@ class TrainMSI(io.ComfyNode):
         seed,
         msi=None,
         batch=Settings.batch,
-        chunk=0,
+        chunk=CHUNK,
         checkpointing=True,
         learning_rate=Settings.lr,
         flips=True,

@@ -51,7 +51,7 @@ def add_parser(commands: Any) -> None:
     )
     add("--chunk", type=positive, default=None, metavar="N", help="of these at once, for less memory (default: all)")
     add("--checkpointing", action="store_true", help="less memory for more time")
-    add("--lr", type=float, default=Settings.lr, metavar="LR", help="learning rate (default %(default)s)")
+    add("--lr", type=float, default=Settings.lr, metavar="LR", help="learning rate (default: what suits the module)")
     add("--no-flips", action="store_true", help="do not learn from the mirror images too")
     add("--seed", type=int, default=0, metavar="N", help="of all draws (default 0): the same seed gives the same file")
     parser.set_defaults(run=train_msi)

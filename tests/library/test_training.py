@@ -25,7 +25,7 @@ from diffprivacy.msi import DEFAULT, PAPER, load_msi, new_msi
 from diffprivacy.training import Settings, Training
 from diffprivacy.training_data import prepare, readable_crops
 
-QUICK = Settings(steps=4, batch=4, validate_every=2, validation=6, patience=0, lr=1e-2)
+QUICK = Settings(steps=4, batch=4, validate_every=2, validation=6, patience=0, warmup=1)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_the_loss_is_the_diffusion_model_s_own(backbone, data, start):
         x = data.latents + sigma * eps
         predicted = (x - backbone.denoise(x, sigma, conditioning)) / sigma
         errors.append((predicted - eps).square().mean())
-    assert training.validation_loss(start)[0] == pytest.approx(torch.stack(errors).mean().item(), rel=1e-4)
+    assert training.validation_loss(start)[0] == pytest.approx(torch.stack(errors).mean().item(), rel=5e-4)
 
 
 @pytest.mark.parametrize("config", [DEFAULT, PAPER])
@@ -136,17 +136,17 @@ def test_errors_are_weighted_by_min_snr(backbone, data, start):
     for t in (5, 900):
         gradients = []
         for gamma in (0.0, 5.0):
-            training = Training(start, backbone, data, dataclasses.replace(QUICK, min_snr=gamma))
+            training = Training(start, backbone, data, dataclasses.replace(QUICK, min_snr=gamma, whiten=False))
             training.msi.dropout.p = 0.0
             training._backward(torch.tensor([0]), torch.tensor([t]), noise, "a photo of *")
             gradients.append(training.msi.out.weight.grad)
         weight = min(1.0, 5 * backbone.noise_levels.sigmas[t].item() ** 2)
         assert (weight < 0.1) == (t == 5)
-        assert torch.allclose(gradients[1], weight * gradients[0], rtol=1e-3, atol=1e-9)
+        assert torch.allclose(gradients[1], weight * gradients[0], rtol=0.02, atol=1e-8)
 
 
 def test_learning_rate_rises_and_falls_and_the_average_follows(backbone, data, start):
-    settings = dataclasses.replace(QUICK, steps=6, batch=2, warmup=2, ema=0.3, validate_every=6)
+    settings = dataclasses.replace(QUICK, steps=6, batch=2, lr=0.01, warmup=2, ema=0.3, validate_every=6)
     training = Training(start, backbone, data, settings)
     rates, states = [], [start.out.weight.detach().clone()]
 
@@ -171,7 +171,8 @@ def test_a_seed_decides_everything(backbone, data, start):
 
 
 def test_an_interrupted_run_keeps_what_it_learnt_and_goes_on_to_the_same_end(backbone, data, start, tmp_path):
-    whole = Training(start, backbone, data, QUICK)
+    settings = dataclasses.replace(QUICK, batch=10, validation=20)
+    whole = Training(start, backbone, data, settings)
     whole.run()
     checkpoint = tmp_path / "run"
 
@@ -179,12 +180,12 @@ def test_an_interrupted_run_keeps_what_it_learnt_and_goes_on_to_the_same_end(bac
         if now.step == 2:
             raise KeyboardInterrupt
 
-    broken = Training(start, backbone, data, QUICK, checkpoint=checkpoint)
+    broken = Training(start, backbone, data, settings, checkpoint=checkpoint)
     with pytest.raises(KeyboardInterrupt):
         broken.run(interrupt)
     assert broken.best_loss < broken.history[0][2]
     assert not same(broken.learnt(), start)
-    resumed = Training(start, backbone, data, QUICK, checkpoint=checkpoint)
+    resumed = Training(start, backbone, data, settings, checkpoint=checkpoint)
     assert resumed.step == 2
     assert same(resumed.run(), whole.learnt())
     assert [loss for _, _, loss in resumed.history] == [loss for _, _, loss in whole.history]
@@ -192,11 +193,11 @@ def test_an_interrupted_run_keeps_what_it_learnt_and_goes_on_to_the_same_end(bac
         Training(start, backbone, data, dataclasses.replace(QUICK, lr=1), checkpoint=checkpoint)
     checkpoint.write_bytes(b"half a file")
     with pytest.raises(DiffPrivacyError, match="cannot be read"):
-        Training(start, backbone, data, QUICK, checkpoint=checkpoint)
+        Training(start, backbone, data, settings, checkpoint=checkpoint)
 
 
 def test_training_stops_once_nothing_is_gained(backbone, data, start):
-    settings = dataclasses.replace(QUICK, steps=100, lr=0.0, patience=2, validate_every=1)
+    settings = dataclasses.replace(QUICK, steps=100, lr=1e-30, patience=2, validate_every=1)
     training = Training(start, backbone, data, settings)
     training.run()
     assert training.step == 2
