@@ -46,7 +46,9 @@ class TrainingData:
 def prepare(backbone: Backbone, images: Tensor, flips: bool = True) -> TrainingData:
     """The constants of images (N,3,H,W) in [0,1], on the CPU; with ``flips`` each picture's mirror image follows it.
 
-    Raises DiffPrivacyError for pictures that are too small or whose sides the autoencoder cannot take.
+    When memory runs out, fewer pictures are encoded at once, and the log says so.
+    Raises DiffPrivacyError for pictures that are too small, whose sides the autoencoder cannot take, or of which not
+    even one fits into memory.
     """
     height, width = images.shape[-2:]
     if min(height, width) < LEAST_SIDE:
@@ -60,8 +62,18 @@ def prepare(backbone: Backbone, images: Tensor, flips: bool = True) -> TrainingD
     if flips:
         images = torch.stack([images, images.flip(-1)], dim=1).flatten(0, 1)
     levels = relative_levels(backbone.image_encoder_identity.depth)
-    latents = torch.cat([backbone.encode(chunk).float().cpu() for chunk in images.split(CHUNK)])
-    return TrainingData(latents, image_scales(backbone, images, levels).cpu())
+    size = CHUNK
+    while True:
+        try:
+            chunks = [
+                (backbone.encode(c).float().cpu(), image_scales(backbone, c, levels).cpu()) for c in images.split(size)
+            ]
+            return TrainingData(*(torch.cat(values) for values in zip(*chunks, strict=True)))
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise DiffPrivacyError("Out of memory with a single picture: make smaller crops.") from None
+            size //= 2
+            LOG.warning("out of memory: encoding %d pictures at once", size)
 
 
 def readable_crops(sources: Iterable[Path], crop: Callable[[Tensor], Sequence[Tensor]], size: int) -> Tensor:

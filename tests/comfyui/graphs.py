@@ -51,6 +51,15 @@ def write_lora(path: Path, seed: int = 3) -> Path:
     return path
 
 
+def write_text_lora(path: Path, seed: int = 5) -> Path:
+    """A LoRA on the first layer of CLIP-L's text encoder."""
+    generator = torch.Generator().manual_seed(seed)
+    key = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    shapes = {"lora_up": (3072, 4), "lora_down": (4, 768)}
+    save_file({f"{key}.{n}.weight": torch.randn(s, generator=generator) * 0.3 for n, s in shapes.items()}, path)
+    return path
+
+
 def write_controlnet(path: Path, unet: dict[str, Tensor], seed: int = 4) -> Path:
     """A ControlNet around the encoder of a one-level UNet (LDM names), its zero convolutions made non-zero."""
     torch.manual_seed(seed)

@@ -26,7 +26,7 @@ from diffprivacy.msi import load_msi, new_msi, save_msi
 from diffprivacy.training import Settings, Training
 from diffprivacy.training_data import prepare
 from tests.comfyui.conftest import HERE, PACK
-from tests.comfyui.graphs import Graph, saved_latent, slot, write_latent, write_lora
+from tests.comfyui.graphs import Graph, saved_latent, slot, write_latent, write_lora, write_text_lora
 from tests.comfyui.photos import pixels, write_astronaut
 from tests.comfyui.server import PromptError
 
@@ -39,6 +39,7 @@ LAST_SAVE = ["latent", 0]
 def files(server):
     (server.base / "models" / "loras").mkdir(exist_ok=True)
     write_lora(server.base / "models" / "loras" / "lora.safetensors")
+    write_text_lora(server.base / "models" / "loras" / "text.safetensors")
     return write_astronaut(server.base / "input")
 
 
@@ -249,15 +250,17 @@ def save_latent(graph: Graph, samples: list) -> dict:
     return {LAST_SAVE[0]: {"class_type": "SaveLatent", "inputs": {"samples": samples, "filename_prefix": "msi"}}}
 
 
-def test_training_sees_the_loras_of_the_model_and_leaves_no_trace(server):
+def test_training_sees_the_loras_of_model_and_clip_and_leaves_no_trace(server):
     words, pictures = [], []
-    for with_lora in (False, True):
+    for lora in (None, "lora.safetensors", "text.safetensors"):
         graph, loader, crops = face_graph(size=64)
         checkpoint = graph.add("CheckpointLoaderSimple", ckpt_name="tiny.safetensors")
         clip, vae, model = slot(checkpoint, 1), slot(checkpoint, 2), checkpoint
         prompt = graph.add("CLIPTextEncode", clip=clip, text="a face")
-        if with_lora:
-            model = graph.add("LoraLoaderModelOnly", model=model, lora_name="lora.safetensors", strength_model=1.0)
+        if lora:
+            strengths = {"strength_model": 1.0, "strength_clip": 1.0}
+            model = graph.add("LoraLoader", model=model, clip=clip, lora_name=lora, **strengths)
+            clip = slot(model, 1)
         _, saved = train(graph, loader, crops, "lora", model, clip, vae, steps=1, batch=2)
         inputs = {"seed": 1, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
         latent = graph.add("EmptyLatentImage", width=64, height=64, batch_size=1)
@@ -267,8 +270,10 @@ def test_training_sees_the_loras_of_the_model_and_leaves_no_trace(server):
         outputs = server.run(graph | save_latent(graph, samples))
         pictures.append(saved_latent(server, outputs, LAST_SAVE))
         words.append(load_file(written(server, outputs, saved)))
-    assert not torch.equal(words[0]["out.weight"], words[1]["out.weight"])
+    weights = [learnt["out.weight"] for learnt in words]
+    assert not any(torch.equal(weights[a], weights[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
     assert torch.equal(pictures[0], pictures[1])
+    assert torch.equal(pictures[0], pictures[2])
 
 
 def test_interrupting_keeps_what_was_learnt(server, crop):

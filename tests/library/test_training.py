@@ -224,6 +224,29 @@ def test_out_of_memory_halves_what_runs_at_once_and_says_so(backbone, data, star
         training.validate()
 
 
+def test_out_of_memory_encodes_fewer_pictures_at_once_and_says_so(backbone, photo, monkeypatch, caplog):
+    encode, sizes, room = backbone.encode, [], 2
+
+    def small(images):
+        sizes.append(len(images))
+        if len(images) > room:
+            raise torch.OutOfMemoryError("no room")
+        return encode(images)
+
+    pictures = torch.cat([photo, photo.flip(-1), 1 - photo])
+    whole = prepare(backbone, pictures)
+    monkeypatch.setattr(backbone, "encode", small)
+    with caplog.at_level(logging.WARNING, "diffprivacy"):
+        parts = prepare(backbone, pictures)
+    assert sizes == [6, 6, 4, 2, 2, 2]
+    assert "encoding 2 pictures at once" in caplog.text
+    assert torch.allclose(parts.latents, whole.latents, atol=1e-4)
+    assert torch.allclose(parts.features, whole.features, atol=1e-4)
+    room = 0
+    with pytest.raises(DiffPrivacyError, match="smaller crops"):
+        prepare(backbone, photo)
+
+
 def test_bad_pictures(backbone, photo, tmp_path, caplog):
     with pytest.raises(DiffPrivacyError, match=r"32x32.*at least 64x64"):
         prepare(backbone, photo[..., :32, :32])
