@@ -142,7 +142,7 @@ def against_released(backbone: DiffusersBackbone, image: Tensor, steps: int, pre
     runs = {f"ours, seed {seed}": run(f"seed {seed}", start, seed=seed) for seed in range(3)}
     recipe = released(backbone, image, judge, steps, max(1, steps // 20), clock)
     goals = {
-        f"after {recipe[i][0]} steps of the recipe": recipe[i][2] for i in (1, 5, len(recipe) - 1) if i < len(recipe)
+        f"after {recipe[i][0]} steps of the recipe": recipe[i][2] for i in (2, 5, len(recipe) - 1) if i < len(recipe)
     }
     goals["the recipe's lowest"] = min(loss for _, _, loss in recipe)
     print("\n| validation loss | the recipe | " + " | ".join(runs) + " |\n" + "|---" * (2 + len(runs)) + "|")

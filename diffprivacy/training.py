@@ -339,7 +339,7 @@ def suited_rate(msi: MSI) -> float:
     """The learning rate that measured best: for the paper's module, one that begins at a word, and one that has learnt."""
     if not msi.config.anchored:
         return 1e-3
-    return 5e-3 if msi.out.weight.any() else 2e-2
+    return 5e-3 if msi.out.weight.any() else 1e-2
 
 
 def _tensors(msi: MSI) -> dict[str, Tensor]:
