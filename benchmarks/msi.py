@@ -156,7 +156,6 @@ def against_released(backbone: DiffusersBackbone, image: Tensor, steps: int, pre
         print("| " + " | ".join(cells) + " |", flush=True)
 
     runs |= {
-        "not whitened": run("not whitened", start, whiten=False),
         "not anchored, lr 1e-3": run("not anchored", fresh(anchored=False, scaled=False)),
         "not scaled": run("not scaled", fresh(scaled=False)),
         "Min-SNR": run("Min-SNR", start, min_snr=5.0),
