@@ -155,6 +155,7 @@ def against_released(backbone: DiffusersBackbone, image: Tensor, steps: int, pre
             cells.append(f"{hit[0]} steps, {hit[1]:.1f} s: {faster}" if hit else "never")
         print("| " + " | ".join(cells) + " |", flush=True)
 
+    runs |= {f"not whitened, seed {n}": run(f"not whitened, seed {n}", start, seed=n, whiten=False) for n in range(3)}
     runs |= {
         "not anchored, lr 1e-3": run("not anchored", fresh(anchored=False, scaled=False)),
         "not scaled": run("not scaled", fresh(scaled=False)),

@@ -2,7 +2,7 @@
 
 The loss is the diffusion model's own (arXiv 2309.05330, section on MSI), its weights frozen. Against the released
 recipe: latents and image features are constants, ten time steps share a batch spread evenly over the schedule, each
-pseudo-word is encoded once, and the network runs in half the precision where that is faster.
+pseudo-word is encoded once, its gradient is whitened, and the errors are weighted by Min-SNR (arXiv 2303.09556).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from .errors import DiffPrivacyError
 from .msi import MSI
 from .stages import TRAINING_STEPS
 from .training_data import TrainingData
+from .whitening import Whitening
 
 LOG = logging.getLogger("diffprivacy")
 PROMPTS = (
@@ -49,7 +50,7 @@ class Settings:
 
     steps: at most so many; batch: (picture, time step) pairs a step; chunk: of these at once, 0 for all.
     lr: highest learning rate, 0 for :func:`suited_rate`; it rises over ``warmup`` steps and falls as a cosine to a fiftieth.
-    ema: decay of the average that is kept; min_snr: gamma of that weighting (arXiv 2303.09556), 0 for none.
+    ema: decay of the average that is kept; min_snr: gamma of the weighting, 0 for none; whiten: the words' gradients.
     validate_every, validation: steps between validations, and (t, noise) pairs in each.
     patience: validations without a relative gain of ``gain`` after which training stops; 0 never stops early.
     checkpointing: less memory for more time.
@@ -63,6 +64,7 @@ class Settings:
     weight_decay: float = 0.01
     ema: float = 0.98
     min_snr: float = 0.0
+    whiten: bool = True
     validate_every: int = 10
     validation: int = 40
     patience: int = 5
@@ -120,6 +122,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(
             self.msi.parameters(), lr=self.lr, betas=(0.8, 0.99), eps=1e-12, weight_decay=settings.weight_decay
         )
+        self.whitening = Whitening(msi.text_encoder.widths, self.device) if settings.whiten else None
         # A host's half-precision conditioning would lose small gradients.
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**12, enabled=self.device.type == "cuda")
         self.chunk = settings.chunk or settings.batch
@@ -196,7 +199,7 @@ class Training:
         return loss
 
     def _backward(self, pictures: Tensor, timesteps: Tensor, noise: Tensor, prompt: str) -> float:
-        """Gradients of MSI's parameters: first those of its words, part by part, then once through the module."""
+        """Gradients of MSI's parameters: first those of its words, part by part, then, whitened, through the module."""
         pictures, timesteps, noise = (t.to(self.device) for t in (pictures, timesteps, noise))
         words, row = self._words(self.msi.train(), self.data, pictures, timesteps)
         leaves = words.detach().requires_grad_()
@@ -208,7 +211,12 @@ class Training:
             errors, _ = self._errors(z, t, noise[part], leaves, row[part], prompt)
             self.scaler.scale((weights[part] * errors).sum() / len(row)).backward()
             total += errors.sum().item()
-        words.backward(leaves.grad)
+        assert leaves.grad is not None
+        gradients = leaves.grad
+        if self.whitening is not None and gradients.isfinite().all():
+            scale = self.scaler.get_scale()
+            gradients = self.whitening(gradients / scale) * scale
+        words.backward(gradients)
         return total / len(row)
 
     def _words(self, msi: MSI, data: TrainingData, pictures: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
@@ -290,6 +298,8 @@ class Training:
         tensors = {f"model.{name}": t for name, t in self.msi.state_dict().items()}
         tensors |= {f"average.{name}": t for name, t in self.average.items()}
         tensors |= {f"best.{name}": t for name, t in self.best.items()}
+        if self.whitening is not None:
+            tensors |= {f"whitening.{name}": t for name, t in self.whitening.state().items()}
         for name, parameter in self.msi.named_parameters():
             tensors |= {f"optimizer.{name}.{key}": t for key, t in self.optimizer.state[parameter].items()}
         progress = {"step": self.step, "seconds": self.seconds, "best_loss": self.best_loss, "history": self.history}
@@ -318,6 +328,8 @@ class Training:
         self.average, self.best = part("average."), part("best.")
         for name, parameter in self.msi.named_parameters():
             self.optimizer.state[parameter] = part(f"optimizer.{name}.")
+        if self.whitening is not None:
+            self.whitening.restore(part("whitening."))
         progress = json.loads(metadata["progress"])
         self.step, self.seconds, self.best_loss = progress["step"], progress["seconds"], progress["best_loss"]
         self.history = [(step, seconds, loss) for step, seconds, loss in progress["history"]]
