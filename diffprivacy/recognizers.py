@@ -117,7 +117,7 @@ class Recognizer(FaceMatcher):
                 return threshold
         raise DiffPrivacyError(
             f"{self.name} has no threshold at FAR {far:g} in {Path(self.name).stem}.thresholds.json beside it: "
-            "measure one with `diffprivacy evaluate --clean PHOTOS --keep-thresholds`."
+            "measure one with `diffprivacy evaluate ORIGINALS PROTECTED --recognizer FILE --clean PHOTOS --keep-thresholds`."
         )
 
 

@@ -2,7 +2,7 @@
 
 The loss is the diffusion model's own (arXiv 2309.05330, section on MSI), its weights frozen. Against the released
 recipe: latents and image features are constants, ten time steps share a batch spread evenly over the schedule, each
-pseudo-word is encoded once, its gradient is whitened, and the errors are weighted by Min-SNR (arXiv 2303.09556).
+pseudo-word is encoded once, its gradient is whitened, and the network runs in half precision where that is faster.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class Settings:
 
     steps: at most so many; batch: (picture, time step) pairs a step; chunk: of these at once, 0 for all.
     lr: highest learning rate, 0 for :func:`suited_rate`; it rises over ``warmup`` steps and falls as a cosine to a fiftieth.
-    ema: decay of the average that is kept; min_snr: gamma of the weighting, 0 for none; whiten: the words' gradients.
+    ema: decay of the average that is kept; min_snr: gamma of that weighting of the errors (arXiv 2303.09556),
+    0 for none; whiten: the words' gradients.
     validate_every, validation: steps between validations, and (t, noise) pairs in each.
     patience: validations without a relative gain of ``gain`` after which training stops; 0 never stops early.
     checkpointing: less memory for more time.

@@ -57,6 +57,7 @@ class Whitening:
 
 
 def _inverse_root(moment: Tensor) -> Tensor:
-    """Its inverse square root (D,D), the smallest eigenvalues raised."""
-    values, vectors = torch.linalg.eigh(moment)
-    return (vectors * (values.clamp(min=0) + LEAST * values[-1]).rsqrt()) @ vectors.T
+    """Its inverse square root (D,D), the smallest eigenvalues raised; computed on the CPU, as MPS knows no eigenvalues."""
+    values, vectors = torch.linalg.eigh(moment.cpu())
+    raised = values.clamp(min=0) + LEAST * values[-1] + torch.finfo(values.dtype).tiny
+    return ((vectors * raised.rsqrt()) @ vectors.T).to(moment.device)

@@ -25,7 +25,7 @@ from . import host, models, sockets
 CATEGORY = "Diff-Privacy/msi"
 FOLDER = "msi"
 CHUNK = 4
-"""Time steps at once that a card of 8 GB holds at 512x512."""
+"""Time steps at once that, by count of their tensors, a card of 8 GB holds at 512x512."""
 
 
 class TrainMSI(io.ComfyNode):

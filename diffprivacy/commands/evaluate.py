@@ -69,10 +69,9 @@ def evaluate(options: argparse.Namespace) -> int:
             print(f"{name}: threshold {point.threshold:.3f}, TAR of clean pairs {100 * point.tar:.1f} %")
         thresholds = {name: point.threshold for name, point in points.items()}
     if options.keep_thresholds:
-        source = (
-            f"photos of {options.clean.name}, {options.detector} detector, embeddings fused with the mirror image's"
-        )
-        for file, cosines in zip(options.recognizer, pairs.values(), strict=True):
+        photos = f"photos of {options.clean.resolve().name}, {Path(options.detector).name} detector"
+        for file, (name, cosines) in zip(options.recognizer, pairs.items(), strict=True):
+            source = f"{photos}, {judges[name].channels}, embeddings fused with the mirror image's"
             write_threshold(file.removesuffix(":BGR"), *cosines, FAR, source)
     folders = {"protected": options.protected} | ({"recovered": options.recovered} if options.recovered else {})
     versions: dict[str, list[Judged]] = {}
@@ -103,7 +102,10 @@ def _judges(names: list[str] | None) -> dict[str, Recognizer]:
     if not names:
         judge = demo.load_recognizer("judge")
         return {judge.name: judge}
-    return {Path(judge.name).stem: judge for judge in map(named_recognizer, names)}
+    judges = {Path(judge.name).stem: judge for judge in map(named_recognizer, names)}
+    if len(judges) < len(names):
+        raise DiffPrivacyError(f"{', '.join(names)}: two of these have one file name; give each another.")
+    return judges
 
 
 def _matches(originals: Path, folder: Path) -> list[tuple[Path, list[Path]]]:

@@ -321,7 +321,7 @@ def write_recognizer(path: Path, side: int, length: int, seed: int) -> None:
 
 
 def test_recognizers_of_differing_sizes_guide_together(server):
-    """Two of one kind guide as one of them does; two of different input sizes and lengths as neither does."""
+    """Two of one kind guide as one of them does; two of different sizes, or one that takes BGR, as neither does."""
     folder = server.base / "models" / "insightface"
     folder.mkdir(exist_ok=True)
     write_recognizer(folder / "small.onnx", 64, 32, 0)
@@ -338,6 +338,7 @@ def test_recognizers_of_differing_sizes_guide_together(server):
         return np.stack(run(server, graph)).astype(int)
 
     small, large = guided_by(file="small.onnx"), guided_by(file="large.onnx")
+    assert np.abs(guided_by(file="small.onnx", channels="BGR") - small).max() > 5
     twice = guided_by(file="small.onnx", second_file="small.onnx")
     both = guided_by(file="small.onnx", second_file="none", third_file="large.onnx")
     assert np.abs(twice - small).max() <= 1

@@ -190,6 +190,7 @@ def test_thresholds_come_from_clean_photos(folders, data_dir, tmp_path, capsys):
     assert measured.endswith("TAR of clean pairs 100.0 %")
     assert "50.0 %" in table[2]
     (kept,) = read_thresholds(copy)
+    assert kept.source.startswith("photos of clean, yunet_n.onnx detector, RGB")
     assert (kept.same_pairs, kept.different_pairs, f"{kept.cosine:.3f}") == (100, 1125, measured[17:22])
     assert main(["evaluate", *map(str, folders), *judge]) == 0
     assert capsys.readouterr().out.splitlines() == table
@@ -198,6 +199,12 @@ def test_thresholds_come_from_clean_photos(folders, data_dir, tmp_path, capsys):
 def test_thresholds_are_kept_beside_a_file_only(folders, tmp_path, capsys):
     assert main(["evaluate", *map(str, folders), "--clean", str(tmp_path), "--keep-thresholds"]) == 1
     assert "--keep-thresholds needs --clean, the photos, and --recognizer" in capsys.readouterr().err
+
+
+def test_recognizers_of_one_name_are_told_apart_by_the_user(folders, data_dir, capsys):
+    file = data_dir / "recognizers" / "mobilefacenet_ms1m.onnx"
+    assert main(["evaluate", *map(str, folders), "--recognizer", str(file), "--recognizer", f"{file}:BGR"]) == 1
+    assert "two of these have one file name" in capsys.readouterr().err
 
 
 def test_a_recognizer_that_takes_bgr_gets_bgr(data_dir):

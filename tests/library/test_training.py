@@ -80,7 +80,10 @@ def test_the_loss_is_the_diffusion_model_s_own(backbone, data, start):
         x = data.latents + sigma * eps
         predicted = (x - backbone.denoise(x, sigma, conditioning)) / sigma
         errors.append((predicted - eps).square().mean())
-    assert training.validation_loss(start)[0] == pytest.approx(torch.stack(errors).mean().item(), rel=5e-4)
+    expected = torch.stack(errors).mean().item()
+    assert training.validation_loss(start)[0] == pytest.approx(expected, rel=5e-4)  # Perhaps in bfloat16.
+    training.bfloat16 = False
+    assert training.validation_loss(start)[0] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("config", [DEFAULT, PAPER])
@@ -138,11 +141,12 @@ def test_errors_are_weighted_by_min_snr(backbone, data, start):
         for gamma in (0.0, 5.0):
             training = Training(start, backbone, data, dataclasses.replace(QUICK, min_snr=gamma, whiten=False))
             training.msi.dropout.p = 0.0
+            training.bfloat16 = False
             training._backward(torch.tensor([0]), torch.tensor([t]), noise, "a photo of *")
             gradients.append(training.msi.out.weight.grad)
         weight = min(1.0, 5 * backbone.noise_levels.sigmas[t].item() ** 2)
         assert (weight < 0.1) == (t == 5)
-        assert torch.allclose(gradients[1], weight * gradients[0], rtol=0.02, atol=1e-8)
+        assert torch.allclose(gradients[1], weight * gradients[0], rtol=1e-3, atol=1e-9)
 
 
 def test_learning_rate_rises_and_falls_and_the_average_follows(backbone, data, start):

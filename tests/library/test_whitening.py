@@ -44,6 +44,10 @@ def test_text_encoders_are_whitened_on_their_own():
     assert torch.allclose(both[:, 4:], Whitening([4])(x.flip(1)), rtol=1e-3, atol=1e-3)
 
 
+def test_no_gradient_stays_none():
+    assert torch.equal(Whitening([4])(torch.zeros(3, 4)), torch.zeros(3, 4))
+
+
 def test_it_goes_on_where_it_was():
     first, second = Whitening([4]), Whitening([4])
     for step in range(12):
