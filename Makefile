@@ -10,13 +10,20 @@ BIN := $(VENV)/bin
 COMFYUI_PATH ?= $(patsubst %/comfy/sd.py,%,$(firstword $(wildcard ../../comfy/sd.py $(HOME)/comfy/ComfyUI/comfy/sd.py)))
 export COMFYUI_PATH
 
-.PHONY: demo test lint comfyui clean
+.PHONY: demo test test-library test-graphs lint comfyui clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m diffprivacy demo -o demo-output
 
+# The library's tests compute with one thread; those of the graphs and the page run beside them.
 test: lint $(VENV)/.comfyui
-	$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=line) test-library test-graphs
+
+test-library:
+	$(BIN)/python -m pytest tests/library
+
+test-graphs:
+	$(BIN)/python -m pytest tests/comfyui tests/browser
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

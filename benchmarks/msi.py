@@ -33,7 +33,7 @@ from diffprivacy.faces import crop_face
 from diffprivacy.hosts.diffusers import DiffusersAutoencoder, DiffusersBackbone
 from diffprivacy.hosts.tokenizer import END_TOKEN
 from diffprivacy.images import read_picture
-from diffprivacy.msi import DEFAULT, MSI, PAPER, image_scales, new_msi
+from diffprivacy.msi import DEFAULT, MSI, PAPER, MSIConfig, image_scales, new_msi
 from diffprivacy.selection import select_faces
 from diffprivacy.stages import TRAINING_STEPS
 from diffprivacy.training import PROMPTS, Progress, Settings, Training
@@ -42,6 +42,8 @@ from diffprivacy.training_data import prepare
 FIXED = ("", "a photo of a face", "a photo of a person", "a portrait of someone", "a color photo of a man",
          "a colour portrait of a woman", "a close-up photo of a face", "a black and white photo of a person")  # fmt: skip
 OURS = Settings(patience=0)
+LONG = 300
+"""Steps of ours beside the recipe's 6100."""
 JUDGED = Settings(validation=600, seed=1)
 """The time steps and noise by which the first table compares, on which no run is trained."""
 
@@ -118,7 +120,7 @@ def fixed_prompt(training: Training, backbone: DiffusersBackbone, prompt: str) -
     return loss
 
 
-def against_released(backbone: DiffusersBackbone, image: Tensor, steps: int, pretrained: MSI) -> None:
+def against_released(backbone: DiffusersBackbone, image: Tensor, steps: int) -> None:
     began = time.monotonic()
     data = prepare(backbone, image)
     constants = time.monotonic() - began
@@ -126,53 +128,54 @@ def against_released(backbone: DiffusersBackbone, image: Tensor, steps: int, pre
     judge = Training(start, backbone, data, JUDGED, device=backbone.device)
     # No validation of their own, which the judge's replaces.
     ours = dataclasses.replace(OURS, validate_every=10**6, validation=1)
-    columns = (0, 10, 30, 60, 100)
 
-    def run(name: str, msi: MSI, judged: Container[int] = columns, **changes: Any) -> History:
+    def run(name: str, msi: MSI, judged: Container[int], **changes: Any) -> History:
         training = Training(msi, backbone, data, dataclasses.replace(ours, **changes), device=backbone.device)
         history = [(n, constants + seconds, loss) for n, seconds, loss in followed(training, judge, judged)]
         print(f"  {name}: {min(loss for _, _, loss in history):.5f}", flush=True)
         return history
 
-    def fresh(**changes: Any) -> MSI:
-        return new_msi(backbone, dataclasses.replace(DEFAULT, **changes))
+    def fresh(config: MSIConfig = DEFAULT, seed: int = 0) -> MSI:
+        return new_msi(backbone, config, seed)
 
-    runs = {f"ours, seed {seed}": run(f"seed {seed}", start, range(0, 101, 5), seed=seed) for seed in range(3)}
-    recipe = released(backbone, image, judge, steps, max(1, steps // 20))
-    goals = {
-        f"after {recipe[i][0]} steps of the recipe": recipe[i][2] for i in (2, 5, len(recipe) - 1) if i < len(recipe)
+    long: dict[str, Any] = {"steps": LONG, "judged": range(0, LONG + 1, 25)}
+    runs = {
+        f"{name}, seed {seed}": run(f"{name}, seed {seed}", fresh(config, seed), seed=seed, **long)
+        for name, config in (("the paper's module, our training", PAPER), ("our module and training", DEFAULT))
+        for seed in range(3)
     }
-    goals["the recipe's lowest"] = min(loss for _, _, loss in recipe)
+    recipe = released(backbone, image, judge, steps, max(1, steps // 20))
+    goals = sorted({recipe[i][2] for i in (2, 4, len(recipe) - 1) if i < len(recipe)}, reverse=True)
+    goals.append(min(loss for _, _, loss in recipe))
     print(
-        "\n| validation loss, first reached by | the recipe | "
-        + " | ".join(runs)
-        + " |\n"
-        + "|---" * (2 + len(runs))
+        f"\n| validation loss reached | {' | '.join(f'{goal:.5f}' for goal in goals)} |\n"
+        + "|---" * (1 + len(goals))
         + "|"
     )
-    for name, goal in goals.items():
-        first = reached(recipe, goal)
-        assert first is not None
-        cells = [f"{name}: {goal:.5f}", f"{first[0]} steps, {first[1]:.0f} s"]
-        for history in runs.values():
+    firsts = [reached(recipe, goal) for goal in goals]
+    for name, history in ({"the released recipe": recipe} | runs).items():
+        cells = []
+        for goal, first in zip(goals, firsts, strict=True):
             hit = reached(history, goal)
-            cells.append(f"{hit[0]} steps, {hit[1]:.1f} s: {first[1] / hit[1]:.1f} times faster" if hit else "never")
-        print("| " + " | ".join(cells) + " |", flush=True)
+            faster = f", {first[1] / hit[1]:.1f} times faster" if first and hit and history is not recipe else ""
+            cells.append(f"{hit[0]} steps, {hit[1]:.1f} s{faster}" if hit else "never")
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
-    runs |= {f"not whitened, seed {n}": run(f"not whitened, seed {n}", start, seed=n, whiten=False) for n in range(3)}
-    runs |= {
-        "not anchored, lr 1e-3": run("not anchored", fresh(anchored=False, scaled=False)),
-        "not scaled": run("not scaled", fresh(scaled=False)),
-        "Min-SNR": run("Min-SNR", start, min_snr=5.0),
-        "no average": run("no average", start, ema=0.0),
-        "four at a time": run("four at a time", start, batch=4),
-        "the paper's module": run("the paper's module", new_msi(backbone, PAPER)),
-        "pretrained": run("pretrained", pretrained),
+    variants: dict[str, tuple[MSIConfig, dict[str, Any]]] = {
+        "ours": (DEFAULT, {}),
+        "not whitened, lr 1e-2": (DEFAULT, {"whiten": False, "lr": 1e-2}),
+        "not anchored, lr 3e-3": (dataclasses.replace(DEFAULT, anchored=False), {"lr": 3e-3}),
+        "keeping a word's length, lr 1e-2": (dataclasses.replace(DEFAULT, scaled=True), {"lr": 1e-2}),
+        "Min-SNR": (DEFAULT, {"min_snr": 5.0}),
+        "no average": (DEFAULT, {"ema": 0.0}),
+        "four at a time": (DEFAULT, {"batch": 4}),
+        "the paper's module": (PAPER, {}),
     }
-    print("\n| run | 0 steps | 10 | 30 | 60 | 100 | seconds |\n|---|---|---|---|---|---|---|")
-    for name, history in runs.items():
-        losses = {step: f"{loss:.5f}" for step, _, loss in history}
-        print(f"| {name} | {' | '.join(losses[n] for n in columns)} | {history[-1][1]:.1f} |")
+    print("\n| run, three seeds | after 30 steps | after 100 |\n|---|---|---|")
+    for name, (config, changes) in variants.items():
+        seeds = [run(f"{name}, seed {seed}", fresh(config, seed), (30, 100), seed=seed, **changes) for seed in range(3)]
+        losses = [" ".join(f"{loss:.5f}" for _, _, loss in row) for row in zip(*seeds, strict=True)]
+        print(f"| {name} | {' | '.join(losses)} |", flush=True)
 
 
 def stage_advantage(backbone: DiffusersBackbone, images: dict[str, Tensor]) -> None:
@@ -326,7 +329,7 @@ def main() -> None:
     backbone = load_backbone().to(device)
     faces = {name: photo(data, name) for name in options.faces}
     if "1" in options.tables:
-        against_released(backbone, photo(data, options.face), options.steps, demo.load_msi())
+        against_released(backbone, photo(data, options.face), options.steps)
     if "2" in options.tables:
         stage_advantage(backbone, faces)
     if "3" in options.tables:

@@ -2,7 +2,7 @@
 
 Early layers of an image encoder see fine detail, late ones coarse structure; so do small and large time steps. Five
 levels of the encoder therefore feed ten stages. :data:`PAPER` is the published module; :data:`DEFAULT` starts at an
-ordinary word, keeps its length, and leaves out what has no effect.
+ordinary word and leaves out what has no effect.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class MSIConfig:
 
 
 PAPER = MSIConfig()
-DEFAULT = MSIConfig(heads=0, anchored=True, scaled=True)
+DEFAULT = MSIConfig(heads=0, anchored=True)
 
 
 class Projector(nn.Module):

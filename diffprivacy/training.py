@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .backbone import Backbone
+from .backbone import Backbone, TextConditioning
 from .errors import DiffPrivacyError
 from .msi import MSI
 from .stages import TRAINING_STEPS
@@ -209,7 +209,8 @@ class Training:
         total = 0.0
         for part in torch.arange(len(row), device=self.device).split(self.chunk):
             z, t = self.data.latents[pictures[part]], timesteps[part]
-            errors, _ = self._errors(z, t, noise[part], leaves, row[part], prompt)
+            used, said = row[part].unique(return_inverse=True)
+            errors, _ = self._errors(z, t, noise[part], self._encode(prompt, leaves[used]).rows(said))
             self.scaler.scale((weights[part] * errors).sum() / len(row)).backward()
             total += errors.sum().item()
         assert leaves.grad is not None
@@ -227,18 +228,21 @@ class Training:
         used, row = (position * stages + timesteps * stages // TRAINING_STEPS).unique(return_inverse=True)
         return msi(data.features[shown]).flatten(0, 1)[used], row
 
-    def _errors(
-        self, z: Tensor, timesteps: Tensor, noise: Tensor, words: Tensor, row: Tensor, prompt: str
-    ) -> tuple[Tensor, Tensor]:
-        """Mean squared error (B,) of the predicted noise, and the predicted clean latents, of latents z (B,C,h,w).
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
-        words: (N,D), row: (B,) which of them conditions each latent. Those in use are encoded once.
-        """
+    def _encode(self, prompt: str, words: Tensor) -> TextConditioning:
+        with self._autocast():
+            return self.encode_text(prompt, words)
+
+    def _errors(
+        self, z: Tensor, timesteps: Tensor, noise: Tensor, conditioning: TextConditioning
+    ) -> tuple[Tensor, Tensor]:
+        """Mean squared error (B,) of the predicted noise, and the predicted clean latents, of latents z (B,C,h,w)."""
         sigmas = self.sigmas[timesteps]
         sigma = sigmas.view(-1, 1, 1, 1)
-        used, row = row.unique(return_inverse=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            denoised = self.denoise(z + sigma * noise, sigmas, self.encode_text(prompt, words[used]).rows(row))
+        with self._autocast():
+            denoised = self.denoise(z + sigma * noise, sigmas, conditioning)
         return ((denoised.float() - z) / sigma).square().mean((1, 2, 3)), denoised
 
     @torch.no_grad()
@@ -267,10 +271,11 @@ class Training:
         pictures[nearest] = 0
         pictures, timesteps, noise = (t.to(self.device) for t in (pictures, timesteps, noise))
         words, row = self._words(msi, data, pictures, timesteps)
+        conditioning = self._encode(prompt, words)
         while True:
             try:
                 parts = (t.split(self.chunk) for t in (data.latents[pictures], timesteps, noise, row))
-                measured = [self._errors(z, t, eps, words, i, prompt) for z, t, eps, i in zip(*parts, strict=True)]
+                measured = [self._errors(z, t, eps, conditioning.rows(i)) for z, t, eps, i in zip(*parts, strict=True)]
                 break
             except torch.OutOfMemoryError:
                 self._halve_chunk()
@@ -337,10 +342,14 @@ class Training:
 
 
 def suited_rate(msi: MSI) -> float:
-    """The learning rate that measured best: for the paper's module, one that begins at a word, and one that has learnt."""
+    """The learning rate that measured best: for the paper's module, one that begins at a word, and one that has learnt.
+
+    An anchored module's first step moves every coordinate of a word by about as much, in units of the word's own size,
+    as this times the root of the width.
+    """
     if not msi.config.anchored:
         return 1e-3
-    return 5e-3 if msi.out.weight.any() else 1e-2
+    return (0.08 if msi.out.weight.any() else 0.8) * len(msi.word) ** -0.5
 
 
 def _tensors(msi: MSI) -> dict[str, Tensor]:

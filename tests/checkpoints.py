@@ -95,6 +95,22 @@ def write_tiny_single_file(path: Path, kind: str, seed: int = 0) -> Path:
     return path
 
 
+def write_vit_h(path: Path, seed: int = 0) -> Path:
+    """A CLIP vision model of ViT-H/14's size, as CLIPVisionLoader takes it, in float16."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    size = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 16, "num_hidden_layers": 32}
+    with torch.device("meta"):
+        network = CLIPVisionModelWithProjection(
+            CLIPVisionConfig(patch_size=14, image_size=224, projection_dim=1024, **size)
+        )
+    torch.manual_seed(seed)
+    noise = torch.randn(1_000_003).half()
+    state = {key: _filled(key, value.shape, noise) for key, value in network.state_dict().items() if "_ids" not in key}
+    save_file(state, path)
+    return path
+
+
 def _filled(name: str, shape: torch.Size, noise: Tensor) -> Tensor:
     """Weights of any size at once: ones for the scale of a norm, else the same noise over and over, by fan-in."""
     if "norm" in name and name.endswith("weight"):

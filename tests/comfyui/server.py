@@ -80,8 +80,11 @@ class ComfyServer:
             raise PromptError(error.read().decode()) from error
 
     def queue(self, graph: dict[str, dict]) -> str:
-        """Queue an API-format prompt; raises PromptError when it is refused."""
-        return self.post("/prompt", {"prompt": graph})["prompt_id"]
+        """Queue an API-format prompt; raises PromptError when it is refused, also in part."""
+        answer = self.post("/prompt", {"prompt": graph})
+        if answer["node_errors"]:
+            raise PromptError(json.dumps(answer["node_errors"]))
+        return answer["prompt_id"]
 
     def wait(self, prompt_id: str, seconds: float = 300) -> dict[str, Any]:
         """The history entry of a finished prompt; raises PromptError when it failed."""

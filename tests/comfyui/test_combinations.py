@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from diffprivacy.hosts.single_file import UNET_PREFIX, part
-from tests.checkpoints import write_tiny_single_file
+from diffprivacy.msi import load_msi
+from tests.checkpoints import write_tiny_single_file, write_vit_h
 from tests.comfyui.graphs import Graph, saved_latent, slot, write_controlnet, write_lora
 from tests.comfyui.server import ComfyServer
 
@@ -133,7 +134,10 @@ def test_inpainting_mask_keeps_the_rest_of_the_crop(server):
 
 @pytest.mark.parametrize("kind", ["sd2", "sdxl"])
 def test_other_families_of_checkpoints(server, kind):
-    """Schedule, guidance, exact inversion and replay with the widths of SD 2.x and SDXL."""
+    """Schedule, guidance, exact inversion and replay, and MSI, with the widths of SD 2.x and SDXL.
+
+    MSI looks through ViT-H with the former and through the demo model's image encoder with the latter.
+    """
     file = server.base / "models" / "checkpoints" / f"{kind}.safetensors"
     write_tiny_single_file(file, kind)
     guided = Redrawing(file.name)
@@ -157,10 +161,36 @@ def test_other_families_of_checkpoints(server, kind):
         name: graph.add("SaveLatent", samples=samples, filename_prefix=f"latents/{name}")
         for name, samples in {"original": guided.latent, "noise": inverted, "replayed": replayed}.items()
     }
+    vision = slot(graph.add("DiffPrivacyLoadDemoModel"), 3)
+    if kind == "sd2":
+        folder = server.base / "models" / "clip_vision"
+        folder.mkdir(exist_ok=True)
+        vision = graph.add("CLIPVisionLoader", clip_name=write_vit_h(folder / "tiny-vit-h.safetensors").name)
+    clip = slot(guided.loader, 1)
+    msi = graph.add(
+        "DiffPrivacyTrainMSI",
+        **{"images": guided.crops, "model": guided.model, "clip": clip, "vae": guided.vae, "clip_vision": vision},
+        **{"steps": 2, "seed": 0, "batch": 2, "chunk": 0, "learning_rate": 0.1},
+        **{"checkpointing": True, "flips": False},
+    )
+    module = graph.add("DiffPrivacySaveMSI", msi=msi, filename_prefix=f"families/{kind}")
+    guided.positive = graph.add(
+        "DiffPrivacyInvertMSI", msi=msi, image=guided.crops, clip=clip, clip_vision=vision, prompt="a photo of *"
+    )
+    saved["said"] = graph.add("SaveLatent", samples=guided.sample(), filename_prefix="latents/said")
+    guided.positive = guided.early
+    saved["prompt"] = graph.add("SaveLatent", samples=guided.sample(), filename_prefix="latents/prompt")
+
     outputs = server.run(graph)
     latents = {name: saved_latent(server, outputs, node) for name, node in saved.items()}
     assert error(latents["noise"], latents["original"]) > 0.5
     assert error(latents["replayed"], latents["original"]) < 1e-2
     assert error(saved_latent(server, outputs, sampled), saved_latent(server, outputs, unguided)) > 1e-3
+    learnt = load_msi(server.base / "models" / "msi" / outputs[module[0]]["text"][0].removeprefix("saved "))
+    assert learnt.text_encoder.widths == {"sd2": (1024,), "sdxl": (768, 1280)}[kind]
+    assert learnt.image_encoder.depth == {"sd2": 32, "sdxl": 6}[kind]
+    assert learnt.out.weight.any()
+    assert learnt.out.weight.isfinite().all()
+    assert error(latents["said"], latents["prompt"]) > 3e-4
     file.unlink()
     server.post("/free", {"unload_models": True, "free_memory": True})

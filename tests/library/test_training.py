@@ -14,6 +14,7 @@ from PIL import Image
 from benchmarks.msi import FIXED, fixed_prompt
 from benchmarks.msi import photo as photo_of
 from diffprivacy import demo
+from diffprivacy.backbone import EncoderIdentity
 from diffprivacy.cli import main
 from diffprivacy.demo.host import load_backbone
 from diffprivacy.detectors import load_detector
@@ -21,8 +22,8 @@ from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.faces import crop_face
 from diffprivacy.images import read_picture
 from diffprivacy.loss_curve import draw_loss_curve
-from diffprivacy.msi import DEFAULT, PAPER, load_msi, new_msi
-from diffprivacy.training import Settings, Training
+from diffprivacy.msi import DEFAULT, MSI, PAPER, load_msi, new_msi
+from diffprivacy.training import Settings, Training, suited_rate
 from diffprivacy.training_data import prepare, readable_crops
 
 QUICK = Settings(steps=4, batch=4, validate_every=2, validation=6, patience=0, warmup=1)
@@ -147,6 +148,23 @@ def test_errors_are_weighted_by_min_snr(backbone, data, start):
         weight = min(1.0, 5 * backbone.noise_levels.sigmas[t].item() ** 2)
         assert (weight < 0.1) == (t == 5)
         assert torch.allclose(gradients[1], weight * gradients[0], rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("width", [64, 256, 1024])
+def test_the_first_step_moves_a_word_by_half_its_size_whatever_its_width(width):
+    """Adam's first step, and a whole one of the suited rate, moves each weight by that rate, whatever the gradient."""
+    torch.manual_seed(0)
+    word = 0.01 * torch.randn(width)
+    msi = MSI(EncoderIdentity((width,), 2, "t"), EncoderIdentity((24,), 6, "v"), DEFAULT, word).eval()
+    features = torch.randn(8, 5, 24)
+    rate = suited_rate(msi)
+    inputs = []
+    msi.out.register_forward_hook(lambda _, x, y: inputs.append(x[0]))
+    before = msi(features)
+    msi.out.weight.data += rate * inputs[0][0, 0].sign()
+    moved = (msi(features) - before)[0, 0].norm() / before[0, 0].norm()
+    assert 0.4 < moved < 0.6
+    assert suited_rate(msi) == pytest.approx(rate / 10)
 
 
 def test_learning_rate_rises_and_falls_and_the_average_follows(backbone, data, start):

@@ -7,6 +7,7 @@ is resumed. Writes weights/msi.safetensors in half precision and its checksum, i
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -79,7 +80,7 @@ def main() -> None:
         msi = load_msi(WEIGHTS / MSI_FILE)
         msi.text_encoder, msi.image_encoder = backbone.text_encoder_identity, backbone.image_encoder_identity
     else:
-        msi = new_msi(backbone, DEFAULT, options.seed)
+        msi = new_msi(backbone, dataclasses.replace(DEFAULT, scaled=True), options.seed)
     settings = Settings(
         options.steps, options.batch, lr=options.lr, ema=0.99, validate_every=25, validation=400, patience=0,
         seed=options.seed,
