@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 
 # The library's tests compute with one thread; those of the graphs and the page run beside them.
 test: lint $(VENV)/.comfyui
-	@$(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=line) test-library test-graphs
+	@$(MAKE) --no-print-directory --jobs=2 test-library test-graphs
 
 test-library:
 	$(BIN)/python -m pytest tests/library
