@@ -175,7 +175,8 @@ def taesd(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def text_model(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """CLIP text weights under the names that checkpoints use, whichever transformers version made them."""
-    return {key if key.startswith("text_model.") else f"text_model.{key}": value for key, value in state.items()}
+    outside = ("text_model.", "text_projection.")
+    return {key if key.startswith(outside) else f"text_model.{key}": value for key, value in state.items()}
 
 
 def write_tiny_folder(path: Path, kind: str, seed: int = 0) -> Path:

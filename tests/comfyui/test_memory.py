@@ -70,14 +70,14 @@ def loaded_models(server: ComfyServer, when: int) -> int:
 
 
 def test_ten_runs_leave_memory_where_it_was(servers):
-    """A kept copy of the decoder alone would be 12 MiB a run."""
+    """A kept copy of the decoder alone would be 12 MiB a run, 120 in all; allocators wander by up to 55 on a busy machine."""
     server, _ = servers
     memory, models = [], []
     for seed in range(WARM_UP + 10):
         run(server, guided(seed))
         memory.append(resident(server))
         models.append(loaded_models(server, seed))
-    assert memory[-1] - memory[WARM_UP - 1] < 40
+    assert memory[-1] - memory[WARM_UP - 1] < 80
     assert max(models[WARM_UP:]) <= max(models[:WARM_UP])
 
 
