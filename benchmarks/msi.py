@@ -1,4 +1,5 @@
-"""MSI training against the released recipe, what ten stages give, and what pretraining gives; prints three tables.
+"""MSI training against the released recipe, what ten stages give, what pretraining gives, and what each choice gives;
+prints four tables.
 
     DIFFPRIVACY_DATA=... python -m benchmarks.msi                    # the demo model on CelebA-HQ faces
     python -m benchmarks.msi --full-size --device cuda               # time and peak memory at SD 1.5's size, seeded weights
@@ -57,6 +58,27 @@ def photo(data: Path, name: str) -> Tensor:
 
 History = list[tuple[int, float, float]]
 """(step, seconds, validation loss)."""
+
+
+class Race:
+    """Runs on one image, all judged alike."""
+
+    def __init__(self, backbone: DiffusersBackbone, image: Tensor) -> None:
+        self.backbone = backbone
+        began = time.monotonic()
+        self.data = prepare(backbone, image)
+        self.constants = time.monotonic() - began
+        self.judge = Training(new_msi(backbone), backbone, self.data, JUDGED, device=backbone.device)
+
+    def ours(self, name: str, config: MSIConfig, seed: int, judged: Container[int], **changes: Any) -> History:
+        """A run of our training under changed settings, and what it is at some of its steps."""
+        # No validation of its own, which the judge's replaces.
+        settings = dataclasses.replace(OURS, validate_every=10**6, validation=1, seed=seed, **changes)
+        msi = new_msi(self.backbone, config, seed)
+        training = Training(msi, self.backbone, self.data, settings, device=self.backbone.device)
+        history = [(n, self.constants + seconds, loss) for n, seconds, loss in followed(training, self.judge, judged)]
+        print(f"  {name}, seed {seed}: {min(loss for _, _, loss in history):.5f}", flush=True)
+        return history
 
 
 def released(backbone: DiffusersBackbone, image: Tensor, judge: Training, steps: int, every: int) -> History:
@@ -121,30 +143,13 @@ def fixed_prompt(training: Training, backbone: DiffusersBackbone, prompt: str) -
 
 
 def against_released(backbone: DiffusersBackbone, image: Tensor, steps: int) -> None:
-    began = time.monotonic()
-    data = prepare(backbone, image)
-    constants = time.monotonic() - began
-    start = new_msi(backbone)
-    judge = Training(start, backbone, data, JUDGED, device=backbone.device)
-    # No validation of their own, which the judge's replaces.
-    ours = dataclasses.replace(OURS, validate_every=10**6, validation=1)
-
-    def run(name: str, msi: MSI, judged: Container[int], **changes: Any) -> History:
-        training = Training(msi, backbone, data, dataclasses.replace(ours, **changes), device=backbone.device)
-        history = [(n, constants + seconds, loss) for n, seconds, loss in followed(training, judge, judged)]
-        print(f"  {name}: {min(loss for _, _, loss in history):.5f}", flush=True)
-        return history
-
-    def fresh(config: MSIConfig = DEFAULT, seed: int = 0) -> MSI:
-        return new_msi(backbone, config, seed)
-
-    long: dict[str, Any] = {"steps": LONG, "judged": range(0, LONG + 1, 25)}
+    race = Race(backbone, image)
     runs = {
-        f"{name}, seed {seed}": run(f"{name}, seed {seed}", fresh(config, seed), seed=seed, **long)
+        f"{name}, seed {seed}": race.ours(name, config, seed, range(0, LONG + 1, 25), steps=LONG)
         for name, config in (("the paper's module, our training", PAPER), ("our module and training", DEFAULT))
         for seed in range(3)
     }
-    recipe = released(backbone, image, judge, steps, max(1, steps // 20))
+    recipe = released(backbone, image, race.judge, steps, max(1, steps // 20))
     goals = sorted({recipe[i][2] for i in (2, 4, len(recipe) - 1) if i < len(recipe)}, reverse=True)
     goals.append(min(loss for _, _, loss in recipe))
     print(
@@ -161,6 +166,9 @@ def against_released(backbone: DiffusersBackbone, image: Tensor, steps: int) -> 
             cells.append(f"{hit[0]} steps, {hit[1]:.1f} s{faster}" if hit else "never")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
+
+def ablations(backbone: DiffusersBackbone, image: Tensor) -> None:
+    race = Race(backbone, image)
     variants: dict[str, tuple[MSIConfig, dict[str, Any]]] = {
         "ours": (DEFAULT, {}),
         "not whitened, lr 1e-2": (DEFAULT, {"whiten": False, "lr": 1e-2}),
@@ -173,7 +181,7 @@ def against_released(backbone: DiffusersBackbone, image: Tensor, steps: int) -> 
     }
     print("\n| run, three seeds | after 30 steps | after 100 |\n|---|---|---|")
     for name, (config, changes) in variants.items():
-        seeds = [run(f"{name}, seed {seed}", fresh(config, seed), (30, 100), seed=seed, **changes) for seed in range(3)]
+        seeds = [race.ours(name, config, seed, (30, 100), **changes) for seed in range(3)]
         losses = [" ".join(f"{loss:.5f}" for _, _, loss in row) for row in zip(*seeds, strict=True)]
         print(f"| {name} | {' | '.join(losses)} |", flush=True)
 
@@ -307,9 +315,9 @@ def full_size_footprint(side: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", default="123", help="which of the three tables, such as 23")
+    parser.add_argument("--tables", default="1234", help="which of the four tables, such as 23")
     parser.add_argument("--steps", type=int, default=6100, help="of the released recipe; of ours with --full-size")
-    parser.add_argument("--face", default="012", help="CelebA-HQ photo of the first table")
+    parser.add_argument("--face", default="012", help="CelebA-HQ photo of the first table and the last")
     parser.add_argument("--faces", nargs="+", default=["000", "003", "007", "012"], help="those of the others")
     parser.add_argument("--full-size", action="store_true", help="SD 1.5's size instead of the demo model")
     parser.add_argument("--footprint", action="store_true", help="of --full-size the bytes of tensors, on any machine")
@@ -334,6 +342,8 @@ def main() -> None:
         stage_advantage(backbone, faces)
     if "3" in options.tables:
         pretraining(backbone, faces, demo.load_msi())
+    if "4" in options.tables:
+        ablations(backbone, photo(data, options.face))
 
 
 if __name__ == "__main__":

@@ -249,6 +249,11 @@ class EnergyGuidance(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, decoder, **_: object) -> list[str]:
+        """A TAESD that was added or taken away since changes the result."""
+        return [] if decoder == "VAE" else host.tiny_decoder_files()
+
+    @classmethod
     def execute(cls, model, vae, energy, rule, scale, from_step, to_step, every, decoder, chunk) -> io.NodeOutput:
         if to_step > from_step:
             raise DiffPrivacyError(

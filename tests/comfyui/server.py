@@ -103,6 +103,20 @@ class ComfyServer:
         """Outputs of a prompt by node id."""
         return self.wait(self.queue(graph), seconds)["outputs"]
 
+    def free(self) -> None:
+        """Unload all models and forget all results, before the next prompt runs.
+
+        ComfyUI frees when its queue wakes up, and then takes the next prompt first if there is one: hence a small one
+        in between.
+        """
+        self.post("/free", {"unload_models": True, "free_memory": True})
+        self.run(
+            {
+                "1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}},
+                "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+            }
+        )
+
     def file(self, reference: dict[str, str]) -> bytes:
         """The bytes of an output picture that a prompt's outputs refer to."""
         with urllib.request.urlopen(f"{self.url}/view?{urlencode(reference)}") as response:

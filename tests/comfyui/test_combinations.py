@@ -193,4 +193,4 @@ def test_other_families_of_checkpoints(server, kind):
     assert learnt.out.weight.isfinite().all()
     assert error(latents["said"], latents["prompt"]) > 3e-4
     file.unlink()
-    server.post("/free", {"unload_models": True, "free_memory": True})
+    server.free()

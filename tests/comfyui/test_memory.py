@@ -115,7 +115,7 @@ def plain_graph() -> Graph:
 
 
 def latents(server: ComfyServer) -> list[torch.Tensor]:
-    server.post("/free", {"unload_models": True, "free_memory": True})
+    server.free()
     graph = plain_graph()
     outputs = server.run(graph)
     nodes = [[name, 0] for name, node in graph.items() if node["class_type"] == "SaveLatent"]

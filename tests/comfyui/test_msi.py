@@ -338,4 +338,4 @@ def test_a_clip_vision_file_of_the_wrong_kind(server, node, kind, mark, message)
         graph.add("PreviewAny", source=graph.add(node, prompt="a photo of *", **inputs))
     with pytest.raises(PromptError, match=message):
         server.run(graph)
-    server.post("/free", {"unload_models": True, "free_memory": True})
+    server.free()

@@ -121,7 +121,7 @@ def test_a_replayed_key_brings_the_picture_back(server, photo, identity, method,
     graph, node = sealing(server, method, fidelity=fidelity, recipients=recipient)
     saved = run(server, graph, node)
     ceiling = read_picture(max((server.base / "output" / "ceiling").glob("*.png"))).rgb
-    server.post("/free", {"unload_models": True, "free_memory": True})
+    server.free()
     graph, node = opening(published(server, saved), f"file:{path}", replayed=True)
     back, original = read_picture(run(server, graph, node)).rgb, read_picture(photo).rgb
     # The ceiling keeps the original in the soft border, where the recovery has what the autoencoder gives.

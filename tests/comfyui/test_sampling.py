@@ -142,7 +142,7 @@ def test_replay_after_the_model_was_unloaded(server, latent):
     graph, *_, inverted = base("fixed point")
     noise_map = graph.add("SaveLatent", samples=inverted, filename_prefix="latents/noise")
     write_latent(server, "noise.latent", saved_latent(server, server.run(graph), noise_map))
-    server.post("/free", {"unload_models": True, "free_memory": True})
+    server.free()
     graph, model, positive, sigmas, inverted = base("fixed point")
     del graph[inverted[0]]
     euler = graph.add("KSamplerSelect", sampler_name="euler")
