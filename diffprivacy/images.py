@@ -77,8 +77,8 @@ def decode_picture(data: bytes, name: str) -> Picture:
         raise DiffPrivacyError(f"{name} is a picture of mode {image.mode}; save it as RGB with 8 or 16 bits a channel.")
     del image
     pixels = _upright(pixels, orientation)
-    alpha = _values(pixels[..., 3]) if pixels.shape[2] == 4 else None
-    return Picture(_values(pixels[..., :3]), alpha, bit_depth=pixels.dtype.itemsize * 8)
+    alpha = values(pixels[..., 3]) if pixels.shape[2] == 4 else None
+    return Picture(values(pixels[..., :3]), alpha, bit_depth=pixels.dtype.itemsize * 8)
 
 
 def encode_png(picture: Picture) -> bytes:
@@ -144,7 +144,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _values(pixels: np.ndarray) -> Tensor:
+def values(pixels: np.ndarray) -> Tensor:
     """What uint8 or uint16 stand for: float32 in [0,1], contiguous."""
     return torch.from_numpy(pixels.astype(np.float32, order="C")).div_(np.iinfo(pixels.dtype).max)
 

@@ -97,9 +97,12 @@ class Recognizer(FaceMatcher):
         self.weights = (1.0,)
 
     def forward(self, crops: Tensor) -> Tensor:
-        """Unit vectors (B,D) of aligned crops (B,3,s,s) in [0,1]: computed in the weights' type, returned in the crops'."""
+        """Unit vectors (B,D) of aligned crops (B,3,s,s) in [0,1]: computed in the weights' type, returned in the crops'.
+
+        They are on the weights' device, wherever the crops are.
+        """
         x = crops if self.channels == "RGB" else crops.flip(1)
-        x = (x * self.scale + self.offset).to(next(self.network.parameters()).dtype)
+        x = (x * self.scale + self.offset).to(next(self.network.parameters()))
         return F.normalize(self.network(x).to(crops.dtype))
 
     def embed(self, images: Tensor, landmarks: Tensor, mirrored: bool = False) -> Embeddings:
