@@ -93,7 +93,8 @@ def embedding(recognizer: FaceMatcher, picture: Tensor, face: Face) -> np.ndarra
     """
     crop = crop_face(picture, face, 224, 2.0).movedim(-1, 0)[None]
     parts = recognizer.reference(crop, crop_landmarks(face, 224, 2.0)[None], mirrored=True)
-    return torch.cat([part[0] * weight**0.5 for part, weight in zip(parts, recognizer.weights, strict=True)]).numpy()
+    weighted = [part[0] * weight**0.5 for part, weight in zip(parts, recognizer.weights, strict=True)]
+    return torch.cat(weighted).cpu().numpy()
 
 
 def clean_pairs(

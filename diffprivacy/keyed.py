@@ -80,7 +80,7 @@ def rotate(noise_map: Tensor, mask: Tensor, seed: bytes, back: bool = False) -> 
     from scipy.fft import dct, idct
 
     inside = (mask > 0.5).expand_as(noise_map[0])
-    x = noise_map[0][inside].double().cpu().numpy()
+    x = noise_map[0][inside].cpu().double().numpy()
     rounds = [_permutation_and_signs(seed + bytes([i]), len(x)) for i in range(ROUNDS)]
     if back:
         for order, signs in reversed(rounds):

@@ -84,13 +84,13 @@ class DiffusersBackbone:
         return self._denoised
 
     def _denoised(self, x: Tensor, sigma: Tensor, conditioning: TextConditioning) -> Tensor:
-        """z0 for x (B,C,h,w) at noise levels sigma, 0-d or (B,)."""
+        """z0 for x (B,C,h,w) at noise levels sigma, 0-d or (B,); on x's device, wherever the weights are."""
         timestep = self.noise_levels.timestep(sigma.to(x))
         sigma = sigma.to(x).view(-1, 1, 1, 1)
         norm = (sigma**2 + 1).sqrt()
         output = self.unet(
-            (x / norm).to(self.dtype),
-            timestep,
+            (x / norm).to(self.device, self.dtype),
+            timestep.to(self.device),
             encoder_hidden_states=conditioning.context.to(self.dtype).expand(len(x), -1, -1),
             added_cond_kwargs=self._size_conditioning(x, conditioning),
         ).sample.to(x)
@@ -103,7 +103,7 @@ class DiffusersBackbone:
         if conditioning.pooled is None:
             return None
         height, width = (side * self.downscale for side in x.shape[-2:])
-        sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=self.dtype, device=x.device)
+        sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=self.dtype, device=self.device)
         return {
             "text_embeds": conditioning.pooled.to(self.dtype).expand(len(x), -1),
             "time_ids": sizes.expand(len(x), -1),
