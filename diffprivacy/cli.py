@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: finished pictures are complete; the same command goes on from here", file=sys.stderr)
+        print("interrupted: what is finished is complete; the same command goes on from here", file=sys.stderr)
         return 130
 
 

@@ -7,6 +7,8 @@ import os
 import secrets
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,12 +120,22 @@ def write_atomically(path: Path, data: bytes) -> None:
 
     Raises DiffPrivacyError if that fails; what stood at ``path`` before is then still there.
     """
+    with appearing(path) as temporary, temporary.open("xb") as file:
+        file.write(data)
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path`` for a file that takes its place once the block has written it.
+
+    If the block fails, what stood at ``path`` before is still there, and nothing else. Raises DiffPrivacyError where
+    the file cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
+            yield temporary
+            with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
             _sync_folder(path.parent)

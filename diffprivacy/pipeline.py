@@ -98,13 +98,19 @@ EnergyOf = Callable[[Tensor, Tensor], Energy | None]
 """What guides the redrawing of original crops (F,3,S,S) in [0,1] with their five points (F,5,2); None for nothing."""
 
 
-def anonymizing(recognizer: FaceMatcher | None, variants: int = 1) -> EnergyOf:
-    """Away from the original's identity, and the variants from each other; nothing without a recognizer."""
+def anonymizing(recognizer: FaceMatcher | None, variants: int = 1, target: Sequence[Tensor] | None = None) -> EnergyOf:
+    """Away from the original's identity, and the variants from each other; nothing without a recognizer.
+
+    target: embeddings (1,D), one for each network, of a new face that has been made already and is to be it again.
+    """
 
     def energy(crops: Tensor, landmarks: Tensor) -> Energy | None:
         if recognizer is None:
             return None
         away = identity_away(recognizer, recognizer.reference(crops, landmarks), landmarks)
+        if target is not None:
+            same = tuple(vector.expand(len(crops), -1) for vector in target)
+            away = away + identity_toward(recognizer, same, landmarks)
         return augmented(away + diversity(recognizer, landmarks) if variants > 1 else away, landmarks)
 
     return energy

@@ -18,7 +18,7 @@ from torch import Tensor
 from .backbone import Denoiser, NoiseLevels
 from .errors import DiffPrivacyError
 
-Callback = Callable[[dict[str, Any]], None]
+Callback = Callable[[dict[str, Any]], object]
 
 
 def sample_euler(denoiser: Denoiser, x: Tensor, sigmas: Tensor, callback: Callback | None = None) -> Tensor:

@@ -8,17 +8,22 @@ holds one.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .errors import DiffPrivacyError
+from .images import appearing, write_atomically
 from .keys import MAX_BYTES
 
 HEADER = b"age-encryption.org/v1\n"
 MAX_SEALED = MAX_BYTES + 2**20
 MAX_SECRET = 2**16
+DAMAGED = "The sealed key is damaged: somebody or something changed or cut it."
+MAX_WITH_PASSPHRASE = 2**30
+"""Bytes of a file sealed to a passphrase, which is done in memory."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,27 @@ class Seal:
             return pyrage.passphrase.encrypt(data, self.passphrase)
         return pyrage.encrypt(data, [_recipient(recipient) for recipient in self.recipients])
 
+    def close_file(self, source: Path, target: Path) -> None:
+        """Seal a file of any size; the sealed one appears complete or not at all.
+
+        Raises DiffPrivacyError if it cannot be written, and for a large file under a passphrase: see ``check_file``.
+        """
+        self.check_file(source)
+        if self.passphrase is not None:
+            write_atomically(target, self.close(source.read_bytes()))
+            return
+        with appearing(target) as temporary:
+            _pyrage().encrypt_file(
+                str(source), str(temporary), [_recipient(recipient) for recipient in self.recipients]
+            )
+
+    def check_file(self, source: Path) -> None:
+        """Raises DiffPrivacyError for a file that is too large for a passphrase, under which it is held in memory."""
+        if self.passphrase is not None and source.stat().st_size > MAX_WITH_PASSPHRASE:
+            raise DiffPrivacyError(
+                f"Files of more than {MAX_WITH_PASSPHRASE // 2**20} MiB are sealed to public keys only: use --seal-to."
+            )
+
 
 @dataclass(frozen=True)
 class Opener:
@@ -52,24 +78,57 @@ class Opener:
     def open(self, sealed: bytes) -> bytes:
         """The data in a seal. Raises DiffPrivacyError, which says whether the secret is wrong or the seal damaged."""
         pyrage = _pyrage()
-        if needs_passphrase(sealed):
-            if self.passphrase is None:
-                raise DiffPrivacyError("The key is sealed to a passphrase, and none is given.")
-            wrong, failure = "The passphrase is wrong.", "Decryption failed"
-            identities = None
-        else:
-            if not self.identities:
-                raise DiffPrivacyError("The key is sealed to public keys: give the file of an identity that opens it.")
-            wrong, failure = "None of the identities given opens the key: it is sealed to others.", "No matching keys"
-            identities = [identity for text in self.identities for identity in _identities(text)]
-        try:
-            if identities is None:
-                return pyrage.passphrase.decrypt(sealed, self.passphrase or "")
-            return pyrage.decrypt(sealed, identities)
-        except pyrage.DecryptError as error:
-            if failure in str(error):
-                raise DiffPrivacyError(wrong) from None
-            raise DiffPrivacyError("The sealed key is damaged: somebody or something changed or cut it.") from None
+        with _refusals(sealed):
+            if needs_passphrase(sealed):
+                return pyrage.passphrase.decrypt(sealed, self._passphrase())
+            return pyrage.decrypt(sealed, self._identities())
+
+    def open_file(self, sealed: Path, target: Path) -> None:
+        """What :meth:`Seal.close_file` sealed; ``target`` appears complete or not at all. Raises as :meth:`open`."""
+        pyrage = _pyrage()
+        head = read_head(sealed)
+        with appearing(target) as temporary, _refusals(head):
+            if needs_passphrase(head):
+                temporary.write_bytes(pyrage.passphrase.decrypt(sealed.read_bytes(), self._passphrase()))
+            else:
+                pyrage.decrypt_file(str(sealed), str(temporary), self._identities())
+
+    def _passphrase(self) -> str:
+        if self.passphrase is None:
+            raise DiffPrivacyError("The key is sealed to a passphrase, and none is given.")
+        return self.passphrase
+
+    def _identities(self) -> list[Any]:
+        if not self.identities:
+            raise DiffPrivacyError("The key is sealed to public keys: give the file of an identity that opens it.")
+        return [identity for text in self.identities for identity in _identities(text)]
+
+
+@contextmanager
+def _refusals(sealed: bytes) -> Iterator[None]:
+    """Errors of age in words: the secret is wrong, or the seal damaged."""
+    pyrage = _pyrage()
+    try:
+        yield
+    except pyrage.DecryptError as error:
+        if needs_passphrase(sealed) and "Decryption failed" in str(error):
+            raise DiffPrivacyError("The passphrase is wrong.") from None
+        if not needs_passphrase(sealed) and "No matching keys" in str(error):
+            raise DiffPrivacyError("None of the identities given opens the key: it is sealed to others.") from None
+        raise DiffPrivacyError(DAMAGED) from None
+    except OSError as error:
+        if error.errno is None:  # not of the system: age met something unexpected on the way through a file
+            raise DiffPrivacyError(DAMAGED) from None
+        raise
+
+
+def read_head(sealed: Path) -> bytes:
+    """The beginning of a sealed file, which tells what opens it; raises DiffPrivacyError that names the file."""
+    try:
+        with sealed.open("rb") as file:
+            return file.read(2**10)
+    except OSError as error:
+        raise DiffPrivacyError(f"{sealed}, the key file, cannot be read: {error.strerror}.") from None
 
 
 def needs_passphrase(sealed: bytes) -> bool:

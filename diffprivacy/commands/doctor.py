@@ -32,6 +32,7 @@ def doctor(options: argparse.Namespace) -> int:
         "onnx2torch": "onnx2torch",
         "cv2": "opencv-python",
         "pyrage": "pyrage",
+        "av": "'av>=18' (for videos)",
         "skimage": "scikit-image",
         "sklearn": "scikit-learn",
     }.items():

@@ -1,27 +1,35 @@
-"""Which pictures a command works on, and which files they become."""
+"""Which pictures and videos a command works on, and which files they become."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from ..errors import DiffPrivacyError
+from ..video.files import SUFFIXES as VIDEO_SUFFIXES
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 
 
-def plan(inputs: Iterable[Path], output: Path, variants: int = 1) -> dict[Path, list[Path]]:
+def plan(
+    inputs: Iterable[Path], output: Path, variants: int = 1, video_name: Callable[[Path], str] | None = None
+) -> dict[Path, list[Path]]:
     """Every picture among the inputs, files or folders, with the PNG files it becomes in the output folder.
 
-    Raises DiffPrivacyError for a missing input, a folder without pictures, and two inputs with one name.
+    video_name: the file that a video becomes there; without it videos are no inputs.
+    Raises DiffPrivacyError for a missing input, a folder without anything to do, and two inputs with one name.
     """
+    suffixes = PICTURE_SUFFIXES if video_name is None else PICTURE_SUFFIXES | VIDEO_SUFFIXES
     targets: dict[Path, list[Path]] = {}
     owners: dict[Path, Path] = {}
     for given in inputs:
-        for source in pictures_in(given):
+        for source in _files_in(given, suffixes):
             place = source.relative_to(given).parent if given.is_dir() else Path()
             endings = [""] if variants == 1 else [f"-{i + 1}" for i in range(variants)]
-            targets[source] = [output / place / f"{source.stem}{ending}.png" for ending in endings]
+            names = [f"{source.stem}{ending}.png" for ending in endings]
+            if video_name is not None and is_video(source):
+                names = [video_name(source)]
+            targets[source] = [output / place / name for name in names]
             for file in targets[source]:
                 if owners.setdefault(file, source) != source:
                     raise DiffPrivacyError(f"{source} and {owners[file]} would both become {file}; rename one.")
@@ -30,15 +38,24 @@ def plan(inputs: Iterable[Path], output: Path, variants: int = 1) -> dict[Path, 
     return targets
 
 
+def is_video(source: Path) -> bool:
+    """By the file's name."""
+    return source.suffix.lower() in VIDEO_SUFFIXES
+
+
 def pictures_in(given: Path) -> list[Path]:
     """A picture itself, or all pictures in a folder and its folders; raises DiffPrivacyError when there is none."""
+    return _files_in(given, PICTURE_SUFFIXES)
+
+
+def _files_in(given: Path, suffixes: Collection[str]) -> list[Path]:
     if given.is_dir():
-        found = sorted(p for p in given.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
+        found = sorted(p for p in given.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
         if not found:
-            raise DiffPrivacyError(f"Folder {given} holds no picture ({', '.join(sorted(PICTURE_SUFFIXES))}).")
+            raise DiffPrivacyError(f"Folder {given} holds nothing to work on ({', '.join(sorted(suffixes))}).")
         return found
     if not given.exists():
-        raise DiffPrivacyError(f"{given} does not exist; give a picture or a folder of pictures.")
+        raise DiffPrivacyError(f"{given} does not exist; give a file or a folder of them.")
     return [given]
 
 

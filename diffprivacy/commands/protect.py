@@ -1,11 +1,11 @@
-"""``diffprivacy anonymize`` and ``hide``: many pictures, one after the other; what is finished stays finished."""
+"""``diffprivacy anonymize`` and ``hide``: pictures and videos, one after the other; what is finished stays finished."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,22 +13,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import pipeline, png
-from ..detectors import Detector, load_detector
 from ..errors import DiffPrivacyError, NoFaceError
 from ..faces import crop_face
 from ..images import Picture, read_picture, write_picture
 from ..keyed import Public, anonymize_keyed
 from ..keys import RecoveryKey
-from ..msi import MSI, load_msi
 from ..recovery import record
-from ..sampling import strength_steps
 from ..selection import select_faces
-from ..stages import PRESETS, Preset
 from ..vault import Seal
-from .inputs import all_exist, plan
-from .model import Model, add_model_options, add_vision_option, load_model, load_vision
+from .inputs import all_exist, is_video, plan
+from .model import add_model_options, add_vision_option
 from .options import positive
-from .sealing import add_seal_options, load_seal, write_sealed
+from .protect_video import protect_video
+from .sealing import add_seal_options, write_sealed
+from .tools import Tools, load_tools
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -49,16 +47,21 @@ def add_parser(commands: Any) -> None:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("inputs", nargs="+", type=Path, metavar="INPUT", help="picture, or folder of pictures")
-    add("-o", "--output", required=True, type=Path, metavar="OUT", help="folder for the PNG files")
+    add("inputs", nargs="+", type=Path, metavar="INPUT", help="picture, video, or folder of them")
+    add("-o", "--output", required=True, type=Path, metavar="OUT", help="folder for the PNG and MP4 files")
     add_model_options(parser)
     add("--detector", default="builtin", metavar="FILE", help="detector as ONNX, or builtin (default)")
-    add("--faces", default="all", metavar="WHICH", help="all (default), largest, or numbers from the left such as 0,2")
+    add(
+        "--faces",
+        default="all",
+        metavar="WHICH",
+        help="all (default), largest, or numbers from the left such as 0,2; in a video people count as they appear",
+    )
     add(
         "--without-face",
         choices=["error", "copy"],
         default="error",
-        help="for a picture in which no face is found (default: error, nothing is written)",
+        help="for a picture or video in which no face is found (default: error, nothing is written)",
     )
     add("--preset", choices=["default", "paper"], default="default", help="what measured best, or the paper's settings")
     add("--strength", type=float, metavar="S", help="how far a face is redrawn, above 0 and up to 1")
@@ -72,15 +75,18 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="say each face in pseudo-words until the switch, not nothing; see train-msi",
     )
+    add(
+        "--no-sound",
+        action="store_true",
+        help="leave out a video's sound, which is not changed: voices tell who speaks",
+    )
     add_vision_option(parser)
     add_seal_options(parser)
 
 
 def protect(options: argparse.Namespace) -> int:
     """Protect all inputs as ``options.task`` says; returns the exit code."""
-    from tqdm import tqdm
-
-    targets = plan(options.inputs, options.output, options.variants)
+    targets = plan(options.inputs, options.output, options.variants, lambda video: f"{video.stem}.mp4")
     todo = {source: files for source, files in targets.items() if options.overwrite or not all_exist(files)}
     if len(todo) < len(targets):
         print(f"{len(targets) - len(todo)} already done (--overwrite does them again)")
@@ -88,27 +94,28 @@ def protect(options: argparse.Namespace) -> int:
         return 0
     if options.seed is not None:
         print("warning: --seed makes the noise predictable; leave it out for pictures that matter", file=sys.stderr)
-    preset = _preset(options)
-    seal = load_seal(options)
-    detector = load_detector(None if options.detector == "builtin" else Path(options.detector))
-    model = load_model(options)
-    msi = None if options.msi is None else load_msi(options.msi)
-    if msi is not None:
-        load_vision(options, model.backbone)
-        msi.check(model.backbone)
+    tools = load_tools(options)
     failed = 0
     for source, files in todo.items():
+        files[0].parent.mkdir(parents=True, exist_ok=True)
         try:
-            with tqdm(desc=source.name, unit="step", disable=None, leave=False) as bar:
-                pictures, key = _protect(source, options, preset, detector, model, msi, seal, bar)
+            if is_video(source):
+                protect_video(source, files[0], options, tools)
+            else:
+                _protect_picture(source, files, options, tools)
         except DiffPrivacyError as error:
             print(f"error: {source}: {error}", file=sys.stderr)
             failed += 1
-            continue
-        files[0].parent.mkdir(parents=True, exist_ok=True)
-        for file in files:
-            _write(file, next(pictures), key, seal, options)
     return 1 if failed else 0
+
+
+def _protect_picture(source: Path, files: Sequence[Path], options: argparse.Namespace, tools: Tools) -> None:
+    from tqdm import tqdm
+
+    with tqdm(desc=source.name, unit="step", disable=None, leave=False) as bar:
+        pictures, key = _protected(source, options, tools, bar)
+    for file in files:
+        _write(file, next(pictures), key, tools.seal, options)
 
 
 def _write(
@@ -124,20 +131,14 @@ def _write(
         write_sealed(file, picture, key, seal, options)
 
 
-def _protect(
-    source: Path,
-    options: argparse.Namespace,
-    preset: Preset,
-    detector: Detector,
-    model: Model,
-    msi: MSI | None,
-    seal: Seal | None,
-    bar: tqdm,
+def _protected(
+    source: Path, options: argparse.Namespace, tools: Tools, bar: tqdm
 ) -> tuple[Iterator[Picture], RecoveryKey | Public | None]:
     """The protected variants, each made when it is asked for, and what brings the faces back where that is wanted."""
+    model, seal = tools.model, tools.seal
     picture = read_picture(source)
     try:
-        faces = select_faces(detector.detect(picture.rgb), options.faces)
+        faces = select_faces(tools.detector.detect(picture.rgb), options.faces)
     except NoFaceError:
         if options.without_face == "error":
             raise
@@ -157,15 +158,15 @@ def _protect(
         return iter([dataclasses.replace(picture, rgb=rgb)]), public
 
     words = None
-    if msi is not None:
+    if tools.msi is not None:
         crops = torch.stack([crop_face(picture.rgb, face, model.size, model.margin) for face in faces])
-        words = list(msi.words(model.backbone, crops.movedim(-1, 1)))
+        words = list(tools.msi.words(model.backbone, crops.movedim(-1, 1)))
     protected = redraw(
         picture.rgb,
         faces,
         model.backbone,
         size=model.size,
-        preset=preset,
+        preset=tools.preset,
         pseudo_words=words,
         recognizer=model.recognizer,
         variants=options.variants,
@@ -179,12 +180,3 @@ def _protect(
     return pictures, record(
         picture, faces, model.backbone, model.size, options.fidelity, margin=model.margin, callback=progress
     )
-
-
-def _preset(options: argparse.Namespace) -> Preset:
-    changes = {"strength": options.strength, "steps": options.steps}
-    preset = dataclasses.replace(
-        PRESETS[options.task][options.preset], **{name: value for name, value in changes.items() if value is not None}
-    )
-    strength_steps(preset.steps, preset.strength)
-    return preset

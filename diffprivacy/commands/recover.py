@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import glob
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ..hosts.diffusers import DiffusersBackbone
 from ..images import Picture, read_picture, write_picture
 from ..keyed import Public, recover_keyed
 from ..keys import RecoveryKey
-from .inputs import all_exist, plan
+from .inputs import all_exist, is_video, plan
 from .model import add_checkpoint_options, load_checkpoint
 from .sealing import Secrets, add_passphrase_options
 
@@ -23,8 +24,8 @@ def add_parser(commands: Any) -> None:
     """Declare the command."""
     parser = commands.add_parser("recover", help="bring the original faces back")
     add = parser.add_argument
-    add("inputs", nargs="+", type=Path, metavar="PROTECTED", help="protected picture, or folder of them")
-    add("-o", "--output", required=True, type=Path, metavar="OUT", help="folder for the PNG files")
+    add("inputs", nargs="+", type=Path, metavar="PROTECTED", help="protected picture or video, or folder of them")
+    add("-o", "--output", required=True, type=Path, metavar="OUT", help="folder for the recovered files")
     add("--identity-file", action="append", type=Path, metavar="FILE", help="age identity or SSH private key")
     add_passphrase_options(parser)
     add(
@@ -32,7 +33,7 @@ def add_parser(commands: Any) -> None:
         action="append",
         type=Path,
         metavar="FILE",
-        help="sealed key of a single picture (default: inside it, or NAME.png.age beside it)",
+        help="sealed key of a single picture (default: inside it, or NAME.png.age beside it), or sealed video",
     )
     add("--faces", default="all", metavar="WHICH", help="all (default), or numbers of the key's faces such as 0,2")
     add(
@@ -47,7 +48,7 @@ def add_parser(commands: Any) -> None:
 
 def recover(options: argparse.Namespace) -> int:
     """Recover all inputs; returns the exit code."""
-    targets = plan(options.inputs, options.output)
+    targets = plan(options.inputs, options.output, video_name=_recovered_video)
     if options.key_file and len(targets) > 1:
         raise DiffPrivacyError("--key-file belongs to one picture; name a single one.")
     todo = {source: files for source, files in targets.items() if options.overwrite or not all_exist(files)}
@@ -57,7 +58,12 @@ def recover(options: argparse.Namespace) -> int:
     backbone = None
     failed = 0
     for source, (file,) in todo.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
         try:
+            if is_video(source):
+                secrets.open_file(_sealed_video(source, options), file)
+                print(file)
+                continue
             picture = read_picture(source)
             keyed = None if options.key_file else _public(source)
             keys = [] if keyed else _keys(source, options, secrets)
@@ -75,10 +81,33 @@ def recover(options: argparse.Namespace) -> int:
             print(f"error: {source}: {error}", file=sys.stderr)
             failed += 1
             continue
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_picture(file, recovered)
         print(file)
     return 1 if failed else 0
+
+
+def _sealed_video(source: Path, options: argparse.Namespace) -> Path:
+    """The sealed original of a protected video: the file given, or the one beside it; raises where it is not there."""
+    if options.key_file:
+        return options.key_file[0]
+    found = _sealed_beside(source)
+    if len(found) != 1:
+        there = ", ".join(path.name for path in found) or "nothing"
+        raise DiffPrivacyError(
+            f"The sealed original should lie beside it, such as {source.stem}.mp4.age, and {there} does; "
+            "name it with --key-file."
+        )
+    return found[0]
+
+
+def _sealed_beside(source: Path) -> list[Path]:
+    beside = sorted(source.parent.glob(f"{glob.escape(source.stem)}.*.age"))
+    return [path for path in beside if is_video(Path(path.stem))]
+
+
+def _recovered_video(source: Path) -> str:
+    """The name of an original, whose container need not be the protected video's."""
+    return next((path.stem for path in _sealed_beside(source)), source.name)
 
 
 def _recover(

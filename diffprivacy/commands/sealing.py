@@ -11,7 +11,7 @@ from .. import png
 from ..errors import DiffPrivacyError
 from ..images import Picture
 from ..keys import FIDELITIES, RecoveryKey
-from ..vault import Opener, Seal, needs_passphrase, read_secret, read_secret_file
+from ..vault import Opener, Seal, needs_passphrase, read_head, read_secret, read_secret_file
 
 
 def add_seal_options(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +75,11 @@ class Secrets:
         """What a sealed key holds; raises DiffPrivacyError when nothing opens it."""
         passphrase = self.asked() if needs_passphrase(sealed) else None
         return Opener(passphrase, self.identities).open(sealed)
+
+    def open_file(self, sealed: Path, target: Path) -> None:
+        """Write the file that a sealed one holds; raises DiffPrivacyError when nothing opens it."""
+        passphrase = self.asked() if needs_passphrase(read_head(sealed)) else None
+        Opener(passphrase, self.identities).open_file(sealed, target)
 
     def asked(self) -> str:
         """The passphrase that an option names, or typed at the terminal once."""

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.vault import (
     MAX_SEALED,
+    MAX_WITH_PASSPHRASE,
     Opener,
     Seal,
     check_source,
@@ -164,3 +165,43 @@ def test_missing_secrets_are_named(tmp_path, monkeypatch):
     for name in ("empty", "binary", "large", "absent", "."):
         with pytest.raises(DiffPrivacyError, match=name.replace(".", "file")):
             read_secret(f"file:{tmp_path / name}")
+
+
+@pytest.mark.parametrize("seal", [Seal(recipients=[RECIPIENT]), Seal(passphrase="correct horse")])
+def test_whole_files_are_sealed_and_opened(tmp_path, seal):
+    content = bytes(range(256)) * 1000
+    (tmp_path / "original").write_bytes(content)
+    seal.close_file(tmp_path / "original", tmp_path / "sealed.age")
+    assert content[:256] not in (tmp_path / "sealed.age").read_bytes()
+    secret = OPENER if seal.passphrase is None else Opener(passphrase="correct horse")
+    secret.open_file(tmp_path / "sealed.age", tmp_path / "opened")
+    assert (tmp_path / "opened").read_bytes() == content
+    assert secret.open((tmp_path / "sealed.age").read_bytes()) == content
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data[:-50], "damaged"),
+        (lambda data: data[:500] + bytes([data[500] ^ 1]) + data[501:], "damaged"),
+        (lambda data: b"no age file", "no sealed key"),
+    ],
+)
+def test_a_damaged_file_leaves_what_was_there(tmp_path, change, message):
+    (tmp_path / "original").write_bytes(bytes(1000))
+    Seal(recipients=[RECIPIENT]).close_file(tmp_path / "original", tmp_path / "sealed.age")
+    (tmp_path / "sealed.age").write_bytes(change((tmp_path / "sealed.age").read_bytes()))
+    (tmp_path / "opened").write_bytes(b"older")
+    with pytest.raises(DiffPrivacyError, match=message):
+        OPENER.open_file(tmp_path / "sealed.age", tmp_path / "opened")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["opened", "original", "sealed.age"]
+    assert (tmp_path / "opened").read_bytes() == b"older"
+
+
+def test_large_files_are_not_sealed_to_a_passphrase(tmp_path):
+    """That would take their size in memory, twice; the file here has holes instead of content."""
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(MAX_WITH_PASSPHRASE + 1)
+    with pytest.raises(DiffPrivacyError, match="use --seal-to"):
+        Seal(passphrase="correct horse").close_file(tmp_path / "large", tmp_path / "sealed.age")
+    assert not (tmp_path / "sealed.age").exists()

@@ -1,0 +1,1 @@
+"""Protecting the faces of a video."""

@@ -1,0 +1,246 @@
+"""Faces along a video: who is where in which frame, also where the detector missed a face."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import numpy as np
+
+from ..errors import DiffPrivacyError, NoFaceError
+from ..faces import TEMPLATE_SIZE, Face, align_matrix
+
+REACH = 0.6
+"""How far a face may move from one frame to the next, in sides of its ArcFace crop, and still be the same."""
+GAP = 1.0
+"""Seconds without a detection after which a face is another appearance; shorter gaps are filled."""
+CARRY = 0.5
+"""Seconds for which a face is protected before its first detection and after its last, within the shot."""
+CONFIRMED = 3
+"""Detections from which a face is carried on: a single one is more often a pattern than a face."""
+SMOOTH = 0.28
+"""Seconds over which the points of a face are smoothed, by a parabola (Savitzky and Golay, 1964)."""
+VELOCITY = 5
+"""Frames from which the movement is taken with which a face is carried on."""
+SAME_PERSON = 0.35
+"""Cosine from which two appearances are one person's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Track:
+    """One appearance of a face: its place in each frame from ``start`` on.
+
+    landmarks: (n,5,2) float32, in pixels. seen: (n,) bool, where the detector found it; elsewhere it is filled in.
+    embedding: (D,) unit vector, the mean over its detections, or None without a recognizer.
+    person: number of the person, from 0 in the order of their first frames.
+    """
+
+    start: int
+    landmarks: np.ndarray
+    seen: np.ndarray
+    embedding: np.ndarray | None = None
+    person: int = 0
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.landmarks)
+
+    @property
+    def area(self) -> float:
+        """Square pixels, summed over the frames."""
+        return float(sum(_side(points) ** 2 for points in self.landmarks))
+
+    def face(self, frame: int) -> Face:
+        """The face in a frame from start to stop - 1."""
+        points = self.landmarks[frame - self.start]
+        return Face((*points.min(axis=0).tolist(), *points.max(axis=0).tolist()), points, 1.0)
+
+
+@dataclass(eq=False)
+class _Open:
+    """A track that may go on; ``points`` and ``embeddings`` by frame."""
+
+    points: dict[int, np.ndarray] = field(default_factory=dict)
+    embeddings: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def last(self) -> int:
+        return max(self.points)
+
+
+def track_faces(
+    frames: Sequence[Sequence[Face]],
+    size: tuple[int, int],
+    rate: float,
+    cuts: Collection[int] = (),
+    embeddings: Sequence[Sequence[np.ndarray]] | None = None,
+) -> list[Track]:
+    """The appearances of all faces that were detected in the frames of a video, sorted by start and from the left.
+
+    A face that the detector misses for less than ``GAP`` seconds is placed between its neighbours; one that was seen
+    ``CONFIRMED`` times is carried on for ``CARRY`` seconds at both ends, along its movement, unless it leaves the
+    picture. Landmarks are smoothed over time, so that a crop does not tremble with the detector.
+    size: height and width of the frames. rate: frames per second. cuts: frames that begin another shot.
+    embeddings: unit vectors (D,) of the same faces, which also tell who is who where people cross.
+    """
+    gap, carry = round(GAP * rate), round(CARRY * rate)
+    tracks = []
+    for first, stop in _shots(len(frames), cuts):
+        done: list[_Open] = []
+        active: list[_Open] = []
+        for i in range(first, stop):
+            vectors = None if embeddings is None else embeddings[i]
+            done += [track for track in active if i - track.last > gap]
+            active = [track for track in active if i - track.last <= gap]
+            active += _continued(active, i, frames[i], vectors)
+        closed = [_closed(track, rate) for track in done + active]
+        tracks += [_carried(track, (first, stop), size, carry, closed) for track in closed]
+    tracks.sort(key=lambda track: (track.start, track.landmarks[0].mean(axis=0)[0]))
+    return _with_people(tracks)
+
+
+def select_people(tracks: Sequence[Track], which: str) -> list[Track]:
+    """The tracks of the people that ``which`` names: "all", "largest", or numbers such as "0,2".
+
+    Raises NoFaceError when there is no track, DiffPrivacyError for numbers that nobody has.
+    """
+    if not tracks:
+        raise NoFaceError("No face was found in any frame, so nothing would be protected.")
+    people = sorted({track.person for track in tracks})
+    word = which.strip().lower()
+    if word == "all":
+        return list(tracks)
+    if word == "largest":
+        areas = {person: sum(track.area for track in tracks if track.person == person) for person in people}
+        chosen = {max(people, key=areas.__getitem__)}
+    else:
+        try:
+            chosen = {int(number) for number in which.split(",")}
+        except ValueError as error:
+            raise DiffPrivacyError(f"faces: {which!r} is none of all, largest, or numbers such as 0,2.") from error
+        if unknown := sorted(chosen - set(people)):
+            raise DiffPrivacyError(
+                f"faces: there is no person {unknown[0]}; the video has {len(people)}, numbered 0 to {len(people) - 1} "
+                "in the order in which they appear."
+            )
+    return [track for track in tracks if track.person in chosen]
+
+
+def _shots(count: int, cuts: Collection[int]) -> Iterator[tuple[int, int]]:
+    bounds = sorted({0, count, *cuts})
+    yield from pairwise(bounds)
+
+
+def _continued(
+    active: Sequence[_Open], frame: int, faces: Sequence[Face], vectors: Sequence[np.ndarray] | None
+) -> list[_Open]:
+    """Give each face of a frame to the open track that it continues; returns new tracks for the others."""
+    from scipy.optimize import linear_sum_assignment
+
+    cost = np.array([[_distance(track, frame, face) for face in faces] for track in active])
+    allowed = cost <= 1
+    if vectors is not None:
+        cost = cost + np.array([[1 - track.embeddings[-1] @ vector for vector in vectors] for track in active])
+    owners: dict[int, _Open] = {}
+    if cost.size:
+        pairs = zip(*linear_sum_assignment(np.where(allowed, cost, 1e3)), strict=True)
+        owners = {int(column): active[row] for row, column in pairs if allowed[row, column]}
+    new = []
+    for i, face in enumerate(faces):
+        track = owners.get(i)
+        if track is None:
+            new.append(track := _Open())
+        track.points[frame] = face.landmarks
+        if vectors is not None:
+            track.embeddings.append(vectors[i])
+    return new
+
+
+def _distance(track: _Open, frame: int, face: Face) -> float:
+    """How far a face lies from where a track was last, in what it may have moved since; at most 1 continues it."""
+    known = track.points[track.last]
+    here, there = _side(known), _side(face.landmarks)
+    if not 0.5 < here / there < 2:
+        return np.inf
+    moved = np.linalg.norm(known.mean(axis=0) - face.landmarks.mean(axis=0)) / max(here, there)
+    return float(moved / (REACH * min(frame - track.last, 3)))
+
+
+def _side(points: np.ndarray) -> float:
+    """Side in pixels of a face's ArcFace crop."""
+    return TEMPLATE_SIZE / float(np.hypot(*align_matrix(Face((0, 0, 0, 0), points, 1.0), TEMPLATE_SIZE, 1.0)[:, 0]))
+
+
+def _closed(track: _Open, rate: float) -> Track:
+    """The track with its gaps filled and its points smoothed."""
+    from scipy.signal import savgol_filter
+
+    known = sorted(track.points)
+    frames = np.arange(known[0], known[-1] + 1)
+    values = np.stack([track.points[i] for i in known]).reshape(len(known), 10)
+    filled = np.stack([np.interp(frames, known, column) for column in values.T], axis=1).reshape(-1, 5, 2)
+    window = round(SMOOTH * rate) // 2 * 2 + 1
+    if 3 <= window <= len(filled):
+        filled = np.asarray(savgol_filter(filled, window, 2 if window > 3 else 1, axis=0))
+    embedding = None
+    if track.embeddings:
+        mean = np.mean(track.embeddings, axis=0)
+        embedding = mean / np.linalg.norm(mean)
+    return Track(known[0], filled.astype(np.float32), np.isin(frames, known), embedding)
+
+
+def _carried(track: Track, shot: tuple[int, int], size: tuple[int, int], carry: int, others: Sequence[Track]) -> Track:
+    """The track carried on at both ends, as long as it stays in the picture and meets no other face."""
+    if track.seen.sum() < CONFIRMED:
+        return track
+
+    def ahead(points: np.ndarray, before: np.ndarray, frames: range) -> list[np.ndarray]:
+        velocity = (points - before[0]).mean(axis=0) / max(len(before) - 1, 1)
+        places = []
+        for n, frame in enumerate(frames, start=1):
+            moved = points + velocity * n
+            x, y = moved.mean(axis=0)
+            if not (0 <= x < size[1] and 0 <= y < size[0]) or _taken(moved, frame, track, others):
+                break
+            places.append(moved)
+        return places
+
+    low, high = max(shot[0], track.start - carry), min(shot[1], track.stop + carry)
+    head = ahead(track.landmarks[0], track.landmarks[:VELOCITY][::-1], range(track.start - 1, low - 1, -1))[::-1]
+    tail = ahead(track.landmarks[-1], track.landmarks[-VELOCITY:], range(track.stop, high))
+    return replace(
+        track,
+        start=track.start - len(head),
+        landmarks=np.stack([*head, *track.landmarks, *tail]).astype(np.float32),
+        seen=np.pad(track.seen, (len(head), len(tail))),
+    )
+
+
+def _taken(points: np.ndarray, frame: int, track: Track, others: Sequence[Track]) -> bool:
+    """Whether another face is at this place."""
+    present = (other for other in others if other is not track and other.start <= frame < other.stop)
+    centres = (other.landmarks[frame - other.start].mean(axis=0) for other in present)
+    return any(np.linalg.norm(points.mean(axis=0) - centre) < _side(points) / 2 for centre in centres)
+
+
+def _with_people(tracks: Sequence[Track]) -> list[Track]:
+    """Number the people: appearances that share no frame and look alike are one person's."""
+    people: list[list[Track]] = []
+    numbered = []
+    for track in tracks:
+        likeness = [_likeness(track, person) for person in people]
+        best = int(np.argmax(likeness)) if likeness else 0
+        if not likeness or likeness[best] < SAME_PERSON:
+            best = len(people)
+            people.append([])
+        people[best].append(track)
+        numbered.append(replace(track, person=best))
+    return numbered
+
+
+def _likeness(track: Track, person: Sequence[Track]) -> float:
+    """Greatest cosine to an appearance of a person, -1 where the two are in one frame."""
+    if track.embedding is None or any(track.start < other.stop and other.start < track.stop for other in person):
+        return -1.0
+    return max(float(track.embedding @ other.embedding) for other in person if other.embedding is not None)

@@ -1,0 +1,148 @@
+"""Faces along a video: who is who, and that a face which the detector misses is still there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from diffprivacy.errors import DiffPrivacyError, NoFaceError
+from diffprivacy.faces import ARCFACE_TEMPLATE, Face
+from diffprivacy.video.tracks import Track, select_people, track_faces
+
+RATE = 25
+SIZE = (400, 600)
+HALF = round(RATE / 2)
+
+
+def face(x: float, y: float = 200, side: float = 112) -> Face:
+    """A face of a given ArcFace crop's side, with the middle of its points at x, y."""
+    points = (ARCFACE_TEMPLATE - ARCFACE_TEMPLATE.mean(axis=0)) * side / 112 + (x, y)
+    return Face((x - 50, y - 60, x + 50, y + 60), points.astype(np.float32), 0.9)
+
+
+def moving(start: float, speed: float, frames: int, missing: Sequence[int] = ()) -> list[list[Face]]:
+    return [[] if i in missing else [face(start + speed * i)] for i in range(frames)]
+
+
+def both(a: list[list[Face]], b: list[list[Face]]) -> list[list[Face]]:
+    return [sorted(x + y, key=lambda f: f.centre) for x, y in zip(a, b, strict=True)]
+
+
+def places(track: Track) -> np.ndarray:
+    """The middle's x in every frame."""
+    return track.landmarks.mean(axis=1)[:, 0]
+
+
+def test_a_face_is_one_track():
+    (track,) = track_faces(moving(200, 2, 50), SIZE, RATE)
+    assert (track.start, track.stop, track.person) == (0, 50, 0)
+    assert track.seen.all()
+    assert np.allclose(places(track), 200 + 2 * np.arange(50), atol=0.01)
+
+
+def test_missed_frames_are_filled_between_their_neighbours():
+    (track,) = track_faces(moving(200, 2, 50, missing=range(20, 27)), SIZE, RATE)
+    assert np.flatnonzero(~track.seen).tolist() == list(range(20, 27))
+    assert np.allclose(places(track), 200 + 2 * np.arange(50), atol=0.5)
+
+
+def test_a_face_is_carried_on_before_its_first_and_after_its_last_detection():
+    missing = [*range(0, 30), *range(60, 100)]
+    (track,) = track_faces(moving(200, 1, 100, missing), SIZE, RATE)
+    assert (track.start, track.stop) == (30 - HALF, 60 + HALF)
+    assert np.allclose(places(track), 200 + np.arange(track.start, track.stop), atol=0.5)
+
+
+def test_who_leaves_the_picture_is_not_carried_on_outside():
+    (track,) = track_faces(moving(500, 4, 60, missing=range(23, 60)), SIZE, RATE)
+    assert track.stop < 23 + HALF
+    assert places(track).max() < SIZE[1]
+
+
+def test_a_single_detection_is_protected_where_it_was_found_and_not_carried_on():
+    frames: list[list[Face]] = [[] for _ in range(40)]
+    frames[20] = [face(300)]
+    (track,) = track_faces(frames, SIZE, RATE)
+    assert (track.start, track.stop) == (20, 21)
+
+
+def test_nothing_is_carried_over_a_cut():
+    before, after = moving(200, 0, 30), moving(220, 0, 30)
+    tracks = track_faces(before + after, SIZE, RATE, cuts=[30])
+    assert [(track.start, track.stop) for track in tracks] == [(0, 30), (30, 60)]
+    alone = track_faces([*before[:20], *[[]] * 40], SIZE, RATE, cuts=[25])
+    assert [(track.start, track.stop) for track in alone] == [(0, 25)]
+
+
+def test_a_long_absence_is_another_appearance():
+    tracks = track_faces(moving(200, 0, 120, missing=range(30, 90)), SIZE, RATE)
+    assert [(track.start, track.stop) for track in tracks] == [(0, 30 + HALF), (90 - HALF, 120)]
+
+
+def test_detections_that_tremble_give_a_crop_that_does_not():
+    generator = np.random.default_rng(0)
+    steady = np.array([200 + 20 * np.sin(i / 8) for i in range(80)])
+    (track,) = track_faces([[face(x + generator.normal(0, 1.5))] for x in steady], SIZE, RATE)
+
+    def trembling(x):
+        return np.abs(np.diff(x - steady, 2)).mean()
+
+    detected = steady + np.random.default_rng(0).normal(0, 1.5, 80)
+    assert trembling(places(track)) < 0.35 * trembling(detected)
+    assert np.abs(places(track) - steady).max() < 3
+
+
+def test_two_people_side_by_side_are_two_tracks_from_the_left():
+    tracks = track_faces(both(moving(400, 1, 40), moving(150, 1, 40)), SIZE, RATE)
+    assert [(round(places(track)[0]), track.person) for track in tracks] == [(150, 0), (400, 1)]
+
+
+def test_people_who_cross_keep_their_numbers_by_their_embeddings():
+    one, other = np.array([1.0, 0.0]), np.array([0.0, 1.0])
+    frames, embeddings = [], []
+    for i in range(60):
+        pair = sorted([(100 + 6 * i, one), (460 - 6 * i, other)], key=lambda p: p[0])
+        frames.append([face(x) for x, _ in pair])
+        embeddings.append([vector for _, vector in pair])
+    tracks = track_faces(frames, SIZE, RATE, embeddings=embeddings)
+    assert len(tracks) == 2
+    for track in tracks:
+        x = places(track)
+        assert (np.diff(x) > 0).all() or (np.diff(x) < 0).all()
+
+
+def test_a_person_who_comes_back_has_the_same_number():
+    one, other = np.array([1.0, 0.0]), np.array([0.0, 1.0])
+    frames = moving(200, 0, 30) + moving(400, 0, 30) + moving(300, 0, 30)
+    embeddings = [[one]] * 30 + [[other]] * 30 + [[one]] * 30
+    tracks = track_faces(frames, SIZE, RATE, cuts=[30, 60], embeddings=embeddings)
+    assert [track.person for track in tracks] == [0, 1, 0]
+    assert [track.person for track in track_faces(frames, SIZE, RATE, cuts=[30, 60])] == [0, 1, 2]
+
+
+def test_twins_in_one_frame_are_two_people():
+    twin = np.array([1.0, 0.0])
+    tracks = track_faces(both(moving(150, 0, 20), moving(400, 0, 20)), SIZE, RATE, embeddings=[[twin, twin]] * 20)
+    assert [track.person for track in tracks] == [0, 1]
+
+
+@pytest.mark.parametrize("frames", [0, 1, 2, 5])
+def test_short_videos(frames):
+    tracks = track_faces(moving(200, 1, frames), SIZE, RATE)
+    assert sum(len(track.landmarks) for track in tracks) == frames
+
+
+def test_choosing_people():
+    big = [[face(400, side=150)] for _ in range(20)]
+    tracks = track_faces(both(moving(150, 0, 20), big), SIZE, RATE)
+    assert select_people(tracks, "all") == tracks
+    assert [track.person for track in select_people(tracks, "largest")] == [1]
+    assert [track.person for track in select_people(tracks, "0")] == [0]
+    with pytest.raises(DiffPrivacyError, match=r"no person 2; the video has 2, numbered 0 to 1"):
+        select_people(tracks, "2")
+    with pytest.raises(DiffPrivacyError, match="'left' is none of all, largest, or numbers"):
+        select_people(tracks, "left")
+    with pytest.raises(NoFaceError, match="No face was found in any frame"):
+        select_people([], "all")

@@ -1,0 +1,260 @@
+"""Videos at the command line: one new face for a person, in every frame, with the sound."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyrage
+import pytest
+import skimage.data
+import torch
+
+from diffprivacy import demo, pipeline
+from diffprivacy.cli import main
+from diffprivacy.demo.host import load_backbone
+from diffprivacy.detectors import load_detector
+from diffprivacy.faces import crop_face, crop_landmarks, protected_mask
+from diffprivacy.images import values
+from diffprivacy.stages import PRESETS
+from diffprivacy.video import protect
+from tests.library.test_video_files import av, pixels, psnr, seconds, sound_packets, write_source
+
+QUICK = ["--steps", "5", "--strength", "0.6"]
+FRAMES = 12
+
+
+def astronaut(frames: int = FRAMES, left: int = 100, speed: int = 2) -> list[np.ndarray]:
+    """Frames of 240x240 with a face, across which the camera pans."""
+    photo = skimage.data.astronaut()
+    return [np.ascontiguousarray(photo[0:240, left + speed * i : left + speed * i + 240]) for i in range(frames)]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The face, which a grey card hides from the detector in two frames, and sound."""
+    frames = astronaut()
+    for number in (5, 6):
+        frames[number][60:150, :] = 128
+    return write_source(tmp_path_factory.mktemp("clips") / "clip.mp4", frames, options={"crf": "8"}, sound=("aac",))
+
+
+@pytest.fixture(scope="module")
+def protected(clip, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("protected")
+    assert main(["anonymize", str(clip), "-o", str(out), *QUICK]) == 0
+    return out / "clip.mp4"
+
+
+def face_in(frame: np.ndarray):
+    (face,) = load_detector(None).detect(values(frame))
+    return face
+
+
+def change(before: np.ndarray, after: np.ndarray, where: torch.Tensor) -> float:
+    """Mean difference in levels of 255."""
+    return float(np.abs(before.astype(float) - after)[where.numpy()].mean())
+
+
+def test_every_frame_has_a_new_face_and_the_rest_stays(clip, protected):
+    before, after = pixels(clip), pixels(protected)
+    assert len(after) == FRAMES
+    for number in (0, 3, 8, 11):
+        mask = protected_mask(before[number].shape, [face_in(before[number])], demo.MARGIN)
+        assert change(before[number], after[number], mask == 1) > 4
+        assert change(before[number], after[number], mask == 0) < 1.5
+    assert seconds(protected) == seconds(clip)
+
+
+def test_a_face_that_the_detector_misses_is_protected_all_the_same(clip, protected):
+    """Frames 5 and 6: what the card leaves of the face, above and below it."""
+    before, after = pixels(clip), pixels(protected)
+    assert load_detector(None).detect(values(before[5])) == []
+    place = protected_mask(before[4].shape, [face_in(before[4])], demo.MARGIN) == 1
+    for number in (5, 6):
+        assert change(before[number], after[number], place) > 4
+
+
+def test_the_sound_is_copied_or_left_out(clip, protected, tmp_path):
+    heard = [data for _, data in sound_packets(clip)]
+    assert heard
+    assert [data for _, data in sound_packets(protected)] == heard
+    assert main(["anonymize", str(clip), "-o", str(tmp_path), *QUICK, "--no-sound"]) == 0
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        assert [stream.type for stream in container.streams] == ["video"]
+
+
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Pieces of four frames, of which the second is interrupted once; how many crops each redrawing was of."""
+    monkeypatch.setattr(protect, "PIECE_FRAMES", (4, 4))
+    redraw, calls = pipeline.redraw_crops, []
+
+    def interrupted(crops, *arguments, **options):
+        calls.append(len(crops))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return redraw(crops, *arguments, **options)
+
+    monkeypatch.setattr(pipeline, "redraw_crops", interrupted)
+    return calls
+
+
+def test_an_interrupted_video_goes_on_and_ends_the_same(tmp_path, stopped, capsys):
+    source = write_source(tmp_path / "secret name.mp4", astronaut(8))
+    out, once = tmp_path / "out", tmp_path / "once"
+    command = ["anonymize", str(source), *QUICK, "--seed", "7", "-o"]
+    assert main([*command, str(out)]) == 130
+    (unfinished,) = out.iterdir()
+    assert sorted(path.name for path in unfinished.iterdir()) == ["000000.nut", "job.json"]
+    assert "secret" not in (unfinished / "job.json").read_text()
+    assert main([*command, str(out)]) == 0
+    assert stopped == [8, 8, 8]
+    assert [path.name for path in out.iterdir()] == ["secret name.mp4"]
+    assert main([*command, str(once)]) == 0
+    for one, other in zip(pixels(out / "secret name.mp4"), pixels(once / "secret name.mp4"), strict=True):
+        assert np.array_equal(one, other)
+    assert main([*command, str(out)]) == 0
+    assert "1 already done" in capsys.readouterr().out
+
+
+def test_other_settings_begin_anew(tmp_path, stopped):
+    source = write_source(tmp_path / "clip.mp4", astronaut(8))
+    command = ["anonymize", str(source), "-o", str(tmp_path / "out"), "--steps", "5"]
+    assert main([*command, "--strength", "0.6"]) == 130
+    assert main([*command, "--strength", "0.4"]) == 0
+    assert stopped == [8, 8, 8, 8]
+
+
+def test_frames_are_steadier_than_alone():
+    """Second differences over time in the face, with the same noise in every frame."""
+    frames = astronaut(8, speed=1)
+    faces = [face_in(frame) for frame in frames]
+    crops = torch.stack([crop_face(values(f), a, 128, demo.MARGIN) for f, a in zip(frames, faces, strict=True)])
+    landmarks = torch.stack([crop_landmarks(face, 128, demo.MARGIN) for face in faces])
+    backbone = load_backbone()
+    noise = torch.randn(1, *pipeline.latent_shape(backbone, 128), generator=torch.Generator().manual_seed(0))
+    energy = pipeline.anonymizing(demo.load_recognizer("guide"))
+
+    def trembling(steadiness: int) -> float:
+        new = pipeline.redraw_crops(
+            crops.movedim(-1, 1),
+            landmarks,
+            noise.expand(8, -1, -1, -1),
+            backbone,
+            dataclasses.replace(PRESETS["anonymize"]["default"], steps=10),
+            energy,
+            steadiness=steadiness,
+        )
+        return float(new.diff(n=2, dim=0).abs()[..., 32:96, 32:96].mean())
+
+    assert trembling(2) < 0.6 * trembling(0)
+
+
+def test_sealed_videos_come_back_to_the_last_bit(clip, tmp_path, capsys):
+    identity, other = pyrage.x25519.Identity.generate(), pyrage.x25519.Identity.generate()
+    (tmp_path / "friend.txt").write_text(str(identity))
+    (tmp_path / "stranger.txt").write_text(str(other))
+    out = tmp_path / "out"
+    assert main(["hide", str(clip), "-o", str(out), *QUICK, "--seal-to", str(identity.to_public())]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["clip.mp4", "clip.mp4.age"]
+    assert psnr(np.stack(pixels(out / "clip.mp4")), np.stack(pixels(clip))) < 30
+    back = tmp_path / "back"
+    command = ["recover", str(out), "-o", str(back)]
+    assert main([*command, "--identity-file", str(tmp_path / "stranger.txt")]) == 1
+    assert "sealed to others" in capsys.readouterr().err
+    assert list(back.iterdir()) == []
+    assert main([*command, "--identity-file", str(tmp_path / "friend.txt")]) == 0
+    assert (back / "clip.mp4").read_bytes() == clip.read_bytes()
+    sealed = out / "clip.mp4.age"
+    sealed.write_bytes(sealed.read_bytes()[:-100])
+    assert main([*command, "--overwrite", "--identity-file", str(tmp_path / "friend.txt")]) == 1
+    assert "damaged" in capsys.readouterr().err
+    assert (back / "clip.mp4").read_bytes() == clip.read_bytes()
+    sealed.unlink()
+    assert main([*command, "--overwrite", "--identity-file", str(tmp_path / "friend.txt")]) == 1
+    assert "clip.mp4.age, and nothing does; name it with --key-file" in capsys.readouterr().err
+
+
+def test_a_passphrase_seals_a_video_too(clip, tmp_path):
+    (tmp_path / "passphrase").write_text("correct horse")
+    phrase = ["--passphrase-file", str(tmp_path / "passphrase")]
+    assert main(["anonymize", str(clip), "-o", str(tmp_path / "out"), *QUICK, *phrase]) == 0
+    assert main(["recover", str(tmp_path / "out" / "clip.mp4"), "-o", str(tmp_path / "back"), *phrase]) == 0
+    assert (tmp_path / "back" / "clip.mp4").read_bytes() == clip.read_bytes()
+
+
+def test_a_video_without_a_face_is_an_error_unless_asked_for(tmp_path, capsys):
+    empty = write_source(tmp_path / "empty.mp4", [np.full((96, 128, 3), 90, np.uint8)] * 5)
+    out = tmp_path / "out"
+    assert main(["anonymize", str(empty), "-o", str(out), *QUICK]) == 1
+    assert "empty.mp4: No face was found in any frame" in capsys.readouterr().err
+    assert list(out.iterdir()) == []
+    assert main(["anonymize", str(empty), "-o", str(out), *QUICK, "--without-face", "copy"]) == 0
+    assert len(pixels(out / "empty.mp4")) == 5
+
+
+def test_where_no_face_was_found_is_said(tmp_path, capsys):
+    frames = astronaut(6) + [np.full((240, 240, 3), 90, np.uint8)] * 5
+    source = write_source(tmp_path / "mixed.mp4", frames)
+    assert main(["anonymize", str(source), "-o", str(tmp_path / "out"), *QUICK]) == 0
+    printed = capsys.readouterr()
+    assert "(11 frames, 1 person, 0 faces carried over)" in printed.out
+    assert "no face was found from 0:00.2 to 0:00.4; look there" in printed.err
+
+
+def test_chosen_people_only(tmp_path):
+    """Two people beside each other, of whom the second is to be protected."""
+    pair = [np.concatenate([a, b[:, ::-1]], axis=1) for a, b in zip(astronaut(6), astronaut(6), strict=True)]
+    source = write_source(tmp_path / "pair.mp4", pair, options={"crf": "8"})
+    assert main(["anonymize", str(source), "-o", str(tmp_path / "out"), *QUICK, "--faces", "1"]) == 0
+    after = pixels(tmp_path / "out" / "pair.mp4")
+    left, right = load_detector(None).detect(values(pair[3]))
+    for face, changed in ((left, False), (right, True)):
+        inside = protected_mask(pair[3].shape, [face], demo.MARGIN) == 1
+        assert (change(pair[3], after[3], inside) > 4) == changed
+
+
+@pytest.mark.parametrize("options", [["--variants", "2"], ["--keyed", "--passphrase-env", "PHRASE"]])
+def test_options_for_pictures_are_refused(clip, tmp_path, capsys, monkeypatch, options):
+    monkeypatch.setenv("PHRASE", "correct horse")
+    assert main(["anonymize", str(clip), "-o", str(tmp_path), *QUICK, *options]) == 1
+    assert "clip.mp4: --variants, --keyed and --key-per-face are for pictures" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_video_does_not_stop_the_others(clip, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "bad.mp4").write_bytes(clip.read_bytes()[:3000])
+    (folder / "good.mp4").write_bytes(clip.read_bytes())
+    assert main(["anonymize", str(folder), "-o", str(tmp_path / "out"), *QUICK]) == 1
+    assert "bad.mp4" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.mp4"]
+
+
+def test_people_on_one_face_in_two_shots(data_dir, tmp_path):
+    """A person in two shots gets one new face; two people get two. The judge did not guide."""
+    from diffprivacy.images import read_picture
+    from diffprivacy.recognizers import load_recognizer
+
+    detector = load_detector(data_dir / "detectors" / "yunet_n.onnx")
+    judge = load_recognizer(data_dir / "recognizers" / "mobilefacenet_ms1m.onnx")
+    one, other = sorted((data_dir / "photos" / "lfw250").iterdir())[:2]
+    photos = [*sorted(one.iterdir())[:2], *sorted(other.iterdir())[:1]]
+    frames = [np.ascontiguousarray((read_picture(p).rgb.numpy() * 255).astype(np.uint8)) for p in photos]
+    source = write_source(tmp_path / "shots.mp4", [frame for frame in frames for _ in range(3)], options={"crf": "8"})
+    detect = ["--detector", str(data_dir / "detectors" / "yunet_n.onnx"), "--faces", "all", "--seed", "1"]
+    assert main(["anonymize", str(source), "-o", str(tmp_path / "out"), *detect]) == 0
+
+    def embedding(pictures, number):
+        faces = detector.detect(values(pictures[number]))
+        face = max(faces, key=lambda face: face.area)
+        return judge.embed(values(pictures[number]).movedim(-1, 0)[None], torch.from_numpy(face.landmarks)[None])[0][0]
+
+    before, after = ([embedding(pixels(path), n) for n in (1, 4, 7)] for path in (source, tmp_path / "out/shots.mp4"))
+    print("within", float(after[0] @ after[1]), "between", float(after[0] @ after[2]))
+    assert after[0] @ after[1] > 0.5
+    assert after[0] @ after[2] < 0.35
+    assert max(float(a @ b) for a, b in zip(before, after, strict=True)) < 0.3
