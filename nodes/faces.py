@@ -211,7 +211,7 @@ class CropFaces(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, faces, size, margin, variants) -> io.NodeOutput:
-        _check_pictures(image, faces)
+        check_pictures(image, faces)
         if not len(faces):
             raise NoFaceError("Socket `faces`: there is no face to crop in any picture of the batch.")
         crops = [
@@ -250,7 +250,7 @@ class PasteFaces(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, crops, faces) -> io.NodeOutput:
-        _check_pictures(image, faces)
+        check_pictures(image, faces)
         if faces.margin is None:
             raise DiffPrivacyError(
                 "Socket `faces`: connect the output of Crop Faces, which knows how faces were cropped."
@@ -273,7 +273,7 @@ class PasteFaces(io.ComfyNode):
         return io.NodeOutput(torch.stack(pictures), torch.stack(masks))
 
 
-def _check_pictures(image, faces) -> None:
+def check_pictures(image, faces) -> None:
     found = (len(faces.faces), *faces.size)
     if tuple(image.shape[:3]) != found:
         raise DiffPrivacyError(

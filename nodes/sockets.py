@@ -23,7 +23,8 @@ class FaceBatch:
     """The chosen faces of a batch of pictures, and how Crop Faces cropped them.
 
     faces: for each picture its faces, in the order of the crops; size: (height, width) of the pictures in pixels;
-    margin and variants: those of the crops, None before cropping; opaque: crops are pasted without a soft border.
+    margin and variants: those of the crops, None before cropping; opaque: crops are pasted without a soft border;
+    tracks: for each picture the numbers of its faces' tracks, None where Follow Faces did not follow them.
     """
 
     faces: tuple[tuple[Face, ...], ...]
@@ -31,6 +32,7 @@ class FaceBatch:
     margin: float | None = None
     variants: int | None = None
     opaque: bool = False
+    tracks: tuple[tuple[int, ...], ...] | None = None
 
     def __len__(self) -> int:
         return sum(len(faces) for faces in self.faces)

@@ -52,14 +52,14 @@ def follow_faces(
     before = None
     for i, frame in enumerate(read_frames(video)):
         picture = values(frame.pixels)
-        small = F.adaptive_avg_pool2d(picture.movedim(-1, 0), (18, 32))
-        if before is not None and (small - before).abs().mean() > CUT:
+        small = thumbnail(picture)
+        if before is not None and is_cut(before, small):
             cuts.add(i)
         before = small
         faces = detector.detect(picture)
         found.append(faces)
         if recognizer is not None:
-            embeddings.append([_embedding(recognizer, picture, face) for face in faces])
+            embeddings.append([embedding(recognizer, picture, face) for face in faces])
         if callback is not None:
             callback(i)
     size = (video.height, video.width)
@@ -150,7 +150,17 @@ def _protected(frame: Frame, faces: Sequence[tuple[Face, Tensor]], margin: float
     return Frame(levels(pasted, frame.pixels.dtype.itemsize * 8), frame.time)
 
 
-def _embedding(recognizer: FaceMatcher, picture: Tensor, face: Face) -> np.ndarray:
+def thumbnail(picture: Tensor) -> Tensor:
+    """A frame (H,W,3) as small as :func:`is_cut` compares it, (3,18,32)."""
+    return F.adaptive_avg_pool2d(picture.movedim(-1, 0), (18, 32))
+
+
+def is_cut(before: Tensor, after: Tensor) -> bool:
+    """Whether another shot begins between the thumbnails of two frames."""
+    return bool((after - before).abs().mean() > CUT)
+
+
+def embedding(recognizer: FaceMatcher, picture: Tensor, face: Face) -> np.ndarray:
     """One unit vector (D,) whose dot product with another's is the networks' weighted mean cosine."""
     points = torch.from_numpy(face.landmarks)[None]
     vectors = recognizer.reference(picture.movedim(-1, 0)[None], points)

@@ -1,0 +1,154 @@
+"""Consecutive frames: who is where in each of them, and new faces that do not flicker from one to the next."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from comfy_api.v0_0_2 import io, ui
+
+from ..diffprivacy.errors import DiffPrivacyError, NoFaceError
+from ..diffprivacy.preview import draw_people
+from ..diffprivacy.steady import ABOVE, SECONDS, moving_average
+from ..diffprivacy.video.protect import embedding, is_cut, thumbnail
+from ..diffprivacy.video.tracks import Track, track_faces
+from . import sockets
+from .faces import check_pictures
+
+CATEGORY = "Diff-Privacy/frames"
+
+
+def _frame_rate_input() -> io.Float.Input:
+    return io.Float.Input(
+        "frame_rate",
+        default=24.0,
+        min=1.0,
+        max=240.0,
+        step=0.01,
+        tooltip="Frames per second: connect fps of Get Video Components.",
+    )
+
+
+class FollowFaces(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffPrivacyFollowFaces",
+            display_name="Follow Faces",
+            category=CATEGORY,
+            description="Follows the faces through consecutive frames and fills in those that Detect Faces missed; "
+            "shows them numbered by person.",
+            search_aliases=["track faces", "face tracking", "video face", "video anonymize"],
+            has_intermediate_output=True,
+            inputs=[
+                io.Image.Input("image", tooltip="Consecutive frames, the same that went into Detect Faces."),
+                sockets.Faces.Input("faces", tooltip="From Detect Faces, with without_face on keep unchanged."),
+                _frame_rate_input(),
+                sockets.FaceRecognizer.Input(
+                    "recognizer",
+                    optional=True,
+                    tooltip="Tells who is who where people cross and after a cut. "
+                    "Without it every appearance counts as another person.",
+                ),
+            ],
+            outputs=[
+                sockets.Faces.Output(display_name="faces", tooltip="For Crop Faces."),
+                io.Int.Output(display_name="people", tooltip="Number of people in all frames."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, image, faces, frame_rate, recognizer=None) -> io.NodeOutput:
+        check_pictures(image, faces)
+        if not len(faces):
+            raise NoFaceError(
+                "Socket `faces`: there is no face in any frame, so nothing would be protected. "
+                "Look at the preview of Detect Faces, and try another detector."
+            )
+        frames = image.cpu().float()
+        embeddings = None
+        if recognizer is not None:
+            embeddings = [
+                [embedding(recognizer, frame, face) for face in found]
+                for frame, found in zip(frames, faces.faces, strict=True)
+            ]
+        tracks = track_faces(faces.faces, faces.size, frame_rate, _cuts(frames), embeddings)
+        chosen, numbers, previews = [], [], []
+        for i, frame in enumerate(frames):
+            present = _in_frame(tracks, i)
+            followed = [tracks[number] for number in present]
+            found = tuple(track.face(i) for track in followed)
+            seen = [track.seen[i - track.start] for track in followed]
+            chosen.append(found)
+            numbers.append(tuple(present))
+            previews.append(draw_people(frame, found, [track.person for track in followed], seen))
+        batch = sockets.FaceBatch(tuple(chosen), faces.size, tracks=tuple(numbers))
+        people = len({track.person for track in tracks})
+        return io.NodeOutput(batch, people, ui=ui.PreviewImage(torch.stack(previews)))
+
+
+def _cuts(frames: torch.Tensor) -> list[int]:
+    """The frames (N,H,W,3) that begin another shot."""
+    small = [thumbnail(frame) for frame in frames]
+    return [i for i, (before, after) in enumerate(pairwise(small), start=1) if is_cut(before, after)]
+
+
+def _in_frame(tracks: list[Track], frame: int) -> list[int]:
+    """Numbers of the tracks that are in a frame, by person."""
+    present = [i for i, track in enumerate(tracks) if track.start <= frame < track.stop]
+    return sorted(present, key=lambda i: tracks[i].person)
+
+
+class SteadyFrames(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffPrivacySteadyFrames",
+            display_name="Steady Frames",
+            category=CATEGORY,
+            description="A model whose predictions for consecutive frames of a face are averaged while they are coarse, "
+            "so that the new face does not flicker. Connect it after Energy Guidance.",
+            search_aliases=["temporal consistency", "deflicker", "video smoothing", "video face"],
+            inputs=[
+                io.Model.Input("model", tooltip="From Energy Guidance."),
+                sockets.Faces.Input("faces", tooltip="From Crop Faces, with Follow Faces before it."),
+                _frame_rate_input(),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, faces, frame_rate) -> io.NodeOutput:
+        if faces.tracks is None or faces.variants is None:
+            raise DiffPrivacyError(
+                "Socket `faces`: connect Follow Faces before Crop Faces, and here the faces of Crop Faces."
+            )
+        tracks = torch.tensor([track for of_frame in faces.tracks for track in of_frame])
+        rows = len(faces) * faces.variants
+        radius = max(1, round(SECONDS * frame_rate))
+
+        def post_cfg(args: dict) -> torch.Tensor:
+            denoised = args["denoised"]
+            if len(denoised) != rows:
+                raise DiffPrivacyError(
+                    f"Steady Frames: the sampler draws {len(denoised)} pictures for {rows} ({len(faces)} faces, "
+                    f"{faces.variants} variant(s) each); connect the latent of all crops of the same Crop Faces."
+                )
+            return _averaged(denoised, tracks, radius) if args["sigma"][0] > ABOVE else denoised
+
+        steady = model.clone()
+        steady.set_model_sampler_post_cfg_function(post_cfg)
+        return io.NodeOutput(steady)
+
+
+def _averaged(x: torch.Tensor, tracks: torch.Tensor, radius: int) -> torch.Tensor:
+    """x (F*V, ...), V variants of F crops, averaged over the crops of each track; tracks: (F,)."""
+    of_crops = x.unflatten(0, (len(tracks), -1))
+    averaged = torch.empty_like(of_crops)
+    for track in tracks.unique():
+        crops = tracks == track
+        averaged[crops] = moving_average(of_crops[crops], radius)
+    return averaged.flatten(0, 1)
+
+
+NODES = [FollowFaces, SteadyFrames]
