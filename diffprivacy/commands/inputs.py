@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Set
 from pathlib import Path
 
 from ..errors import DiffPrivacyError
@@ -48,15 +48,19 @@ def pictures_in(given: Path) -> list[Path]:
     return _files_in(given, PICTURE_SUFFIXES)
 
 
-def _files_in(given: Path, suffixes: Collection[str]) -> list[Path]:
+def _files_in(given: Path, suffixes: Set[str]) -> list[Path]:
     if given.is_dir():
         found = sorted(p for p in given.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
         if not found:
-            raise DiffPrivacyError(f"Folder {given} holds nothing to work on ({', '.join(sorted(suffixes))}).")
+            raise DiffPrivacyError(f"Folder {given} holds no {_kinds(suffixes)} ({', '.join(sorted(suffixes))}).")
         return found
     if not given.exists():
-        raise DiffPrivacyError(f"{given} does not exist; give a file or a folder of them.")
+        raise DiffPrivacyError(f"{given} does not exist; give a {_kinds(suffixes)} or a folder of them.")
     return [given]
+
+
+def _kinds(suffixes: Set[str]) -> str:
+    return "picture or video" if suffixes & VIDEO_SUFFIXES else "picture"
 
 
 def all_exist(files: Iterable[Path]) -> bool:

@@ -24,6 +24,7 @@ from ..vault import Seal
 from .inputs import all_exist, is_video, plan
 from .model import add_model_options, add_vision_option
 from .options import positive
+from .people import add_people_options
 from .protect_video import protect_video
 from .sealing import add_seal_options, write_sealed
 from .tools import Tools, load_tools
@@ -57,6 +58,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="WHICH",
         help="all (default), largest, or numbers from the left such as 0,2; in a video people count as they appear",
     )
+    add_people_options(parser)
     add(
         "--without-face",
         choices=["error", "copy"],
@@ -97,7 +99,6 @@ def protect(options: argparse.Namespace) -> int:
     tools = load_tools(options)
     failed = 0
     for source, files in todo.items():
-        files[0].parent.mkdir(parents=True, exist_ok=True)
         try:
             if is_video(source):
                 protect_video(source, files[0], options, tools)
@@ -114,6 +115,7 @@ def _protect_picture(source: Path, files: Sequence[Path], options: argparse.Name
 
     with tqdm(desc=source.name, unit="step", disable=None, leave=False) as bar:
         pictures, key = _protected(source, options, tools, bar)
+    files[0].parent.mkdir(parents=True, exist_ok=True)
     for file in files:
         _write(file, next(pictures), key, tools.seal, options)
 
@@ -139,6 +141,8 @@ def _protected(
     picture = read_picture(source)
     try:
         faces = select_faces(tools.detector.detect(picture.rgb), options.faces)
+        if tools.people is not None:
+            faces = tools.people.in_picture(picture.rgb, faces)
     except NoFaceError:
         if options.without_face == "error":
             raise

@@ -21,13 +21,13 @@ from ..sampling import strength_steps
 from ..steady import SECONDS
 from ..video.files import Video, join, open_video
 from ..video.job import Job
-from ..video.protect import face_at, follow_faces, pieces, protect_pieces, tracks_in
+from ..video.protect import Followed, face_at, follow_faces, pieces, protect_pieces, tracks_in
 from ..video.tracks import Track, select_people
 from .tools import Tools
 
 SETTINGS = (
     *("task", "checkpoint", "recognizer", "size", "detector", "faces", "without_face", "preset", "strength", "steps"),
-    *("seed", "msi", "clip_vision"),
+    *("seed", "msi", "clip_vision", "only", "spared", "person_threshold"),
 )
 """The options that a video's new faces depend on."""
 MOST_GAPS = 10
@@ -52,6 +52,8 @@ def protect_video(source: Path, target: Path, options: argparse.Namespace, tools
         followed = follow_faces(video, tools.detector, tools.model.recognizer, lambda _: bar.update(1))
     try:
         tracks = select_people(followed.tracks, options.faces)
+        if tools.people is not None:
+            tracks = tools.people.in_video(tracks)
     except NoFaceError:
         if options.without_face == "error":
             raise
@@ -70,7 +72,7 @@ def protect_video(source: Path, target: Path, options: argparse.Namespace, tools
     join([path for _, path in plan], video, target, sound=not options.no_sound)
     job.remove()
     print(f"{target} ({_summary(followed.frames, tracks)})")
-    _warn_of_gaps(source, video, followed.frames, tracks)
+    _warn_of_gaps(source, video, followed)
     if tools.seal is not None:
         print(f"{sealed_beside(target, source)} (the original, sealed)")
 
@@ -145,10 +147,10 @@ def _summary(frames: int, tracks: Sequence[Track]) -> str:
     return f"{frames} frames, {len(people)} {'person' if len(people) == 1 else 'people'}, {carried} faces carried over"
 
 
-def _warn_of_gaps(source: Path, video: Video, frames: int, tracks: Sequence[Track]) -> None:
+def _warn_of_gaps(source: Path, video: Video, followed: Followed) -> None:
     """Say where no face was found, as only a look can tell whether there is none."""
-    present = {number for track in tracks for number in range(track.start, track.stop)}
-    runs = [list(run) for found, run in groupby(range(frames), key=present.__contains__) if not found]
+    present = {number for track in followed.tracks for number in range(track.start, track.stop)}
+    runs = [list(run) for found, run in groupby(range(followed.frames), key=present.__contains__) if not found]
     if runs:
         times = [f"{_time(run[0], video)} to {_time(run[-1] + 1, video)}" for run in runs]
         more = f" and {len(times) - MOST_GAPS} times more" if len(times) > MOST_GAPS else ""

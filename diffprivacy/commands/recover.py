@@ -58,10 +58,11 @@ def recover(options: argparse.Namespace) -> int:
     backbone = None
     failed = 0
     for source, (file,) in todo.items():
-        file.parent.mkdir(parents=True, exist_ok=True)
         try:
             if is_video(source):
-                secrets.open_file(_sealed_video(source, options), file)
+                sealed = _sealed_video(source, options)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                secrets.open_file(sealed, file)
                 print(file)
                 continue
             picture = read_picture(source)
@@ -81,6 +82,7 @@ def recover(options: argparse.Namespace) -> int:
             print(f"error: {source}: {error}", file=sys.stderr)
             failed += 1
             continue
+        file.parent.mkdir(parents=True, exist_ok=True)
         write_picture(file, recovered)
         print(file)
     return 1 if failed else 0

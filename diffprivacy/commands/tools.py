@@ -12,6 +12,7 @@ from ..sampling import strength_steps
 from ..stages import PRESETS, Preset
 from ..vault import Seal
 from .model import Model, load_model, load_vision
+from .people import People, load_people
 from .sealing import load_seal
 
 
@@ -24,6 +25,7 @@ class Tools:
     detector: Detector
     model: Model
     msi: MSI | None
+    people: People | None
 
 
 def load_tools(options: argparse.Namespace) -> Tools:
@@ -36,7 +38,7 @@ def load_tools(options: argparse.Namespace) -> Tools:
     if msi is not None:
         load_vision(options, model.backbone)
         msi.check(model.backbone)
-    return Tools(preset, seal, detector, model, msi)
+    return Tools(preset, seal, detector, model, msi, load_people(options, detector, model.recognizer))
 
 
 def _preset(options: argparse.Namespace) -> Preset:

@@ -105,6 +105,44 @@ for photo in sys.argv[1:3]:
 """
 
 
+@pytest.fixture(scope="module")
+def one_of_six(photos, tmp_path_factory) -> tuple[Path, int]:
+    """A photo of one person of the group, taken apart from it, and the person's number there."""
+    picture = read_picture(photos / "group.png").rgb
+    faces = load_detector(None).detect(picture)
+    left, top, right, bottom = (round(value) for value in faces[2].box)
+    room = (right - left) // 2
+    alone = picture[max(0, top - room) : bottom + room, max(0, left - room) : right + room]
+    file = tmp_path_factory.mktemp("person") / "person.png"
+    write_picture(file, Picture(alone))
+    return file, 2
+
+
+@pytest.mark.parametrize(("option", "changes_person"), [("--only", True), ("--except", False)])
+def test_people_in_photos_are_protected_or_spared(photos, one_of_six, tmp_path, option, changes_person):
+    person, number = one_of_six
+    assert main(["anonymize", str(photos / "group.png"), "-o", str(tmp_path), *QUICK, option, str(person)]) == 0
+    before, after = (read_picture(folder / "group.png").rgb for folder in (photos, tmp_path))
+    for i, face in enumerate(load_detector(None).detect(before)):
+        middle = before.shape[0], before.shape[1]
+        x, y = (round(value) for value in face.centre)
+        change = (after - before)[
+            max(0, y - 10) : min(middle[0], y + 10), max(0, x - 10) : min(middle[1], x + 10)
+        ].abs()
+        assert (change.mean() > 0.01) == ((i == number) == changes_person)
+
+
+def test_photos_of_people_show_one_face_each(photos, tmp_path, capsys):
+    command = ["anonymize", str(photos / "astronaut.png"), "-o", str(tmp_path), *QUICK]
+    assert main([*command, "--only", str(photos / "group.png")]) == 1
+    assert "group.png: 6 faces found; give photos with exactly one face" in capsys.readouterr().err
+    assert main([*command, "--except", str(photos / "astronaut.png")]) == 1
+    assert (
+        "astronaut.png: person: every face is, threshold 0.37, so nothing would be protected" in capsys.readouterr().err
+    )
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc, which only Linux has")
 def test_large_photo_takes_the_memory_of_a_few_pictures(photos, tmp_path):
     """The networks aside: three in float32 (the original and both variants), and as much as one in 8 bits."""

@@ -1,0 +1,98 @@
+"""``--only`` and ``--except``: people whose faces are protected, or spared, told by photos of them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..detectors import Detector
+from ..errors import DiffPrivacyError, NoFaceError
+from ..evaluation import FAR
+from ..faces import Face
+from ..images import read_picture
+from ..recognizers import Embeddings, FaceMatcher
+from ..selection import select_person
+from ..video.tracks import SAME_PERSON, Track
+from .inputs import pictures_in
+
+
+def add_people_options(parser: argparse.ArgumentParser) -> None:
+    """The options that :func:`load_people` reads."""
+    group = parser.add_mutually_exclusive_group()
+    photos = {"action": "append", "type": Path, "metavar": "PHOTO"}
+    group.add_argument("--only", **photos, help="protect only the people in these photos, of one face each, or folders")
+    group.add_argument("--except", dest="spared", **photos, help="protect everybody but the people in these photos")
+    parser.add_argument(
+        "--person-threshold",
+        type=float,
+        metavar="COSINE",
+        help=f"from which two faces are one person (default: kept beside the recognizer, else {SAME_PERSON})",
+    )
+
+
+@dataclass(frozen=True)
+class People:
+    """The people of some photos, and whether they are protected or spared."""
+
+    recognizer: FaceMatcher
+    references: Embeddings
+    threshold: float
+    keep: Literal["only", "all but"]
+
+    def in_picture(self, picture: Tensor, faces: Sequence[Face]) -> list[Face]:
+        """The faces to protect; raises NoFaceError if there is none."""
+        return select_person(
+            faces, lambda face: _embeddings(self.recognizer, picture, face), self.references, self.threshold, self.keep
+        )
+
+    def in_video(self, tracks: Sequence[Track]) -> list[Track]:
+        """The tracks of the people to protect, told by all appearances of each; raises NoFaceError if there is none."""
+        weighted = [
+            weight**0.5 * vectors for weight, vectors in zip(self.recognizer.weights, self.references, strict=True)
+        ]
+        known = torch.cat(weighted, dim=1).cpu().numpy()
+        alike = {
+            track.person
+            for track in tracks
+            if track.embedding is not None and (known @ track.embedding).max() >= self.threshold
+        }
+        chosen = [track for track in tracks if (track.person in alike) == (self.keep == "only")]
+        if not chosen:
+            raise NoFaceError("person: nobody in the video is to be protected.")
+        return chosen
+
+
+def load_people(options: argparse.Namespace, detector: Detector, recognizer: FaceMatcher | None) -> People | None:
+    """The people that the options name, None for none.
+
+    Raises DiffPrivacyError, naming the photo, where one does not show exactly one face, and without a recognizer.
+    """
+    given = options.only or options.spared
+    if not given:
+        return None
+    if recognizer is None:
+        raise DiffPrivacyError(
+            "--only and --except need a recognizer that knows people again; name one with --recognizer."
+        )
+    embeddings = []
+    for photo in (picture for folder in given for picture in pictures_in(folder)):
+        picture = read_picture(photo).rgb
+        faces = detector.detect(picture)
+        if len(faces) != 1:
+            raise DiffPrivacyError(f"{photo}: {len(faces)} faces found; give photos with exactly one face.")
+        embeddings.append(_embeddings(recognizer, picture, faces[0]))
+    references = tuple(torch.cat(vectors) for vectors in zip(*embeddings, strict=True))
+    kept = {threshold.far: threshold.cosine for threshold in recognizer.thresholds}.get(FAR, SAME_PERSON)
+    threshold = kept if options.person_threshold is None else options.person_threshold
+    return People(recognizer, references, threshold, "only" if options.only else "all but")
+
+
+def _embeddings(recognizer: FaceMatcher, picture: Tensor, face: Face) -> Embeddings:
+    points = torch.from_numpy(face.landmarks)[None]
+    return recognizer.reference(picture.movedim(-1, 0)[None], points, mirrored=True)
