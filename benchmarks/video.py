@@ -1,4 +1,4 @@
-"""How steady protected videos are, and whether a person keeps one new face; prints two tables.
+"""How steady protected videos are, what that takes from expressions, and whether a person keeps one new face; prints three tables.
 
     DIFFPRIVACY_DATA=... python -m benchmarks.video
 
@@ -27,11 +27,14 @@ from diffprivacy.faces import Face, crop_face, crop_landmarks
 from diffprivacy.images import read_picture
 from diffprivacy.recognizers import FaceMatcher, load_recognizer
 from diffprivacy.stages import PRESETS
+from diffprivacy.steady import radius
 from diffprivacy.video.tracks import track_faces
 
 RATE = 25
 SIDE = 512
 PRESET = PRESETS["anonymize"]["default"]
+TALK, OPEN = 2.5, 14
+"""How often a second a talking mouth opens, and by how many pixels of 512."""
 
 
 def filmed(path: Path, frames: int) -> list[Tensor]:
@@ -81,18 +84,18 @@ def steadiness(photos: Sequence[Path], frames: int, detector: Detector, judge: F
         every = torch.randn(frames, *shape, generator=generator)
         one = every[:1].expand(frames, -1, -1, -1)
         smooth = [track.face(i) for i in range(frames)]
-        for name, faces, noise, radius in (
+        for name, faces, noise, reach in (
             ("the original", smooth, None, 0),
             ("own noise for each frame", smooth, every, 0),
             ("one noise, points as detected", found, one, 0),
             ("one noise, points smoothed", smooth, one, 0),
-            ("and averaged over neighbours", smooth, one, 2),
+            ("and averaged over neighbours", smooth, one, radius(RATE)),
         ):
             crops, landmarks = cropped(pictures, faces)
             new = crops
             if noise is not None:
                 energy = pipeline.anonymizing(guide)
-                new = pipeline.redraw_crops(crops, landmarks, noise, backbone, PRESET, energy, steadiness=radius)
+                new = pipeline.redraw_crops(crops, landmarks, noise, backbone, PRESET, energy, steadiness=reach)
             before, after = (judge.reference(pictures, landmarks)[0] for pictures in (crops, new))
             within = after @ after.T
             result = [tremble(new), float(within.mean()), float(within.min()), float((before * after).sum(1).mean())]
@@ -102,6 +105,49 @@ def steadiness(photos: Sequence[Path], frames: int, detector: Detector, judge: F
     for name, results in rows.items():
         trembling, within, least, original = np.mean(results, axis=0)
         print(f"| {name} | {trembling:.1f} | {within:.2f} | {least:.2f} | {original:.2f} |")
+
+
+def talking(path: Path, detector: Detector, frames: int) -> tuple[list[Tensor], Face]:
+    """A photo (512,512,3) whose mouth opens and closes 2.5 times a second, and its face, which stays where it is."""
+    photo = (read_picture(path).rgb.numpy() * 255).astype(np.float32)
+    face = largest(detector, torch.from_numpy(photo) / 255)
+    (x0, y0), width = face.landmarks[3:].mean(axis=0), np.linalg.norm(face.landmarks[3] - face.landmarks[4])
+    y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)
+    across, below = ((x - x0) / width) ** 2, (y - y0) / width
+    jaw = np.exp(-2 * across - 4 * np.clip(below - 0.8, 0, None) ** 2) * np.clip(4 * below, 0, 1)
+    pictures = []
+    for opening in OPEN * (0.5 - 0.5 * np.cos(2 * np.pi * TALK * np.arange(frames) / RATE)):
+        moved = cv2.remap(photo, x, y - (opening * jaw).astype(np.float32), cv2.INTER_CUBIC)
+        dark = np.exp(-6 * across - ((y - y0 - opening / 2) / (opening / 2 + 0.01)) ** 2) * min(1, opening / 6)
+        pictures.append(torch.from_numpy(np.clip(moved * (1 - 0.7 * dark[..., None]), 0, 255).astype(np.float32) / 255))
+    return pictures, face
+
+
+def swing(crops: Tensor, landmarks: Tensor) -> float:
+    """How far the mouth's pixels move at the frequency of the talking, in levels of 255."""
+    column, row = landmarks[0, 3:].mean(dim=0).round().int().tolist()
+    mouth = crops[:, :, row - 6 : row + 12, column - 10 : column + 10].to(torch.complex64)
+    wave = torch.exp(-2j * torch.pi * TALK * torch.arange(len(crops)) / RATE)
+    return 255 * float((mouth * wave[:, None, None, None]).mean(dim=0).abs().mean())
+
+
+def expressions(photos: Sequence[Path], frames: int, detector: Detector) -> None:
+    backbone, guide = load_backbone(), demo.load_recognizer("guide")
+    shape = pipeline.latent_shape(backbone, demo.IMAGE_SIZE)
+    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).expand(frames, -1, -1, -1)
+    rows: dict[int, list[list[float]]] = {}
+    for path in photos:
+        pictures, face = talking(path, detector, frames)
+        crops, landmarks = cropped(pictures, [face] * frames)
+        for reach in (0, 1, 2, 4):
+            energy = pipeline.anonymizing(guide)
+            new = pipeline.redraw_crops(crops, landmarks, noise, backbone, PRESET, energy, steadiness=reach)
+            rows.setdefault(reach, []).append([swing(new, landmarks), tremble(new)])
+    print("\n| averaged over neighbours to both sides | the mouth's movement | tremble |\n|---|---|---|")
+    whole = np.mean(rows[0], axis=0)
+    for reach, results in rows.items():
+        moved, trembling = np.mean(results, axis=0)
+        print(f"| {reach} | {100 * moved / whole[0]:.0f} % | {trembling:.1f} |")
 
 
 def shots(people: Sequence[Path], detector: Detector, judge: FaceMatcher) -> None:
@@ -153,6 +199,7 @@ def main() -> None:
     judge = load_recognizer(data / "recognizers" / "mobilefacenet_ms1m.onnx")
     photos = [data / "photos" / "celebahq512" / f"{name}.jpg" for name in options.photos]
     steadiness(photos, options.frames, detector, judge)
+    expressions(photos, 20, detector)
     shots(sorted((data / "photos" / "lfw250").iterdir())[: options.people], detector, judge)
 
 

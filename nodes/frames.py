@@ -9,7 +9,7 @@ from comfy_api.v0_0_2 import io, ui
 
 from ..diffprivacy.errors import DiffPrivacyError, NoFaceError
 from ..diffprivacy.preview import draw_people
-from ..diffprivacy.steady import ABOVE, SECONDS, moving_average
+from ..diffprivacy.steady import ABOVE, moving_average, radius
 from ..diffprivacy.video.protect import embedding, is_cut, thumbnail
 from ..diffprivacy.video.tracks import Track, track_faces
 from . import sockets
@@ -125,7 +125,7 @@ class SteadyFrames(io.ComfyNode):
             )
         tracks = torch.tensor([track for of_frame in faces.tracks for track in of_frame])
         rows = len(faces) * faces.variants
-        radius = max(1, round(SECONDS * frame_rate))
+        reach = radius(frame_rate)
 
         def post_cfg(args: dict) -> torch.Tensor:
             denoised = args["denoised"]
@@ -134,20 +134,20 @@ class SteadyFrames(io.ComfyNode):
                     f"Steady Frames: the sampler draws {len(denoised)} pictures for {rows} ({len(faces)} faces, "
                     f"{faces.variants} variant(s) each); connect the latent of all crops of the same Crop Faces."
                 )
-            return _averaged(denoised, tracks, radius) if args["sigma"][0] > ABOVE else denoised
+            return _averaged(denoised, tracks, reach) if args["sigma"][0] > ABOVE else denoised
 
         steady = model.clone()
         steady.set_model_sampler_post_cfg_function(post_cfg)
         return io.NodeOutput(steady)
 
 
-def _averaged(x: torch.Tensor, tracks: torch.Tensor, radius: int) -> torch.Tensor:
+def _averaged(x: torch.Tensor, tracks: torch.Tensor, reach: int) -> torch.Tensor:
     """x (F*V, ...), V variants of F crops, averaged over the crops of each track; tracks: (F,)."""
     of_crops = x.unflatten(0, (len(tracks), -1))
     averaged = torch.empty_like(of_crops)
     for track in tracks.unique():
         crops = tracks == track
-        averaged[crops] = moving_average(of_crops[crops], radius)
+        averaged[crops] = moving_average(of_crops[crops], reach)
     return averaged.flatten(0, 1)
 
 

@@ -18,7 +18,7 @@ from .. import __version__, pipeline
 from ..errors import DiffPrivacyError, NoFaceError
 from ..recognizers import FaceMatcher
 from ..sampling import strength_steps
-from ..steady import SECONDS
+from ..steady import radius
 from ..video.files import Video, join, open_video
 from ..video.job import Job
 from ..video.protect import Followed, face_at, follow_faces, pieces, protect_pieces, tracks_in
@@ -114,7 +114,7 @@ def _redraw(
             if anonymizes
             else pipeline.hiding(model.recognizer),
             words.get(person),
-            steadiness=max(1, round(SECONDS * video.rate)),
+            steadiness=radius(float(video.rate)),
             callback=callback,
         )
         if anonymizes and model.recognizer is not None and person not in job.faces:

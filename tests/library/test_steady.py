@@ -23,6 +23,6 @@ def test_what_does_not_change_stays():
 
 def test_only_above_the_sigma_are_neighbours_averaged():
     x = torch.randn(5, 4, 2, 2)
-    denoiser = steadied(lambda x, sigma: x * 0.5, radius=1, above=0.3)
+    denoiser = steadied(lambda x, sigma: x * 0.5, reach=1, above=0.3)
     assert torch.equal(denoiser(x, torch.tensor(0.3)), x * 0.5)
     assert torch.equal(denoiser(x, torch.tensor(0.31)), moving_average(x * 0.5, 1))
