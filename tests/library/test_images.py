@@ -15,6 +15,7 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.images import Picture, decode_picture, encode_png, read_picture, write_picture
+from tests.library.clear_errors import assert_one_clear_error
 
 RNG = np.random.default_rng(0)
 SECRET = "Jane Doe, 12 Elm Street"
@@ -254,43 +255,33 @@ def test_damaged_profile_is_ignored():
     np.testing.assert_array_equal(levels(decode_picture(data, "photo")), photo())
 
 
-def assert_one_clear_error(path, *words: str):
-    with pytest.raises(DiffPrivacyError) as caught:
-        read_picture(path)
-    message = str(caught.value)
-    assert str(path) in message
-    assert "\n" not in message
-    for word in words:
-        assert word in message
-
-
 def test_bad_files_get_one_clear_error(tmp_path):
-    assert_one_clear_error(tmp_path / "missing.jpg", "no such file")
-    assert_one_clear_error(tmp_path, "folder")
+    assert_one_clear_error(read_picture, tmp_path / "missing.jpg", "no such file")
+    assert_one_clear_error(read_picture, tmp_path, "folder")
 
     text = tmp_path / "text.jpg"
     text.write_text("not a picture")
-    assert_one_clear_error(text, "not a picture", "JPEG", "PNG")
+    assert_one_clear_error(read_picture, text, "not a picture", "JPEG", "PNG")
 
     empty = tmp_path / "empty.png"
     empty.write_bytes(b"")
-    assert_one_clear_error(empty, "not a picture")
+    assert_one_clear_error(read_picture, empty, "not a picture")
 
     truncated = tmp_path / "truncated.png"
     noise = Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8))
     truncated.write_bytes(encoded(noise)[:5000])
-    assert_one_clear_error(truncated, "truncated")
+    assert_one_clear_error(read_picture, truncated, "truncated")
 
     header = struct.pack(">II5B", 60000, 60000, 8, 2, 0, 0, 0)
     bomb = tmp_path / "bomb.png"
     good = encoded(Image.fromarray(photo()))
     crc = struct.pack(">I", zlib.crc32(b"IHDR" + header))
     bomb.write_bytes(good[:16] + header + crc + good[33:])
-    assert_one_clear_error(bomb, "too large")
+    assert_one_clear_error(read_picture, bomb, "too large")
 
     floats = tmp_path / "floats.tif"
     floats.write_bytes(tiff(RNG.random((8, 8), dtype=np.float32)))
-    assert_one_clear_error(floats, "mode F", "16 bits")
+    assert_one_clear_error(read_picture, floats, "mode F", "16 bits")
 
 
 SAMPLES = {

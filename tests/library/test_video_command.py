@@ -19,7 +19,7 @@ from diffprivacy.faces import crop_face, crop_landmarks, protected_mask
 from diffprivacy.images import Picture, values, write_picture
 from diffprivacy.stages import PRESETS
 from diffprivacy.video import protect
-from tests.library.test_video_files import av, pixels, psnr, seconds, sound_packets, write_source
+from tests.library.videos import av, pixels, psnr, seconds, sound_packets, write_source
 
 QUICK = ["--steps", "5", "--strength", "0.6"]
 FRAMES = 12
