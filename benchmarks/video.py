@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from diffprivacy import demo, pipeline
-from diffprivacy.commands.protect_video import mean_face
 from diffprivacy.demo.host import load_backbone
 from diffprivacy.detectors import Detector, load_detector
 from diffprivacy.faces import Face, crop_face, crop_landmarks
@@ -28,6 +27,7 @@ from diffprivacy.images import read_picture
 from diffprivacy.recognizers import FaceMatcher, load_recognizer
 from diffprivacy.stages import PRESETS
 from diffprivacy.steady import radius
+from diffprivacy.video.redraw import mean_face
 from diffprivacy.video.tracks import track_faces
 
 RATE = 25

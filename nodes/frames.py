@@ -8,9 +8,10 @@ import torch
 from comfy_api.v0_0_2 import io, ui
 
 from ..diffprivacy.errors import DiffPrivacyError, NoFaceError
+from ..diffprivacy.evaluation import embedding
 from ..diffprivacy.preview import draw_people
 from ..diffprivacy.steady import ABOVE, moving_average, radius
-from ..diffprivacy.video.protect import embedding, is_cut, thumbnail
+from ..diffprivacy.video.protect import is_cut, thumbnail
 from ..diffprivacy.video.tracks import Track, track_faces
 from . import sockets
 from .faces import check_pictures

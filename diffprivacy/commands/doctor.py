@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..errors import DiffPrivacyError
+from ..video.files import load_av
 from .model import first_device
 
 
@@ -32,11 +34,16 @@ def doctor(options: argparse.Namespace) -> int:
         "onnx2torch": "onnx2torch",
         "cv2": "opencv-python",
         "pyrage": "pyrage",
-        "av": "'av>=18' (for videos)",
         "skimage": "scikit-image",
         "sklearn": "scikit-learn",
     }.items():
         there = importlib.util.find_spec(module) is not None
         missing += not there
         print(f"{module}: {'installed' if there else f'missing, run: pip install {package}'}")
+    try:
+        load_av()
+        print("av: installed")
+    except DiffPrivacyError as error:
+        missing += 1
+        print(f"av: {error}")
     return 1 if missing else 0

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..detectors import Detector
 from ..errors import DiffPrivacyError, NoFaceError
-from ..evaluation import FAR
+from ..evaluation import FAR, embedding
 from ..faces import Face
 from ..images import read_picture
-from ..recognizers import Embeddings, FaceMatcher
+from ..recognizers import FaceMatcher
 from ..selection import select_person
 from ..video.tracks import SAME_PERSON, Track
 from .inputs import pictures_in
@@ -38,31 +39,36 @@ def add_people_options(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class People:
-    """The people of some photos, and whether they are protected or spared."""
+    """The people of some photos, and whether they are protected or spared.
+
+    known: embeddings (n,D) of the photos' faces. threshold: cosine from which a face is one of theirs.
+    """
 
     recognizer: FaceMatcher
-    references: Embeddings
+    known: np.ndarray
     threshold: float
     keep: Literal["only", "all but"]
 
     def in_picture(self, picture: Tensor, faces: Sequence[Face]) -> list[Face]:
         """The faces to protect; raises NoFaceError if there is none."""
-        return select_person(
-            faces, lambda face: _embeddings(self.recognizer, picture, face), self.references, self.threshold, self.keep
-        )
+
+        def embed(face: Face) -> list[Tensor]:
+            return [torch.from_numpy(embedding(self.recognizer, picture, face))[None]]
+
+        return select_person(faces, embed, [torch.from_numpy(self.known)], self.threshold, self.keep)
 
     def in_video(self, tracks: Sequence[Track]) -> list[Track]:
-        """The tracks of the people to protect, told by all appearances of each; raises NoFaceError if there is none."""
-        weighted = [
-            weight**0.5 * vectors for weight, vectors in zip(self.recognizer.weights, self.references, strict=True)
-        ]
-        known = torch.cat(weighted, dim=1).cpu().numpy()
-        alike = {
-            track.person
-            for track in tracks
-            if track.embedding is not None and (known @ track.embedding).max() >= self.threshold
-        }
-        chosen = [track for track in tracks if (track.person in alike) == (self.keep == "only")]
+        """The tracks to protect; raises NoFaceError if there is none.
+
+        Who is to be protected is so in all appearances once one is alike; who is spared is spared only in those that
+        are alike themselves, so that a mistake protects too much.
+        """
+        alike = [track for track in tracks if (self.known @ track.embedding).max() >= self.threshold]
+        people = {track.person for track in alike}
+        if self.keep == "only":
+            chosen = [track for track in tracks if track.person in people]
+        else:
+            chosen = [track for track in tracks if track not in alike]
         if not chosen:
             raise NoFaceError("person: nobody in the video is to be protected.")
         return chosen
@@ -86,13 +92,7 @@ def load_people(options: argparse.Namespace, detector: Detector, recognizer: Fac
         faces = detector.detect(picture)
         if len(faces) != 1:
             raise DiffPrivacyError(f"{photo}: {len(faces)} faces found; give photos with exactly one face.")
-        embeddings.append(_embeddings(recognizer, picture, faces[0]))
-    references = tuple(torch.cat(vectors) for vectors in zip(*embeddings, strict=True))
+        embeddings.append(embedding(recognizer, picture, faces[0]))
     kept = {threshold.far: threshold.cosine for threshold in recognizer.thresholds}.get(FAR, SAME_PERSON)
     threshold = kept if options.person_threshold is None else options.person_threshold
-    return People(recognizer, references, threshold, "only" if options.only else "all but")
-
-
-def _embeddings(recognizer: FaceMatcher, picture: Tensor, face: Face) -> Embeddings:
-    points = torch.from_numpy(face.landmarks)[None]
-    return recognizer.reference(picture.movedim(-1, 0)[None], points, mirrored=True)
+    return People(recognizer, np.stack(embeddings), threshold, "only" if options.only else "all but")

@@ -6,22 +6,17 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from .. import __version__, pipeline
+from .. import __version__
 from ..errors import DiffPrivacyError, NoFaceError
-from ..recognizers import FaceMatcher
 from ..sampling import strength_steps
-from ..steady import radius
 from ..video.files import Video, join, open_video
 from ..video.job import Job
-from ..video.protect import Followed, face_at, follow_faces, pieces, protect_pieces, tracks_in
+from ..video.protect import Followed, follow_faces, pieces, protect_pieces, tracks_in
+from ..video.redraw import one_face_each
 from ..video.tracks import Track, select_people
 from .tools import Tools
 
@@ -45,11 +40,12 @@ def protect_video(source: Path, target: Path, options: argparse.Namespace, tools
         raise DiffPrivacyError("--variants, --keyed and --key-per-face are for pictures; leave them out for videos.")
     if tools.seal is not None:
         tools.seal.check_file(source)
+    model = tools.model
     video = open_video(source)
     with tqdm(
         desc=f"{source.name}: finding faces", total=video.frames or None, unit="frame", disable=None, leave=False
     ) as bar:
-        followed = follow_faces(video, tools.detector, tools.model.recognizer, lambda _: bar.update(1))
+        followed = follow_faces(video, tools.detector, model.recognizer, lambda _: bar.update(1))
     try:
         tracks = select_people(followed.tracks, options.faces)
         if tools.people is not None:
@@ -65,8 +61,20 @@ def protect_video(source: Path, target: Path, options: argparse.Namespace, tools
         tools.preset.steps, tools.preset.strength
     )
     with tqdm(desc=source.name, total=steps, unit="step", disable=None, leave=False) as bar:
-        redraw = _redraw(video, tracks, job, options, tools, lambda _: bar.update(1))
-        protect_pieces(video, todo, tracks, redraw, tools.model.size, tools.model.margin)
+        redraw = one_face_each(
+            video,
+            tracks,
+            job,
+            options.task,
+            model.backbone,
+            model.size,
+            model.margin,
+            tools.preset,
+            model.recognizer,
+            tools.msi,
+            callback=lambda _: bar.update(1),
+        )
+        protect_pieces(video, todo, tracks, redraw, model.size, model.margin)
     if tools.seal is not None:
         tools.seal.close_file(source, sealed_beside(target, source))
     join([path for _, path in plan], video, target, sound=not options.no_sound)
@@ -80,54 +88,6 @@ def protect_video(source: Path, target: Path, options: argparse.Namespace, tools
 def sealed_beside(target: Path, source: Path) -> Path:
     """Where the sealed original of a protected video lies."""
     return target.with_name(f"{target.stem}{source.suffix}.age")
-
-
-def _redraw(
-    video: Video,
-    tracks: Sequence[Track],
-    job: Job,
-    options: argparse.Namespace,
-    tools: Tools,
-    callback: Callable[[dict[str, Any]], object],
-) -> Callable[[Tensor, Tensor, int], Tensor]:
-    """What makes a person's consecutive crops new: every person has one noise, and one face to be in all of them."""
-    model = tools.model
-    people = max((track.person for track in tracks), default=-1) + 1
-    generator = torch.Generator().manual_seed(job.seed)
-    noise = torch.randn(people, *pipeline.latent_shape(model.backbone, model.size), generator=generator)
-    words: dict[int, Tensor] = {}
-    if tools.msi is not None:
-        for person in {track.person for track in tracks}:
-            largest = max((track for track in tracks if track.person == person), key=lambda track: track.area)
-            crop = face_at(video, largest, model.size, model.margin)
-            words[person] = tools.msi.words(model.backbone, crop[None])[0]
-
-    def redraw(crops: Tensor, landmarks: Tensor, person: int) -> Tensor:
-        anonymizes = options.task == "anonymize"
-        new = pipeline.redraw_crops(
-            crops,
-            landmarks,
-            noise[person].expand(len(crops), -1, -1, -1),
-            model.backbone,
-            tools.preset,
-            pipeline.anonymizing(model.recognizer, target=job.faces.get(person))
-            if anonymizes
-            else pipeline.hiding(model.recognizer),
-            words.get(person),
-            steadiness=radius(float(video.rate)),
-            callback=callback,
-        )
-        if anonymizes and model.recognizer is not None and person not in job.faces:
-            job.keep_face(person, mean_face(model.recognizer, new, landmarks))
-        return new
-
-    return redraw
-
-
-def mean_face(recognizer: FaceMatcher, crops: Tensor, landmarks: Tensor) -> list[Tensor]:
-    """The embeddings (1,D), one for each network, of what several crops of one face have in common."""
-    means = [vectors.mean(dim=0, keepdim=True) for vectors in recognizer.reference(crops, landmarks)]
-    return [torch.nn.functional.normalize(mean) for mean in means]
 
 
 def _settings(source: Path, options: argparse.Namespace) -> str:

@@ -122,7 +122,7 @@ def part_writer(path: Path, video: Video) -> Iterator[Callable[[Frame], None]]:
     The file appears complete at the end of the block, or not at all.
     Raises DiffPrivacyError if it cannot be written.
     """
-    av = _av()
+    av = load_av()
     with appearing(path) as temporary:
         with _named_errors(path, "cannot be written"):
             # NUT keeps the source's time base and the time of the first frame.
@@ -151,7 +151,7 @@ def join(parts: Sequence[Path], source: Video, target: Path, sound: bool = True)
     The file appears complete or not at all.
     Raises DiffPrivacyError if it cannot be written, or if the parts were encoded differently.
     """
-    av = _av()
+    av = load_av()
     from av.container import Flags
 
     options = {"movflags": "faststart", "movie_timescale": "90000"}
@@ -191,7 +191,7 @@ def join(parts: Sequence[Path], source: Video, target: Path, sound: bool = True)
             output.mux(packet)
 
 
-def _av():
+def load_av():
     """PyAV, which is needed for videos only; raises DiffPrivacyError where it is missing or too old."""
     needed = "Videos need the package av, 18 or later, and with it Python 3.11: run pip install 'av>=18'."
     try:
@@ -206,7 +206,7 @@ def _av():
 @contextmanager
 def _named_errors(path: Path, what: str) -> Iterator[None]:
     """Turn errors of the file system and of FFmpeg into one that names the file."""
-    av = _av()
+    av = load_av()
     try:
         yield
     except (av.FFmpegError, OSError) as error:
@@ -215,7 +215,7 @@ def _named_errors(path: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def _open(path: Path) -> Iterator[InputContainer]:
-    av = _av()
+    av = load_av()
     try:
         # The prefix keeps a name such as 12:30.mp4 from being taken for an address.
         container = av.open(f"file:{path}", metadata_errors="replace")
@@ -252,7 +252,7 @@ def _decode(container: InputContainer, stream: VideoStream, path: Path) -> Itera
 
     Raises DiffPrivacyError at a frame that is damaged.
     """
-    av = _av()
+    av = load_av()
     # An AVI holds the times of its frames in their order, but not which frame is shown when.
     is_avi = container.format.name == "avi"
     # The decoder of HEVC leaves out a frame that it cannot decode, without an error.
@@ -303,7 +303,7 @@ def _pixels(frame: VideoFrame, video: Video) -> np.ndarray:
 
 def _even(frame: Frame, video: Video) -> VideoFrame:
     """Of even size, as the colour of 2 x 2 pixels is stored once: the last row and column are repeated for that."""
-    av = _av()
+    av = load_av()
     height, width, _ = frame.pixels.shape
     pixels = np.pad(frame.pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     even = av.VideoFrame.from_ndarray(pixels, format=_rgb_format(video))
@@ -314,7 +314,7 @@ def _even(frame: Frame, video: Video) -> VideoFrame:
 
 def _to_yuv(video: Video) -> Graph:
     """Turns RGB to what is encoded, colour placed at the left of two pixels as usual; ``reformat`` would centre it."""
-    av = _av()
+    av = load_av()
     from av.filter import Graph
 
     graph = Graph()
@@ -417,7 +417,7 @@ def _copied(stream: AudioStream, output: OutputContainer) -> Callable[[Packet], 
 
 def _encoded(stream: AudioStream, output: OutputContainer) -> Callable[[Packet], Iterable[Packet]]:
     """As AAC; where sound is missing or cannot be decoded, silence keeps what follows in time."""
-    av = _av()
+    av = load_av()
     from av.codec.context import Flags
 
     rates = av.Codec("aac", "w").audio_rates or []

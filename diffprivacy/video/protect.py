@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..detectors import Detector
+from ..evaluation import embedding
 from ..faces import Face, crop_face, crop_landmarks, paste_faces
 from ..images import levels, values
 from ..recognizers import FaceMatcher
@@ -93,8 +94,8 @@ def protect_pieces(
     stream = enumerate(read_frames(video, first), start=first)
     held: dict[int, Frame] = {}
     for piece, path in todo:
-        for number, frame in _up_to(stream, held, piece.stop + CONTEXT):
-            held[number] = frame
+        while max(held, default=first - 1) + 1 < piece.stop + CONTEXT and (item := next(stream, None)) is not None:
+            held[item[0]] = item[1]
         for number in [number for number in held if number < piece.start - CONTEXT]:
             del held[number]
         new = _redrawn(held, piece, tracks, redraw, size, margin)
@@ -110,12 +111,6 @@ def face_at(video: Video, track: Track, size: int, margin: float) -> Tensor:
     number = track.start + int(seen[int(np.argmax(spread))])
     (frame,) = read_frames(video, number, number + 1)
     return crop_face(values(frame.pixels), track.face(number), size, margin).movedim(-1, 0)
-
-
-def _up_to(stream: Iterator[tuple[int, Frame]], held: dict[int, Frame], stop: int) -> Iterator[tuple[int, Frame]]:
-    """Further frames until the one before ``stop`` is held or the video ends."""
-    while max(held, default=-1) + 1 < stop and (item := next(stream, None)) is not None:
-        yield item
 
 
 def _redrawn(
@@ -158,11 +153,3 @@ def thumbnail(picture: Tensor) -> Tensor:
 def is_cut(before: Tensor, after: Tensor) -> bool:
     """Whether another shot begins between the thumbnails of two frames."""
     return bool((after - before).abs().mean() > CUT)
-
-
-def embedding(recognizer: FaceMatcher, picture: Tensor, face: Face) -> np.ndarray:
-    """One unit vector (D,) whose dot product with another's is the networks' weighted mean cosine."""
-    points = torch.from_numpy(face.landmarks)[None]
-    vectors = recognizer.reference(picture.movedim(-1, 0)[None], points)
-    weighted = [weight**0.5 * vector[0] for weight, vector in zip(recognizer.weights, vectors, strict=True)]
-    return torch.cat(weighted).cpu().numpy()

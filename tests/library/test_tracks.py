@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from diffprivacy import demo
+from diffprivacy.commands.people import People
 from diffprivacy.errors import DiffPrivacyError, NoFaceError
 from diffprivacy.faces import ARCFACE_TEMPLATE, Face
 from diffprivacy.video.tracks import Track, select_people, track_faces
@@ -146,3 +148,18 @@ def test_choosing_people():
         select_people(tracks, "left")
     with pytest.raises(NoFaceError, match="No face was found in any frame"):
         select_people([], "all")
+
+
+def test_people_told_by_photos_are_protected_too_often_rather_than_too_rarely():
+    """Two appearances are linked as one person's, and only the first is like the photo."""
+    photo, other = np.array([1.0, 0.0]), np.array([0.3, 0.954])
+    frames = moving(200, 0, 20) + moving(400, 0, 20)
+    embeddings = [[np.array([0.8, 0.6])]] * 20 + [[other]] * 20
+    tracks = track_faces(frames, SIZE, RATE, cuts=[20], embeddings=embeddings)
+    assert [track.person for track in tracks] == [0, 0]
+
+    def people(keep):
+        return People(demo.load_recognizer("guide"), photo[None], 0.5, keep)
+
+    assert people("only").in_video(tracks) == tracks
+    assert people("all but").in_video(tracks) == tracks[1:]
