@@ -24,20 +24,21 @@ import pyrage
 import torch
 from torch import Tensor
 
-from diffprivacy import demo, keyed, pipeline
-from diffprivacy.demo.host import load_backbone
-from diffprivacy.detectors import load_detector
+from diffprivacy import demo, pipeline
+from diffprivacy.backends.diffusers import DiffusersBackbone
+from diffprivacy.demo.backend import load_backbone
+from diffprivacy.diffusion.conditioning import PRESETS
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.faces import Face, crop_face, crop_landmarks, paste_faces
-from diffprivacy.hosts.diffusers import DiffusersBackbone
-from diffprivacy.images import Picture, decode_picture, encode_png, levels, read_picture, write_picture
-from diffprivacy.keys import RecoveryKey
-from diffprivacy.metrics import psnr
-from diffprivacy.preview import contact_sheet
-from diffprivacy.recognizers import FaceMatcher, load_recognizer
-from diffprivacy.recovery import record, recover
-from diffprivacy.stages import PRESETS
-from diffprivacy.vault import Opener, Seal
+from diffprivacy.evaluation.drawing import contact_sheet
+from diffprivacy.faces.detectors import load_detector
+from diffprivacy.faces.geometry import Face, crop_face, crop_landmarks, paste_faces
+from diffprivacy.identity.recognizers import FaceMatcher, load_recognizer
+from diffprivacy.identity.verification import psnr
+from diffprivacy.media.images import Picture, decode_picture, encode_png, levels, read_picture, write_picture
+from diffprivacy.recovery import keyed
+from diffprivacy.recovery.encryption import Opener, Seal
+from diffprivacy.recovery.key import RecoveryKey
+from diffprivacy.recovery.replay import record, recover
 
 JUDGES = {"mobilefacenet_ms1m": 0.301, "mobileface_v2": 0.356}
 """Recognizer and its threshold at FAR 1e-3 on the 6000 LFW pairs."""

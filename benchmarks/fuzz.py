@@ -19,11 +19,12 @@ import atheris
 import numpy as np
 import torch
 
-with atheris.instrument_imports(include=["diffprivacy.keys", "diffprivacy.png", "diffprivacy.keyed"]):  # pyright: ignore[reportAttributeAccessIssue]
-    from diffprivacy import keyed, keys, png
+with atheris.instrument_imports(include=["diffprivacy.recovery"]):  # pyright: ignore[reportAttributeAccessIssue]
+    from diffprivacy.recovery import key as keys
+    from diffprivacy.recovery import keyed, png
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.faces import ARCFACE_TEMPLATE, Face
-from diffprivacy.images import Picture, encode_png
+from diffprivacy.faces.geometry import ARCFACE_TEMPLATE, Face
+from diffprivacy.media.images import Picture, encode_png
 
 FACE = Face((0.0, 0.0, 112.0, 112.0), ARCFACE_TEMPLATE, 1.0)
 

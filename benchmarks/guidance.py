@@ -25,13 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.footprint import Footprint, without_data
 from diffprivacy import demo
-from diffprivacy.backbone import TextConditioning
-from diffprivacy.energy import identity_away, latent_gradient, near_faces
-from diffprivacy.guidance import Guidance, guided
-from diffprivacy.hosts.diffusers import DiffusersAutoencoder, DiffusersBackbone
-from diffprivacy.sampling import ddim_sigmas, sample_euler
+from diffprivacy.backends.diffusers import DiffusersAutoencoder, DiffusersBackbone
+from diffprivacy.diffusion.guidance import Guidance, guided
+from diffprivacy.diffusion.model import TextConditioning
+from diffprivacy.diffusion.sampling import ddim_sigmas, sample_euler
+from diffprivacy.identity.energies import identity_away, latent_gradient, near_faces
+from testing.footprint import Footprint, without_data
 
 STATUS = Path("/proc/self/status")
 ROWS = (
@@ -177,7 +177,7 @@ def main() -> None:
 
 def demo_landmarks(size: int) -> Tensor:
     """The five points (1,5,2) of a face in the middle of a crop with margin 1.8."""
-    from diffprivacy.faces import ARCFACE_TEMPLATE
+    from diffprivacy.faces.geometry import ARCFACE_TEMPLATE
 
     points = torch.from_numpy(ARCFACE_TEMPLATE)
     return ((points - 55.5) * size / (112 * 1.8) + (size - 1) / 2)[None]

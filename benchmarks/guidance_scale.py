@@ -16,15 +16,15 @@ import numpy as np
 import torch
 
 from diffprivacy import demo, pipeline
-from diffprivacy.demo.host import load_backbone
-from diffprivacy.detectors import load_detector
-from diffprivacy.evaluation import embedding
-from diffprivacy.faces import crop_face
-from diffprivacy.images import Picture, read_picture, write_picture
-from diffprivacy.preview import contact_sheet
-from diffprivacy.recognizers import load_recognizer
-from diffprivacy.selection import select_faces
-from diffprivacy.stages import PRESETS
+from diffprivacy.demo.backend import load_backbone
+from diffprivacy.diffusion.conditioning import PRESETS
+from diffprivacy.evaluation.comparison import embedding
+from diffprivacy.evaluation.drawing import contact_sheet
+from diffprivacy.faces.detectors import load_detector
+from diffprivacy.faces.geometry import crop_face
+from diffprivacy.faces.selection import select_faces
+from diffprivacy.identity.recognizers import load_recognizer
+from diffprivacy.media.images import Picture, read_picture, write_picture
 
 SCALES = (0.0, 0.015, 0.03, 0.06, 0.1)
 PHOTOS = ("000", "003", "007", "012")

@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffprivacy.backbone import Denoiser
-from diffprivacy.hosts.diffusers import load_backbone
-from diffprivacy.inversion import invert_belm, invert_ddim, invert_fixed_point, sample_belm
-from diffprivacy.sampling import ddim_sigmas, sample_euler
-from tests.checkpoints import write_tiny_sd1
+from diffprivacy.backends.diffusers import load_backbone
+from diffprivacy.diffusion.inversion import invert_belm, invert_ddim, invert_fixed_point, sample_belm
+from diffprivacy.diffusion.model import Denoiser
+from diffprivacy.diffusion.sampling import ddim_sigmas, sample_euler
+from testing.checkpoints import write_tiny_sd1
 
 METHODS: dict[str, tuple[Callable, Callable]] = {
     "ddim": (invert_ddim, sample_euler),

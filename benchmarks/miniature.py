@@ -27,18 +27,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffprivacy import demo, pipeline, recovery
-from diffprivacy.demo.host import load_backbone
-from diffprivacy.detectors import Detector, load_detector
-from diffprivacy.energy import visual_distance
-from diffprivacy.evaluation import FAR, Judged, clean_pairs, judge, table
-from diffprivacy.faces import Face, crop_face, crop_landmarks, paste_faces
-from diffprivacy.hosts.diffusers import DiffusersBackbone
-from diffprivacy.images import Picture, read_picture, write_picture
-from diffprivacy.metrics import operating_point
-from diffprivacy.preview import contact_sheet
-from diffprivacy.recognizers import FaceMatcher, load_recognizer
-from diffprivacy.stages import PRESETS, Preset
+from diffprivacy import demo, pipeline
+from diffprivacy.backends.diffusers import DiffusersBackbone
+from diffprivacy.demo.backend import load_backbone
+from diffprivacy.diffusion.conditioning import PRESETS, Preset
+from diffprivacy.evaluation.comparison import FAR, Judged, clean_pairs, judge, table
+from diffprivacy.evaluation.drawing import contact_sheet
+from diffprivacy.faces.detectors import Detector, load_detector
+from diffprivacy.faces.geometry import Face, crop_face, crop_landmarks, paste_faces
+from diffprivacy.identity.energies import visual_distance
+from diffprivacy.identity.recognizers import FaceMatcher, load_recognizer
+from diffprivacy.identity.verification import operating_point
+from diffprivacy.media.images import Picture, read_picture, write_picture
+from diffprivacy.recovery import replay as recovery
 
 SETS = ("celebahq512", "lfw250")
 CROP = {"size": demo.IMAGE_SIZE, "margin": demo.MARGIN}

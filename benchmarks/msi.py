@@ -25,20 +25,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.footprint import Footprint, cuda_autocast, without_data
 from diffprivacy import demo
-from diffprivacy.backbone import EncoderIdentity, NoiseLevels
-from diffprivacy.demo.host import load_backbone
-from diffprivacy.detectors import load_detector
-from diffprivacy.faces import crop_face
-from diffprivacy.hosts.diffusers import DiffusersAutoencoder, DiffusersBackbone
-from diffprivacy.hosts.tokenizer import END_TOKEN
-from diffprivacy.images import read_picture
-from diffprivacy.msi import DEFAULT, MSI, PAPER, MSIConfig, image_scales, new_msi
-from diffprivacy.selection import select_faces
-from diffprivacy.stages import TRAINING_STEPS
-from diffprivacy.training import PROMPTS, Progress, Settings, Training
-from diffprivacy.training_data import prepare
+from diffprivacy.backends.diffusers import DiffusersAutoencoder, DiffusersBackbone
+from diffprivacy.backends.tokenizer import END_TOKEN
+from diffprivacy.demo.backend import load_backbone
+from diffprivacy.diffusion.conditioning import TRAINING_STEPS
+from diffprivacy.diffusion.model import EncoderIdentity, NoiseLevels
+from diffprivacy.faces.detectors import load_detector
+from diffprivacy.faces.geometry import crop_face
+from diffprivacy.faces.selection import select_faces
+from diffprivacy.media.images import read_picture
+from diffprivacy.msi.module import DEFAULT, MSI, PAPER, MSIConfig, image_scales, new_msi
+from diffprivacy.msi.training import PROMPTS, Progress, Settings, Training
+from diffprivacy.msi.training_data import prepare
+from testing.footprint import Footprint, cuda_autocast, without_data
 
 FIXED = ("", "a photo of a face", "a photo of a person", "a portrait of someone", "a color photo of a man",
          "a colour portrait of a woman", "a close-up photo of a face", "a black and white photo of a person")  # fmt: skip

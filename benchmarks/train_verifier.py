@@ -29,7 +29,7 @@ from skimage.feature import Cascade
 from torch import Tensor
 from tqdm import trange
 
-from diffprivacy.verifier import CONTEXT, CROP_SIZE, WEIGHTS, FaceVerifier
+from diffprivacy.faces.verifier import CONTEXT, CROP_SIZE, WEIGHTS, FaceVerifier
 
 PORTRAIT = 128
 BACKGROUND = 64

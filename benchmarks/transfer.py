@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffprivacy.demo import load_recognizer as load_demo_recognizer
-from diffprivacy.detectors import load_detector
-from diffprivacy.energy import augmented, identity_away, identity_toward, latent_gradient
-from diffprivacy.faces import align_matrix, crop_face
-from diffprivacy.recognizers import Embeddings, Ensemble, FaceMatcher, load_recognizer
+from diffprivacy.faces.detectors import load_detector
+from diffprivacy.faces.geometry import align_matrix, crop_face
+from diffprivacy.identity.energies import augmented, identity_away, identity_toward, latent_gradient
+from diffprivacy.identity.recognizers import Embeddings, Ensemble, FaceMatcher, load_recognizer
 
 NAMES = ("mobilefacenet_ms1m", "mobileface_v2")
 MARGIN = 1.45

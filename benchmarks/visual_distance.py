@@ -30,12 +30,12 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from diffprivacy.alignment import align, template
-from diffprivacy.detectors import Detector, load_detector
-from diffprivacy.energy import visual_distance
-from diffprivacy.faces import TEMPLATE_SIZE, crop_face, crop_landmarks
-from diffprivacy.images import Picture, read_picture, write_picture
-from diffprivacy.preview import contact_sheet
+from diffprivacy.evaluation.drawing import contact_sheet
+from diffprivacy.faces.alignment import align, template
+from diffprivacy.faces.detectors import Detector, load_detector
+from diffprivacy.faces.geometry import TEMPLATE_SIZE, crop_face, crop_landmarks
+from diffprivacy.identity.energies import visual_distance
+from diffprivacy.media.images import Picture, read_picture, write_picture
 
 CROP = {"size": 168, "margin": 1.5}
 """As large as ArcFace's crop, pixel for pixel, with room around to move it."""

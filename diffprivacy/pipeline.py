@@ -7,8 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .backbone import Backbone, Denoiser
-from .energy import (
+from .diffusion.conditioning import PRESETS, Preset, scheduled, stage_denoiser
+from .diffusion.guidance import Gradient, guided
+from .diffusion.model import Backbone, Denoiser
+from .diffusion.sampling import Callback, ddim_sigmas, noise_to, sample_euler
+from .diffusion.temporal import steadied
+from .errors import DiffPrivacyError, NoFaceError
+from .faces.geometry import MARGIN, Face, crop_face, crop_landmarks, paste_faces
+from .identity.energies import (
     Energy,
     augmented,
     diversity,
@@ -17,13 +23,7 @@ from .energy import (
     latent_gradient,
     visual_distance,
 )
-from .errors import DiffPrivacyError, NoFaceError
-from .faces import MARGIN, Face, crop_face, crop_landmarks, paste_faces
-from .guidance import Gradient, guided
-from .recognizers import FaceMatcher
-from .sampling import Callback, ddim_sigmas, noise_to, sample_euler
-from .stages import PRESETS, Preset, scheduled, stage_denoiser
-from .steady import steadied
+from .identity.recognizers import FaceMatcher
 
 
 def anonymize(

@@ -18,7 +18,8 @@ from comfy_api.v0_0_2 import io
 
 from ..diffprivacy import demo
 from ..diffprivacy.demo import showcase
-from . import host, sockets
+from . import sockets
+from .comfy import model as host
 
 CATEGORY = "Diff-Privacy/demo"
 

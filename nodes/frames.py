@@ -7,10 +7,10 @@ from itertools import pairwise
 import torch
 from comfy_api.v0_0_2 import io, ui
 
+from ..diffprivacy.diffusion.temporal import ABOVE, moving_average, radius
 from ..diffprivacy.errors import DiffPrivacyError, NoFaceError
-from ..diffprivacy.evaluation import embedding
-from ..diffprivacy.preview import draw_people
-from ..diffprivacy.steady import ABOVE, moving_average, radius
+from ..diffprivacy.evaluation.comparison import embedding
+from ..diffprivacy.evaluation.drawing import draw_people
 from ..diffprivacy.video.protect import is_cut, thumbnail
 from ..diffprivacy.video.tracks import Track, track_faces
 from . import sockets

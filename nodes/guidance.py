@@ -9,11 +9,12 @@ import comfy.model_management
 import torch
 from comfy_api.v0_0_2 import io
 
-from ..diffprivacy import energy as energies
+from ..diffprivacy.diffusion.guidance import Guidance, guide
 from ..diffprivacy.errors import DiffPrivacyError
-from ..diffprivacy.guidance import Guidance, guide
-from ..diffprivacy.recognizers import Ensemble, load_recognizer
-from . import host, models, sockets
+from ..diffprivacy.identity import energies
+from ..diffprivacy.identity.recognizers import Ensemble, load_recognizer
+from . import models, sockets
+from .comfy import model as host
 
 CATEGORY = "Diff-Privacy/guidance"
 RECOGNIZER_FOLDERS = ("insightface",)

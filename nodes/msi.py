@@ -14,13 +14,14 @@ from comfy_api.v0_0_2 import io, ui
 from PIL import Image
 from safetensors.torch import save_file
 
+from ..diffprivacy.diffusion.conditioning import EmbeddingSchedule, percent_range
 from ..diffprivacy.errors import DiffPrivacyError
-from ..diffprivacy.loss_curve import draw_loss_curve
-from ..diffprivacy.msi import load_msi, new_msi, save_msi, textual_inversions
-from ..diffprivacy.stages import EmbeddingSchedule, percent_range
-from ..diffprivacy.training import Settings, Training
-from ..diffprivacy.training_data import prepare
-from . import host, models, sockets
+from ..diffprivacy.evaluation.loss_curve import draw_loss_curve
+from ..diffprivacy.msi.module import load_msi, new_msi, save_msi, textual_inversions
+from ..diffprivacy.msi.training import Settings, Training
+from ..diffprivacy.msi.training_data import prepare
+from . import models, sockets
+from .comfy import model as host
 
 CATEGORY = "Diff-Privacy/msi"
 FOLDER = "msi"

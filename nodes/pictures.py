@@ -9,8 +9,8 @@ import folder_paths
 import torch
 from comfy_api.v0_0_2 import io, ui
 
-from ..diffprivacy import png
-from ..diffprivacy.images import Picture, read_picture
+from ..diffprivacy.media.images import Picture, read_picture
+from ..diffprivacy.recovery import png
 from . import sockets
 
 CATEGORY = "Diff-Privacy/pictures"

@@ -8,11 +8,15 @@ import comfy.samplers
 from comfy_api.v0_0_2 import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..diffprivacy import inversion, png, recovery, sampling, vault
+from ..diffprivacy.diffusion import inversion, sampling
 from ..diffprivacy.errors import DiffPrivacyError
-from ..diffprivacy.images import Picture
-from ..diffprivacy.keys import FIDELITIES, Embedding, RecoveryKey
-from . import host, sockets
+from ..diffprivacy.media.images import Picture
+from ..diffprivacy.recovery import encryption as vault
+from ..diffprivacy.recovery import png
+from ..diffprivacy.recovery import replay as recovery
+from ..diffprivacy.recovery.key import FIDELITIES, Embedding, RecoveryKey
+from . import sockets
+from .comfy import model as host
 
 SECOND_STATE = "diffprivacy_second_state"
 """Where a LATENT holds BELM's second state."""

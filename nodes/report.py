@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from comfy_api.v0_0_2 import io, ui
 
-from ..diffprivacy.detectors import Detector
 from ..diffprivacy.errors import DiffPrivacyError
-from ..diffprivacy.evaluation import Judged, judge, kept_thresholds, table
-from ..diffprivacy.preview import cosine_plot
-from ..diffprivacy.recognizers import FaceMatcher
+from ..diffprivacy.evaluation.comparison import Judged, judge, kept_thresholds, table
+from ..diffprivacy.evaluation.drawing import cosine_plot
+from ..diffprivacy.faces.detectors import Detector
+from ..diffprivacy.identity.recognizers import FaceMatcher
 from . import sockets
 
 CATEGORY = "Diff-Privacy/report"

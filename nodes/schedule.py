@@ -5,8 +5,8 @@ from __future__ import annotations
 import node_helpers
 from comfy_api.v0_0_2 import io
 
+from ..diffprivacy.diffusion.conditioning import LAST, PRESETS, EmbeddingSchedule, Span, percent_range
 from ..diffprivacy.errors import DiffPrivacyError
-from ..diffprivacy.stages import LAST, PRESETS, EmbeddingSchedule, Span, percent_range
 
 CATEGORY = "Diff-Privacy/conditioning"
 CUSTOM = "custom"

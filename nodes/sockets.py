@@ -8,7 +8,7 @@ import torch
 from comfy_api.v0_0_2 import io
 
 from ..diffprivacy.errors import DiffPrivacyError
-from ..diffprivacy.faces import Face, crop_landmarks
+from ..diffprivacy.faces.geometry import Face, crop_landmarks
 
 FaceDetector = io.Custom("FACE_DETECTOR")
 FaceRecognizer = io.Custom("FACE_RECOGNIZER")

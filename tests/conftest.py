@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import write_tiny_folder, write_tiny_sd1
+from testing.checkpoints import write_tiny_folder, write_tiny_sd1
 
 
 @pytest.fixture(scope="session")

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from .. import demo
-from ..detectors import load_detector
 from ..errors import DiffPrivacyError
-from ..evaluation import FAR, Judged, clean_pairs, judge, kept_thresholds, table
-from ..images import Picture, read_picture, write_picture
-from ..metrics import operating_point
-from ..preview import cosine_plot
-from ..recognizers import Recognizer, write_threshold
+from ..evaluation.comparison import FAR, Judged, clean_pairs, judge, kept_thresholds, table
+from ..evaluation.drawing import cosine_plot
+from ..faces.detectors import load_detector
+from ..identity.recognizers import Recognizer, write_threshold
+from ..identity.verification import operating_point
+from ..media.images import Picture, read_picture, write_picture
 from .inputs import pictures_in, plan
 from .model import named_recognizer
 

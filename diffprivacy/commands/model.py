@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from .. import demo
-from ..demo.host import load_backbone as load_demo_backbone
-from ..faces import MARGIN
-from ..hosts.diffusers import DiffusersBackbone, load_backbone
-from ..hosts.vision import load_vision_encoder
-from ..recognizers import Ensemble, FaceMatcher, Recognizer, load_recognizer
+from ..backends.diffusers import DiffusersBackbone, load_backbone
+from ..backends.vision import load_vision_encoder
+from ..demo.backend import load_backbone as load_demo_backbone
+from ..faces.geometry import MARGIN
+from ..identity.recognizers import Ensemble, FaceMatcher, Recognizer, load_recognizer
 from .options import positive
 
 

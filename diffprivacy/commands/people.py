@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..detectors import Detector
 from ..errors import DiffPrivacyError, NoFaceError
-from ..evaluation import FAR, embedding
-from ..faces import Face
-from ..images import read_picture
-from ..recognizers import FaceMatcher
-from ..selection import select_person
+from ..evaluation.comparison import FAR, embedding
+from ..faces.detectors import Detector
+from ..faces.geometry import Face
+from ..faces.selection import select_person
+from ..identity.recognizers import FaceMatcher
+from ..media.images import read_picture
 from ..video.tracks import SAME_PERSON, Track
 from .inputs import pictures_in
 

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import pipeline, png
+from .. import pipeline
 from ..errors import DiffPrivacyError, NoFaceError
-from ..faces import crop_face
-from ..images import Picture, read_picture, write_picture
-from ..keyed import Public, anonymize_keyed
-from ..keys import RecoveryKey
-from ..recovery import record
-from ..selection import select_faces
-from ..vault import Seal
+from ..faces.geometry import crop_face
+from ..faces.selection import select_faces
+from ..media.images import Picture, read_picture, write_picture
+from ..recovery import png
+from ..recovery.encryption import Seal
+from ..recovery.key import RecoveryKey
+from ..recovery.keyed import Public, anonymize_keyed
+from ..recovery.replay import record
 from .inputs import all_exist, is_video, plan
 from .model import add_model_options, add_vision_option
 from .options import positive

@@ -11,12 +11,12 @@ from itertools import groupby
 from pathlib import Path
 
 from .. import __version__
+from ..diffusion.sampling import strength_steps
 from ..errors import DiffPrivacyError, NoFaceError
-from ..sampling import strength_steps
 from ..video.files import Video, join, open_video
-from ..video.job import Job
 from ..video.protect import Followed, follow_faces, pieces, protect_pieces, tracks_in
-from ..video.redraw import one_face_each
+from ..video.regeneration import one_face_each
+from ..video.resume import Job
 from ..video.tracks import Track, select_people
 from .tools import Tools
 

@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .. import png, recovery
+from ..backends.diffusers import DiffusersBackbone
 from ..errors import DiffPrivacyError
-from ..hosts.diffusers import DiffusersBackbone
-from ..images import Picture, read_picture, write_picture
-from ..keyed import Public, recover_keyed
-from ..keys import RecoveryKey
+from ..media.images import Picture, read_picture, write_picture
+from ..recovery import png
+from ..recovery import replay as recovery
+from ..recovery.key import RecoveryKey
+from ..recovery.keyed import Public, recover_keyed
 from .inputs import all_exist, is_video, plan
 from .model import add_checkpoint_options, load_checkpoint
 from .sealing import Secrets, add_passphrase_options

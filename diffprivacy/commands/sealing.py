@@ -7,11 +7,11 @@ import getpass
 import sys
 from pathlib import Path
 
-from .. import png
 from ..errors import DiffPrivacyError
-from ..images import Picture
-from ..keys import FIDELITIES, RecoveryKey
-from ..vault import Opener, Seal, needs_passphrase, read_head, read_secret, read_secret_file
+from ..media.images import Picture
+from ..recovery import png
+from ..recovery.encryption import Opener, Seal, needs_passphrase, read_head, read_secret, read_secret_file
+from ..recovery.key import FIDELITIES, RecoveryKey
 
 
 def add_seal_options(parser: argparse.ArgumentParser) -> None:

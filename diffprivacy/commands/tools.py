@@ -6,11 +6,11 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from ..detectors import Detector, load_detector
-from ..msi import MSI, load_msi
-from ..sampling import strength_steps
-from ..stages import PRESETS, Preset
-from ..vault import Seal
+from ..diffusion.conditioning import PRESETS, Preset
+from ..diffusion.sampling import strength_steps
+from ..faces.detectors import Detector, load_detector
+from ..msi.module import MSI, load_msi
+from ..recovery.encryption import Seal
 from .model import Model, load_model, load_vision
 from .people import People, load_people
 from .sealing import load_seal

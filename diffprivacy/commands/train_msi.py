@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from .. import demo
-from ..detectors import load_detector
 from ..errors import DiffPrivacyError
-from ..faces import MARGIN, crop_face
-from ..msi import DEFAULT, PAPER, load_msi, new_msi, save_msi
-from ..selection import select_faces
-from ..training import Progress, Settings, Training
-from ..training_data import prepare, readable_crops
+from ..faces.detectors import load_detector
+from ..faces.geometry import MARGIN, crop_face
+from ..faces.selection import select_faces
+from ..msi.module import DEFAULT, PAPER, load_msi, new_msi, save_msi
+from ..msi.training import Progress, Settings, Training
+from ..msi.training_data import prepare, readable_crops
 from .inputs import pictures_in
 from .model import add_checkpoint_options, add_vision_option, load_checkpoint, load_vision
 from .options import positive

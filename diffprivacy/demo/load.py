@@ -15,9 +15,9 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from ..errors import DiffPrivacyError
-from ..msi import MSI
-from ..msi import load_msi as read_msi
-from ..recognizers import Recognizer, read_thresholds
+from ..identity.recognizers import Recognizer, read_thresholds
+from ..msi.module import MSI
+from ..msi.module import load_msi as read_msi
 from .autoencoder import Autoencoder
 from .recognizers import FaceResNet, MobileFace
 from .text import full_table
@@ -32,7 +32,7 @@ CHECKSUMS = "checksums.json"
 IMAGE_SIZE = 128
 LATENT_CHANNELS = 16
 MARGIN = 1.45
-"""Side of the crops that the model was trained on, in sides of the ArcFace crop; see diffprivacy.faces."""
+"""Side of the crops that the model was trained on, in sides of the ArcFace crop; see diffprivacy.faces.geometry."""
 
 Part = Literal["autoencoder", "unet", "text_encoder", "image_encoder", "mobileface", "resnet"]
 

@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 
 from .. import demo, pipeline
-from ..detectors import load_detector
+from ..backends.diffusers import DiffusersBackbone
+from ..diffusion.sampling import Callback
 from ..errors import DiffPrivacyError
-from ..evaluation import Judged, judge
-from ..faces import Face, crop_face
-from ..hosts.diffusers import DiffusersBackbone
-from ..images import Picture, read_picture, write_atomically, write_picture
-from ..keys import RecoveryKey
-from ..preview import contact_sheet
-from ..recovery import record, recover
-from ..sampling import Callback
-from ..selection import select_faces
-from ..vault import Opener, Seal
-from .host import load_backbone
+from ..evaluation.comparison import Judged, judge
+from ..evaluation.drawing import contact_sheet
+from ..faces.detectors import load_detector
+from ..faces.geometry import Face, crop_face
+from ..faces.selection import select_faces
+from ..media.images import Picture, read_picture, write_atomically, write_picture
+from ..recovery.encryption import Opener, Seal
+from ..recovery.key import RecoveryKey
+from ..recovery.replay import record, recover
+from .backend import load_backbone
 
 VARIANTS = 4
 PROTECTED = [*(f"variant {i + 1}" for i in range(VARIANTS)), "hidden"]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import DiffPrivacyError
-from ..images import appearing
+from ..media.images import appearing
 
 if TYPE_CHECKING:
     from av import AudioStream, Packet, VideoFrame, VideoStream

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..detectors import Detector
-from ..evaluation import embedding
-from ..faces import Face, crop_face, crop_landmarks, paste_faces
-from ..images import levels, values
-from ..recognizers import FaceMatcher
+from ..evaluation.comparison import embedding
+from ..faces.detectors import Detector
+from ..faces.geometry import Face, crop_face, crop_landmarks, paste_faces
+from ..identity.recognizers import FaceMatcher
+from ..media.images import levels, values
 from .files import Frame, Video, part_writer, read_frames
 from .tracks import Track, track_faces
 

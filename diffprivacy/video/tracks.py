@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from ..errors import DiffPrivacyError, NoFaceError
-from ..faces import TEMPLATE_SIZE, Face, align_matrix
+from ..faces.geometry import TEMPLATE_SIZE, Face, align_matrix
 
 REACH = 0.6
 """How far a face may move from one frame to the next, in sides of its ArcFace crop, and still be the same."""

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 import nodes  # noqa: E402
 
 assert asyncio.run(nodes.load_custom_node(pack))
-host = sys.modules[pack.replace(".", "_x_") + ".nodes.host"]
+host = sys.modules[pack.replace(".", "_x_") + ".nodes.comfy.model"]
 inputs = load_file(inputs_file)
 
 with torch.inference_mode():

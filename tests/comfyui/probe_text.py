@@ -25,7 +25,7 @@ from safetensors.torch import save_file  # noqa: E402
 import nodes  # noqa: E402
 
 assert asyncio.run(nodes.load_custom_node(pack))
-host, msi = (sys.modules[pack.replace(".", "_x_") + name] for name in (".nodes.host", ".diffprivacy.msi"))
+host, msi = (sys.modules[pack.replace(".", "_x_") + name] for name in (".nodes.comfy.model", ".diffprivacy.msi.module"))
 
 
 def config(width: int, activation: str) -> dict:

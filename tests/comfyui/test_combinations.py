@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffprivacy.hosts.single_file import UNET_PREFIX, part
-from diffprivacy.msi import load_msi
-from tests.checkpoints import write_tiny_single_file, write_vit_h
+from diffprivacy.backends.single_file import UNET_PREFIX, part
+from diffprivacy.msi.module import load_msi
+from testing.checkpoints import write_tiny_single_file, write_vit_h
 from tests.comfyui.graphs import Graph, saved_latent, slot, write_controlnet, write_lora
 from tests.comfyui.server import ComfyServer
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from diffprivacy import demo
-from diffprivacy.detectors import load_detector
-from diffprivacy.faces import crop_face, crop_landmarks
+from diffprivacy.faces.detectors import load_detector
+from diffprivacy.faces.geometry import crop_face, crop_landmarks
 from tests.comfyui.conftest import PACK
 from tests.comfyui.graphs import Graph, saved_latent, slot
 from tests.comfyui.photos import pixels, write_astronaut, write_group, write_landscape

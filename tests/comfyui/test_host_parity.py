@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from diffprivacy.hosts.diffusers import DiffusersBackbone, load_backbone
+from diffprivacy.backends.diffusers import DiffusersBackbone, load_backbone
 from tests.comfyui.conftest import HERE, PACK
 
 TOLERANCE = 1e-3

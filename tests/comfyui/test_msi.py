@@ -18,13 +18,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diffprivacy import demo
-from diffprivacy.demo.host import load_backbone
-from diffprivacy.detectors import load_detector
-from diffprivacy.faces import crop_face
-from diffprivacy.hosts import diffusers as diffusers_host
-from diffprivacy.msi import load_msi, new_msi, save_msi
-from diffprivacy.training import Settings, Training
-from diffprivacy.training_data import prepare
+from diffprivacy.backends import diffusers as diffusers_host
+from diffprivacy.demo.backend import load_backbone
+from diffprivacy.faces.detectors import load_detector
+from diffprivacy.faces.geometry import crop_face
+from diffprivacy.msi.module import load_msi, new_msi, save_msi
+from diffprivacy.msi.training import Settings, Training
+from diffprivacy.msi.training_data import prepare
 from tests.comfyui.conftest import HERE, PACK
 from tests.comfyui.graphs import Graph, saved_latent, slot, write_latent, write_lora, write_text_lora
 from tests.comfyui.photos import pixels, write_astronaut

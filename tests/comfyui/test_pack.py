@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffprivacy.detectors import load_detector
-from diffprivacy.faces import protected_mask
+from diffprivacy.faces.detectors import load_detector
+from diffprivacy.faces.geometry import protected_mask
 from tests.comfyui.conftest import PACK
 from tests.comfyui.photos import pixels, write_astronaut, write_group, write_landscape
 from tests.comfyui.server import ComfyServer, PromptError

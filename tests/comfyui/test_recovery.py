@@ -11,10 +11,10 @@ import pyrage
 import pytest
 from PIL import Image
 
-from diffprivacy import png
 from diffprivacy.cli import main
-from diffprivacy.images import read_picture
-from diffprivacy.metrics import psnr
+from diffprivacy.identity.verification import psnr
+from diffprivacy.media.images import read_picture
+from diffprivacy.recovery import png
 from tests.comfyui.graphs import Graph, slot
 from tests.comfyui.photos import pixels, write_astronaut
 from tests.comfyui.server import ComfyServer, PromptError

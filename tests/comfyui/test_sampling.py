@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diffprivacy.hosts.single_file import UNET_PREFIX, part
+from diffprivacy.backends.single_file import UNET_PREFIX, part
 from tests.comfyui.graphs import Graph, saved_latent, slot, write_controlnet, write_latent, write_lora
 from tests.comfyui.server import ComfyServer, PromptError
 

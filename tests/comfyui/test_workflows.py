@@ -14,8 +14,8 @@ from PIL import Image
 
 from diffprivacy import demo
 from diffprivacy.demo import showcase
-from diffprivacy.detectors import load_detector
-from diffprivacy.faces import crop_face, crop_landmarks, protected_mask
+from diffprivacy.faces.detectors import load_detector
+from diffprivacy.faces.geometry import crop_face, crop_landmarks, protected_mask
 from tests.comfyui.conftest import PACK
 from tests.comfyui.photos import write_astronaut
 from tests.comfyui.server import ComfyServer, PromptError

@@ -19,11 +19,11 @@ from PIL import Image
 from diffprivacy import demo
 from diffprivacy.cli import main
 from diffprivacy.commands.inputs import plan
-from diffprivacy.detectors import load_detector
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.faces import crop_face, protected_mask
-from diffprivacy.images import Picture, read_picture, write_picture
-from diffprivacy.msi import load_msi
+from diffprivacy.faces.detectors import load_detector
+from diffprivacy.faces.geometry import crop_face, protected_mask
+from diffprivacy.media.images import Picture, read_picture, write_picture
+from diffprivacy.msi.module import load_msi
 
 QUICK = ["--steps", "5", "--strength", "0.6"]
 

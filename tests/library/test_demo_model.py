@@ -14,20 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from diffprivacy import demo
+from diffprivacy.backends.tokenizer import PLACEHOLDER_TOKEN, tokenize
 from diffprivacy.demo import load
 from diffprivacy.demo.autoencoder import Autoencoder
-from diffprivacy.demo.host import load_backbone
+from diffprivacy.demo.backend import load_backbone
 from diffprivacy.demo.recognizers import FaceResNet
 from diffprivacy.demo.text import VOCABULARY_SIZE, CompactEmbedding, full_table
-from diffprivacy.demo.train.autoencoder import principal_components
-from diffprivacy.demo.train.data import Augmenter, arcface_crop, in_colour, luminance
-from diffprivacy.demo.train.evaluate import samples
-from diffprivacy.demo.train.loop import Run, checkpoint_weights, shipped_weights, train
-from diffprivacy.demo.train.unet import CaptionTable, Model
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.faces import Face, crop_face
-from diffprivacy.hosts.tokenizer import PLACEHOLDER_TOKEN, tokenize
-from diffprivacy.metrics import psnr
+from diffprivacy.faces.geometry import Face, crop_face
+from diffprivacy.identity.verification import psnr
+from training.autoencoder import principal_components
+from training.data import Augmenter, arcface_crop, in_colour, luminance
+from training.evaluate import samples
+from training.loop import Run, checkpoint_weights, shipped_weights, train
+from training.unet import CaptionTable, Model
 
 CPU = torch.device("cpu")
 ASTRONAUT_LANDMARKS = np.array([[203, 104], [248, 104], [224, 128], [204, 143], [243, 144]], dtype=np.float32)
@@ -60,7 +60,7 @@ def test_model_card_says_what_is_shipped_from_where_and_how_to_make_it_again():
     for path in load.WEIGHTS.glob("*.safetensors"):
         assert f"`{path.name}`" in card
     for script in ("autoencoder", "recognizer", "unet", "freeze", "msi", "evaluate"):
-        assert f"python -m diffprivacy.demo.train.{script} " in card
+        assert f"python -m training.{script} " in card
     sections = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", card, re.MULTILINE | re.DOTALL))
     assert "MIT licence" in sections["Data and rights"]
     assert "public domain" in sections["Data and rights"]
@@ -172,7 +172,7 @@ def test_unet_takes_most_of_the_noise_off_a_face_it_never_saw(face: Tensor):
 
 
 def test_prompts_draw_faces_and_heed_the_colour():
-    from diffprivacy.cascade import CascadeDetector
+    from diffprivacy.faces.cascade import CascadeDetector
 
     drawn = {
         words: samples(f"a {words} photo of a person", 8, CPU, steps=20, seed=5)

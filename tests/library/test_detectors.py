@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from diffprivacy.detectors import OnnxDetector, load_detector
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.faces import ARCFACE_TEMPLATE, Face
-from diffprivacy.search import find_faces, keep_best, scan_views
+from diffprivacy.faces.detectors import OnnxDetector, load_detector
+from diffprivacy.faces.geometry import ARCFACE_TEMPLATE, Face
+from diffprivacy.faces.tiling import find_faces, keep_best, scan_views
 
 NETWORKS = ["scrfd_500m_bnkps", "yunet_n"]
 EYES = {

@@ -23,22 +23,22 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffprivacy import demo, pipeline
+from diffprivacy.backends.diffusers import DiffusersBackbone
+from diffprivacy.backends.diffusers import load_backbone as load_checkpoint
+from diffprivacy.backends.vision import load_vision_encoder
 from diffprivacy.cli import main
-from diffprivacy.demo.host import load_backbone
-from diffprivacy.detectors import load_detector
-from diffprivacy.evaluation import judge
-from diffprivacy.faces import Face, crop_face, crop_landmarks
-from diffprivacy.hosts.diffusers import DiffusersBackbone
-from diffprivacy.hosts.diffusers import load_backbone as load_checkpoint
-from diffprivacy.hosts.vision import load_vision_encoder
-from diffprivacy.images import Picture
-from diffprivacy.msi import new_msi, save_msi
-from diffprivacy.recognizers import load_recognizer
-from diffprivacy.recovery import record, recover
-from diffprivacy.sampling import ddim_sigmas, sample_recurrent
-from diffprivacy.stages import Preset, stage_denoiser
-from diffprivacy.training import Progress, Settings, Training
-from diffprivacy.training_data import prepare
+from diffprivacy.demo.backend import load_backbone
+from diffprivacy.diffusion.conditioning import Preset, stage_denoiser
+from diffprivacy.diffusion.sampling import ddim_sigmas, sample_recurrent
+from diffprivacy.evaluation.comparison import judge
+from diffprivacy.faces.detectors import load_detector
+from diffprivacy.faces.geometry import Face, crop_face, crop_landmarks
+from diffprivacy.identity.recognizers import load_recognizer
+from diffprivacy.media.images import Picture
+from diffprivacy.msi.module import new_msi, save_msi
+from diffprivacy.msi.training import Progress, Settings, Training
+from diffprivacy.msi.training_data import prepare
+from diffprivacy.recovery.replay import record, recover
 from tests.library.test_recognizers import write_onnx
 
 OTHER = torch.device("cuda", 0)
@@ -140,19 +140,21 @@ STAND_INS = {
     "torch.cuda.get_rng_state": lambda device: None,
     "torch.cuda.set_rng_state": lambda state, device: None,
     "torch.amp.GradScaler._maybe_opt_step": lambda scaler, optimizer, state: optimizer.step(),
-    "diffprivacy.stages.EmbeddingSchedule.mix_at": lambda schedule, timestep: dict.fromkeys(schedule.names, 1.0),
-    "diffprivacy.sampling.check_sigmas": lambda sigmas: None,
-    "diffprivacy.keys.check_sigmas": lambda sigmas: None,
-    "diffprivacy.keyed.keyed_sigmas": lambda backbone: torch.tensor([2.0, 1.0, 0.1]),
-    "diffprivacy.keyed.derive": lambda secret, salt: b"",
-    "diffprivacy.recovery.ddim_sigmas": lambda levels, steps: ddim_sigmas(levels, 3),
-    "diffprivacy.keyed.rotate": lambda noise_map, mask, seed, back: noise_map,
-    "diffprivacy.msi.MSI.check": lambda msi, backbone: None,
-    "diffprivacy.recovery._check_backbone": lambda key, backbone: None,
-    "diffprivacy.msi.save_file": writing(save_file),
-    "diffprivacy.training.save_file": writing(save_file),
-    "diffprivacy.msi.safe_open": opened,
-    "diffprivacy.training.safe_open": opened,
+    "diffprivacy.diffusion.conditioning.EmbeddingSchedule.mix_at": lambda schedule, timestep: dict.fromkeys(
+        schedule.names, 1.0
+    ),
+    "diffprivacy.diffusion.sampling.check_sigmas": lambda sigmas: None,
+    "diffprivacy.recovery.key.check_sigmas": lambda sigmas: None,
+    "diffprivacy.recovery.keyed.keyed_sigmas": lambda backbone: torch.tensor([2.0, 1.0, 0.1]),
+    "diffprivacy.recovery.keyed.derive": lambda secret, salt: b"",
+    "diffprivacy.recovery.replay.ddim_sigmas": lambda levels, steps: ddim_sigmas(levels, 3),
+    "diffprivacy.recovery.keyed.rotate": lambda noise_map, mask, seed, back: noise_map,
+    "diffprivacy.msi.module.MSI.check": lambda msi, backbone: None,
+    "diffprivacy.recovery.replay._check_backbone": lambda key, backbone: None,
+    "diffprivacy.msi.module.save_file": writing(save_file),
+    "diffprivacy.msi.training.save_file": writing(save_file),
+    "diffprivacy.msi.module.safe_open": opened,
+    "diffprivacy.msi.training.safe_open": opened,
     "safetensors.torch.save": writing(safetensors.torch.save),
     "safetensors.torch.load": with_data(safetensors.torch.load),
     "diffprivacy.demo.load_recognizer": with_data(demo.load_recognizer),
@@ -202,7 +204,7 @@ def photo(tmp_path_factory) -> Path:
 def face(picture) -> Iterator[Face]:
     """Its face, which is found beforehand."""
     found = load_detector(None).detect(picture)
-    with patch("diffprivacy.cascade.CascadeDetector", lambda: SimpleNamespace(detect=lambda picture: found)):
+    with patch("diffprivacy.faces.cascade.CascadeDetector", lambda: SimpleNamespace(detect=lambda picture: found)):
         yield found[0]
 
 

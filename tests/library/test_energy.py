@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffprivacy.alignment import similarity, template
-from diffprivacy.augmentations import blur, compress, move, random_view, recolour
-from diffprivacy.energy import (
+from diffprivacy.errors import DiffPrivacyError
+from diffprivacy.faces.alignment import similarity, template
+from diffprivacy.identity.augmentations import blur, compress, move, random_view, recolour
+from diffprivacy.identity.energies import (
     Energy,
     augmented,
     diversity,
@@ -19,8 +20,7 @@ from diffprivacy.energy import (
     near_faces,
     visual_distance,
 )
-from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.recognizers import Ensemble, FaceMatcher, Recognizer, load_recognizer
+from diffprivacy.identity.recognizers import Ensemble, FaceMatcher, Recognizer, load_recognizer
 
 SIZE = 48
 

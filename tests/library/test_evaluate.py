@@ -13,12 +13,12 @@ from PIL import Image
 from diffprivacy import demo
 from diffprivacy.cli import main
 from diffprivacy.commands.model import named_recognizer
-from diffprivacy.detectors import load_detector
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.evaluation import Judged, clean_pairs, judge, table
-from diffprivacy.faces import protected_mask
-from diffprivacy.preview import cosine_plot
-from diffprivacy.recognizers import read_thresholds
+from diffprivacy.evaluation.comparison import Judged, clean_pairs, judge, table
+from diffprivacy.evaluation.drawing import cosine_plot
+from diffprivacy.faces.detectors import load_detector
+from diffprivacy.faces.geometry import protected_mask
+from diffprivacy.identity.recognizers import read_thresholds
 
 
 def picture(pixels: np.ndarray) -> torch.Tensor:

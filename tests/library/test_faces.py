@@ -7,8 +7,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from skimage.transform import estimate_transform
 
-from diffprivacy import faces
-from diffprivacy.faces import (
+from diffprivacy.faces import geometry as faces
+from diffprivacy.faces.geometry import (
     ARCFACE_TEMPLATE,
     MARGIN,
     Face,
@@ -238,8 +238,8 @@ def test_what_the_mask_leaves_cannot_be_recognized(data_dir):
     """With grey instead of the face, a photo is no more like its person than like anybody else."""
     from skimage.io import imread
 
-    from diffprivacy.detectors import load_detector
-    from diffprivacy.recognizers import load_recognizer
+    from diffprivacy.faces.detectors import load_detector
+    from diffprivacy.identity.recognizers import load_recognizer
 
     detector = load_detector(data_dir / "detectors" / "yunet_n.onnx")
     recognizer = load_recognizer(data_dir / "recognizers" / "mobilefacenet_ms1m.onnx")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.footprint import Footprint, cuda_autocast, without_data
+from testing.footprint import Footprint, cuda_autocast, without_data
 
 KIB = 1024
 
@@ -87,8 +87,8 @@ def test_checkpointing_keeps_one_layer_at_a_time(fake):
 def test_nothing_computed_counts_the_same_as_the_real_run(checkpointing):
     from diffusers import AutoencoderKL
 
-    from diffprivacy.energy import Energy, latent_gradient
-    from diffprivacy.hosts.diffusers import DiffusersAutoencoder
+    from diffprivacy.backends.diffusers import DiffusersAutoencoder
+    from diffprivacy.identity.energies import Energy, latent_gradient
 
     real = DiffusersAutoencoder(
         AutoencoderKL(

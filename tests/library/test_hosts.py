@@ -10,10 +10,10 @@ import torch
 from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 
-from diffprivacy.backbone import NoiseLevels
+from diffprivacy.backends.diffusers import load_backbone
+from diffprivacy.backends.tokenizer import END_TOKEN, PLACEHOLDER_TOKEN, START_TOKEN, isolate_placeholders, tokenize
+from diffprivacy.diffusion.model import NoiseLevels
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.hosts.diffusers import load_backbone
-from diffprivacy.hosts.tokenizer import END_TOKEN, PLACEHOLDER_TOKEN, START_TOKEN, isolate_placeholders, tokenize
 
 
 @pytest.mark.parametrize("kind", ["sd2", "sdxl"])

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.images import Picture, decode_picture, encode_png, read_picture, write_picture
-from tests.library.clear_errors import assert_one_clear_error
+from diffprivacy.media.images import Picture, decode_picture, encode_png, read_picture, write_picture
+from testing.clear_errors import assert_one_clear_error
 
 RNG = np.random.default_rng(0)
 SECRET = "Jane Doe, 12 Elm Street"

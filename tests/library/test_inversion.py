@@ -7,13 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffprivacy.inversion import invert_belm, invert_ddim, invert_fixed_point, sample_belm
-from diffprivacy.sampling import (
-    ddim_sigmas,
-    sample_euler,
-)
-from diffprivacy.stages import PRESETS, scheduled
-from tests.library.analytic import LEVELS, Mixture, karras, rmse, simple
+from diffprivacy.diffusion.conditioning import PRESETS, scheduled
+from diffprivacy.diffusion.inversion import invert_belm, invert_ddim, invert_fixed_point, sample_belm
+from diffprivacy.diffusion.sampling import ddim_sigmas, sample_euler
+from testing.analytic import LEVELS, Mixture, karras, rmse, simple
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffprivacy.hosts.diffusers import DiffusersBackbone, load_backbone
-from diffprivacy.inversion import invert_belm, invert_ddim, invert_fixed_point, sample_belm
-from diffprivacy.sampling import ddim_sigmas, sample_euler
+from diffprivacy.backends.diffusers import DiffusersBackbone, load_backbone
+from diffprivacy.diffusion.inversion import invert_belm, invert_ddim, invert_fixed_point, sample_belm
+from diffprivacy.diffusion.sampling import ddim_sigmas, sample_euler
 
 STEPS = 50
 

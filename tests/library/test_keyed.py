@@ -11,14 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffprivacy import demo, keyed
-from diffprivacy.demo.host import load_backbone
-from diffprivacy.detectors import load_detector
+from diffprivacy import demo
+from diffprivacy.demo.backend import load_backbone
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.faces import crop_face, protected_mask
-from diffprivacy.images import levels
-from diffprivacy.keyed import Public, anonymize_keyed, recover_keyed, rotate
-from diffprivacy.metrics import psnr
+from diffprivacy.faces.detectors import load_detector
+from diffprivacy.faces.geometry import crop_face, protected_mask
+from diffprivacy.identity.verification import psnr
+from diffprivacy.media.images import levels
+from diffprivacy.recovery import keyed
+from diffprivacy.recovery.keyed import Public, anonymize_keyed, recover_keyed, rotate
 
 NOISE = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(1))
 MASK = torch.zeros(32, 32)

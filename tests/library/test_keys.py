@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from diffprivacy import keys
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.faces import ARCFACE_TEMPLATE, Face
-from diffprivacy.keys import Embedding, Patch, RecoveryKey
+from diffprivacy.faces.geometry import ARCFACE_TEMPLATE, Face
+from diffprivacy.recovery import key as keys
+from diffprivacy.recovery.key import Embedding, Patch, RecoveryKey
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.metrics import accept_rate, equal_error_rate, operating_point, pair_cosines, psnr, rank1, ssim
+from diffprivacy.identity.verification import (
+    accept_rate,
+    equal_error_rate,
+    operating_point,
+    pair_cosines,
+    psnr,
+    rank1,
+    ssim,
+)
 
 cosines = st.lists(st.floats(-1, 1, width=16), min_size=20, max_size=60)
 

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffprivacy import demo
-from diffprivacy.backbone import EncoderIdentity
-from diffprivacy.demo.host import load_backbone
+from diffprivacy.backends import diffusers as diffusers_host
+from diffprivacy.backends.vision import load_vision_encoder
+from diffprivacy.demo.backend import load_backbone
+from diffprivacy.diffusion.model import EncoderIdentity
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.hosts import diffusers as diffusers_host
-from diffprivacy.hosts.vision import load_vision_encoder
-from diffprivacy.msi import (
+from diffprivacy.msi.module import (
     DEFAULT,
     MSI,
     PAPER,
@@ -26,8 +26,8 @@ from diffprivacy.msi import (
     scale_of,
     textual_inversions,
 )
-from diffprivacy.training import Settings, Training
-from diffprivacy.training_data import prepare
+from diffprivacy.msi.training import Settings, Training
+from diffprivacy.msi.training_data import prepare
 
 CLIP_L = EncoderIdentity((768,), 12, "text")
 SDXL = EncoderIdentity((768, 1280), 12, "text")

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffprivacy import png
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.images import Picture, decode_picture, encode_png, read_picture
-from diffprivacy.vault import MAX_SEALED
+from diffprivacy.media.images import Picture, decode_picture, encode_png, read_picture
+from diffprivacy.recovery import png
+from diffprivacy.recovery.encryption import MAX_SEALED
 
 PICTURE = Picture(torch.rand(20, 30, 3, generator=torch.Generator().manual_seed(1)))
 FILE = encode_png(PICTURE)

@@ -16,12 +16,11 @@ from skimage.transform import SimilarityTransform
 from torch import nn
 
 from diffprivacy import demo
-from diffprivacy.alignment import align, similarity, template
-from diffprivacy.detectors import load_detector
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.faces import ARCFACE_TEMPLATE
-from diffprivacy.metrics import pair_cosines
-from diffprivacy.recognizers import (
+from diffprivacy.faces.alignment import align, similarity, template
+from diffprivacy.faces.detectors import load_detector
+from diffprivacy.faces.geometry import ARCFACE_TEMPLATE
+from diffprivacy.identity.recognizers import (
     Ensemble,
     Recognizer,
     load_recognizer,
@@ -29,6 +28,7 @@ from diffprivacy.recognizers import (
     thresholds_path,
     write_threshold,
 )
+from diffprivacy.identity.verification import pair_cosines
 
 REAL = {"mobilefacenet_ms1m": (0.301, 0.69, 0.02), "mobileface_v2": (0.356, 0.63, 0.03)}
 """Threshold at FAR 1e-3 on LFW, mean cosine of same and of different people in photos/lfw250."""

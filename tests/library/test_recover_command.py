@@ -15,12 +15,13 @@ import skimage.data
 import torch
 from PIL import Image
 
-from diffprivacy import demo, keyed, png
+from diffprivacy import demo
 from diffprivacy.cli import main
-from diffprivacy.detectors import load_detector
-from diffprivacy.faces import protected_mask
-from diffprivacy.images import Picture, read_picture
-from diffprivacy.metrics import psnr
+from diffprivacy.faces.detectors import load_detector
+from diffprivacy.faces.geometry import protected_mask
+from diffprivacy.identity.verification import psnr
+from diffprivacy.media.images import Picture, read_picture
+from diffprivacy.recovery import keyed, png
 
 GROUP = Path(insightface.__file__).parent / "data" / "images" / "t1.jpg"
 

@@ -14,17 +14,17 @@ import torch
 from PIL import Image
 
 from diffprivacy import demo, pipeline
-from diffprivacy.demo.host import load_backbone
-from diffprivacy.detectors import load_detector
+from diffprivacy.backends.diffusers import DiffusersBackbone
+from diffprivacy.demo.backend import load_backbone
+from diffprivacy.diffusion.conditioning import Preset, stage_denoiser
+from diffprivacy.diffusion.sampling import sample_euler
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.faces import crop_face, paste_faces, protected_mask
-from diffprivacy.hosts.diffusers import DiffusersBackbone
-from diffprivacy.images import Picture, decode_picture, encode_png, levels, read_picture
-from diffprivacy.keys import RecoveryKey
-from diffprivacy.metrics import psnr
-from diffprivacy.recovery import record, recover, replay
-from diffprivacy.sampling import sample_euler
-from diffprivacy.stages import Preset, stage_denoiser
+from diffprivacy.faces.detectors import load_detector
+from diffprivacy.faces.geometry import crop_face, paste_faces, protected_mask
+from diffprivacy.identity.verification import psnr
+from diffprivacy.media.images import Picture, decode_picture, encode_png, levels, read_picture
+from diffprivacy.recovery.key import RecoveryKey
+from diffprivacy.recovery.replay import record, recover, replay
 
 GROUP = Path(insightface.__file__).parent / "data" / "images" / "t1.jpg"
 BLUNT = Preset(strength=0.6, steps=5, switch=None)

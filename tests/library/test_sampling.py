@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.inversion import invert_belm, invert_ddim, invert_fixed_point, sample_belm
-from diffprivacy.sampling import (
+from diffprivacy.diffusion.conditioning import PRESETS, scheduled
+from diffprivacy.diffusion.inversion import invert_belm, invert_ddim, invert_fixed_point, sample_belm
+from diffprivacy.diffusion.sampling import (
     check_latent,
     ddim_sigmas,
     ddim_timesteps,
@@ -18,8 +18,8 @@ from diffprivacy.sampling import (
     strength_sigmas,
     strength_steps,
 )
-from diffprivacy.stages import PRESETS, scheduled
-from tests.library.analytic import (
+from diffprivacy.errors import DiffPrivacyError
+from testing.analytic import (
     ABAR,
     LEVELS,
     Mixture,

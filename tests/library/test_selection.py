@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from diffprivacy.errors import DiffPrivacyError, NoFaceError
-from diffprivacy.faces import ARCFACE_TEMPLATE, Face
-from diffprivacy.selection import select_faces, select_person
+from diffprivacy.faces.geometry import ARCFACE_TEMPLATE, Face
+from diffprivacy.faces.selection import select_faces, select_person
 
 
 def face(x: float, y: float, side: float) -> Face:

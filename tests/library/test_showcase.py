@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from diffprivacy.cli import main
-from diffprivacy.images import read_picture
-from diffprivacy.metrics import psnr
-from diffprivacy.preview import contact_sheet
+from diffprivacy.evaluation.drawing import contact_sheet
+from diffprivacy.identity.verification import psnr
+from diffprivacy.media.images import read_picture
 
 
 class Terminal(io.StringIO):

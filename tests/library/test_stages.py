@@ -8,9 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffprivacy.backbone import NoiseLevels
-from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.stages import (
+from diffprivacy.diffusion.conditioning import (
     PRESETS,
     STAGES,
     EmbeddingSchedule,
@@ -20,6 +18,8 @@ from diffprivacy.stages import (
     stage_of,
     stage_range,
 )
+from diffprivacy.diffusion.model import NoiseLevels
+from diffprivacy.errors import DiffPrivacyError
 
 LEVELS = NoiseLevels.scaled_linear()
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffprivacy.steady import moving_average, steadied
+from diffprivacy.diffusion.temporal import moving_average, steadied
 
 
 @pytest.mark.parametrize(("frames", "radius"), [(1, 2), (2, 3), (9, 1), (9, 2)])

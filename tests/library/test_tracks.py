@@ -10,7 +10,7 @@ import pytest
 from diffprivacy import demo
 from diffprivacy.commands.people import People
 from diffprivacy.errors import DiffPrivacyError, NoFaceError
-from diffprivacy.faces import ARCFACE_TEMPLATE, Face
+from diffprivacy.faces.geometry import ARCFACE_TEMPLATE, Face
 from diffprivacy.video.tracks import Track, select_people, track_faces
 
 RATE = 25

@@ -14,17 +14,17 @@ from PIL import Image
 from benchmarks.msi import FIXED, fixed_prompt
 from benchmarks.msi import photo as photo_of
 from diffprivacy import demo
-from diffprivacy.backbone import EncoderIdentity
 from diffprivacy.cli import main
-from diffprivacy.demo.host import load_backbone
-from diffprivacy.detectors import load_detector
+from diffprivacy.demo.backend import load_backbone
+from diffprivacy.diffusion.model import EncoderIdentity
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.faces import crop_face
-from diffprivacy.images import read_picture
-from diffprivacy.loss_curve import draw_loss_curve
-from diffprivacy.msi import DEFAULT, MSI, PAPER, load_msi, new_msi
-from diffprivacy.training import Settings, Training, suited_rate
-from diffprivacy.training_data import prepare, readable_crops
+from diffprivacy.evaluation.loss_curve import draw_loss_curve
+from diffprivacy.faces.detectors import load_detector
+from diffprivacy.faces.geometry import crop_face
+from diffprivacy.media.images import read_picture
+from diffprivacy.msi.module import DEFAULT, MSI, PAPER, load_msi, new_msi
+from diffprivacy.msi.training import Settings, Training, suited_rate
+from diffprivacy.msi.training_data import prepare, readable_crops
 
 QUICK = Settings(steps=4, batch=4, validate_every=2, validation=6, patience=0, warmup=1)
 

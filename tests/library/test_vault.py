@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.vault import (
+from diffprivacy.recovery.encryption import (
     MAX_SEALED,
     MAX_WITH_PASSPHRASE,
     Opener,

@@ -13,13 +13,13 @@ import torch
 
 from diffprivacy import demo, pipeline
 from diffprivacy.cli import main
-from diffprivacy.demo.host import load_backbone
-from diffprivacy.detectors import load_detector
-from diffprivacy.faces import crop_face, crop_landmarks, protected_mask
-from diffprivacy.images import Picture, values, write_picture
-from diffprivacy.stages import PRESETS
+from diffprivacy.demo.backend import load_backbone
+from diffprivacy.diffusion.conditioning import PRESETS
+from diffprivacy.faces.detectors import load_detector
+from diffprivacy.faces.geometry import crop_face, crop_landmarks, protected_mask
+from diffprivacy.media.images import Picture, values, write_picture
 from diffprivacy.video import protect
-from tests.library.videos import av, pixels, psnr, seconds, sound_packets, write_source
+from testing.videos import av, pixels, psnr, seconds, sound_packets, write_source
 
 QUICK = ["--steps", "5", "--strength", "0.6"]
 FRAMES = 12
@@ -250,8 +250,8 @@ def test_a_bad_video_does_not_stop_the_others(clip, tmp_path, capsys):
 
 def test_people_on_one_face_in_two_shots(data_dir, tmp_path):
     """A person in two shots gets one new face; two people get two. The judge did not guide."""
-    from diffprivacy.images import read_picture
-    from diffprivacy.recognizers import load_recognizer
+    from diffprivacy.identity.recognizers import load_recognizer
+    from diffprivacy.media.images import read_picture
 
     detector = load_detector(data_dir / "detectors" / "yunet_n.onnx")
     judge = load_recognizer(data_dir / "recognizers" / "mobilefacenet_ms1m.onnx")

@@ -12,8 +12,8 @@ from PIL import Image
 
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.video.files import join, open_video, part_writer, read_frames
-from tests.library.clear_errors import assert_one_clear_error
-from tests.library.videos import av, picture, pixels, protect, psnr, seconds, tone, write_source
+from testing.clear_errors import assert_one_clear_error
+from testing.videos import av, picture, pixels, protect, psnr, seconds, tone, write_source
 
 
 def read(path: Path) -> None:

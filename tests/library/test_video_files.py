@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from diffprivacy.video.files import open_video, read_frames
-from tests.library.videos import (
+from testing.videos import (
     MATRICES,
     SECRET,
     av,

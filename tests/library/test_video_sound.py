@@ -6,17 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from tests.library.videos import (
-    av,
-    left_channel,
-    onset,
-    picture,
-    protect,
-    rewritten,
-    seconds,
-    sound_packets,
-    write_source,
-)
+from testing.videos import av, left_channel, onset, picture, protect, rewritten, seconds, sound_packets, write_source
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".ts"])

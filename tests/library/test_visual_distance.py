@@ -10,10 +10,10 @@ import torch
 
 from benchmarks.visual_distance import CHANGES, CROP, changed
 from diffprivacy.demo.showcase import example_photo
-from diffprivacy.detectors import load_detector
-from diffprivacy.energy import visual_distance
-from diffprivacy.faces import crop_face, crop_landmarks
-from diffprivacy.images import read_picture
+from diffprivacy.faces.detectors import load_detector
+from diffprivacy.faces.geometry import crop_face, crop_landmarks
+from diffprivacy.identity.energies import visual_distance
+from diffprivacy.media.images import read_picture
 
 
 @pytest.fixture(scope="module")

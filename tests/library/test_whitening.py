@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from diffprivacy.whitening import Whitening
+from diffprivacy.msi.whitening import Whitening
 
 STRENGTHS = torch.tensor([1.0, 0.5, 0.2, 0.1])
 

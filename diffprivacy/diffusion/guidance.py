@@ -1,0 +1,115 @@
+"""Energy guidance: changes the predicted clean latent so that the next Euler step lowers an energy of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import DiffPrivacyError
+from .model import Denoiser, NoiseLevels
+
+Gradient = Callable[[Tensor, int], Tensor]
+"""``gradient(z0, seed) -> dE/dz0``, both (B,C,h,w); what is random in the energy is drawn from the seed."""
+
+RULES = ("paper", "normalized")
+SAME = 1e-4
+"""Sigmas closer than this share of each other are one noise level: samplers recompute sigmas with rounding."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How strongly, by which rule and when an energy guides.
+
+    rule: "paper" or "normalized", see :func:`guide_denoised`.
+    scale: a number, or a function of the training time step; 0 turns the guidance off.
+    interval: lowest and highest training time step at which it guides, both inclusive.
+    every: guide at every k-th step of the schedule only, counted from its first.
+    """
+
+    rule: str = "normalized"
+    scale: float | Callable[[int], float] = 0.015
+    interval: tuple[int, int] = (0, 999)
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise DiffPrivacyError(f"The guidance rule '{self.rule}' is unknown: choose {' or '.join(RULES)}.")
+        if self.every < 1:
+            raise DiffPrivacyError(f"Guidance at every {self.every}-th step is impossible: choose 1 or more.")
+
+    def scale_at(self, sigma: Tensor, sigmas: Tensor, noise_levels: NoiseLevels) -> float:
+        """Scale at sigma within the descending schedule sigmas (N+1,); 0 where nothing guides."""
+        timestep = int(noise_levels.timestep(sigma))
+        low, high = self.interval
+        if not low <= timestep <= high or step_index(sigma, sigmas) % self.every:
+            return 0.0
+        return self.scale(timestep) if callable(self.scale) else self.scale
+
+
+def step_index(sigma: Tensor, sigmas: Tensor) -> int:
+    """Index i of the step of descending sigmas with sigmas[i] >= sigma > sigmas[i+1]; -1 above the first."""
+    return int((sigmas.to(sigma) >= sigma * (1 - SAME)).sum()) - 1
+
+
+def previous_sigma(sigma: Tensor, sigmas: Tensor) -> Tensor:
+    """The next lower noise level of a descending schedule (N+1,), also from between its levels; 0 below the last."""
+    after = step_index(sigma, sigmas) + 1
+    return sigmas[after].to(sigma) if after < len(sigmas) else torch.zeros_like(sigma)
+
+
+def guide_denoised(
+    denoised: Tensor, gradient: Tensor, sigma: Tensor, sigma_prev: Tensor, rule: str, scale: float
+) -> Tensor:
+    """The prediction z0 (B,C,h,w) moved against the gradient dE/dz0 (B,C,h,w), for the step sigma -> sigma_prev.
+
+    An Euler (DDIM) step with the result equals the plain step followed, in the variance-preserving form
+    x / sqrt(1 + sigma^2), by
+
+    paper: x_prev -= scale * gradient (arXiv 2309.05330);
+    normalized: x_prev -= scale * gradient / rms(gradient), with the rms of each sample; a vanishing gradient moves
+    nothing. This is MPGD's z0 -= rho * gradient, rho = scale / (rms sqrt(abar_prev)), which keeps the predicted noise
+    (arXiv 2311.16424).
+
+    Euler takes over the share (sigma - sigma_prev) / sigma of a change of z0, hence the divisor.
+    """
+    if rule == "normalized":
+        rms = gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+        gradient = torch.where(rms > 0, gradient / rms, 0)
+    return denoised - scale * (1 + sigma_prev**2) ** 0.5 * sigma / (sigma - sigma_prev) * gradient
+
+
+def guide(
+    denoised: Tensor, gradient: Gradient, sigma: Tensor, sigmas: Tensor, guidance: Guidance, noise_levels: NoiseLevels
+) -> Tensor:
+    """The guided prediction at sigma within the descending schedule sigmas (N+1,); ``denoised`` itself when off.
+
+    The gradient's seed is the time step: every step sees other views, and every run, on whatever host, the same.
+    Raises DiffPrivacyError when the energy's gradient is not finite.
+    """
+    scale = guidance.scale_at(sigma, sigmas, noise_levels)
+    if scale == 0:
+        return denoised
+    slope = gradient(denoised, int(noise_levels.timestep(sigma))).to(denoised)
+    if not slope.isfinite().all():
+        raise DiffPrivacyError(
+            f"The energy's gradient holds NaN or infinity at sigma {float(sigma):.4g}: "
+            "check that its recognizer and VAE run in float32 on a picture with a face."
+        )
+    return guide_denoised(denoised, slope, sigma, previous_sigma(sigma, sigmas), guidance.rule, scale)
+
+
+def guided(
+    denoiser: Denoiser, gradient: Gradient, sigmas: Tensor, guidance: Guidance, noise_levels: NoiseLevels
+) -> Denoiser:
+    """A denoiser whose predictions descend an energy while sampling down sigmas (N+1,); exact for Euler steps.
+
+    Where the guidance is off the gradient is not evaluated and the predictions are the denoiser's own.
+    """
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        return guide(denoiser(x, sigma), gradient, sigma, sigmas, guidance, noise_levels)
+
+    return denoise

@@ -1,0 +1,1 @@
+"""How well faces are protected, in numbers and pictures."""

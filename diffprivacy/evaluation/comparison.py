@@ -1,0 +1,169 @@
+"""Judging versions of a picture against the original: is the face found, and do machines take it for the same person?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DiffPrivacyError
+from ..faces.detectors import Detector
+from ..faces.geometry import Face, crop_face, crop_landmarks
+from ..identity.energies import visual_distance
+from ..identity.recognizers import FaceMatcher
+from ..identity.verification import accept_rate, pair_cosines, psnr, rank1, ssim
+from ..media.images import read_picture
+
+FAR = 1e-3
+NEAR = 0.5
+"""How far the middle of a face may move, in widths of its box, and still be that face."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What became of one face in a version of its picture.
+
+    person: whose face it is; original, version: each judge's embedding (D,); found: whether the detector finds a face in its place, None without
+    one; drift: mean distance of the five points from the original's, in distances of its eyes, NaN where none is found;
+    psnr in dB and ssim: of the ArcFace crop; likeness: structural similarity in [0,1], see energy.visual_distance.
+    """
+
+    person: str
+    original: Mapping[str, np.ndarray]
+    version: Mapping[str, np.ndarray]
+    found: bool | None
+    drift: float
+    psnr: float
+    ssim: float
+    likeness: float
+
+    def cosine(self, judge: str) -> float:
+        """Cosine between the face in the original and in the version."""
+        return float(self.original[judge] @ self.version[judge])
+
+
+def judge(
+    original: Tensor,
+    version: Tensor,
+    faces: Sequence[Face],
+    people: Sequence[str],
+    judges: Mapping[str, FaceMatcher],
+    detector: Detector | None = None,
+) -> list[Judged]:
+    """Every given face of ``original`` (H,W,3) in [0,1], of the people named, against its place in ``version`` (H,W,3).
+
+    Judges align the version's face by the points that the detector finds in it, as an onlooker would, and by the
+    original's where it finds none. Raises DiffPrivacyError for pictures of different sizes.
+    """
+    if original.shape != version.shape:
+        raise DiffPrivacyError(
+            f"The original is {original.shape[1]}x{original.shape[0]} pixels and the other picture "
+            f"{version.shape[1]}x{version.shape[0]}: compare versions of one picture."
+        )
+    there = detector.detect(version) if detector else []
+    results = []
+    for face, person in zip(faces, people, strict=True):
+        again = _in_its_place(face, there)
+        before, after = (crop_face(picture, face, 112, 1.0) for picture in (original, version))
+        points = crop_landmarks(face, 112, 1.0)[None]
+        similar = visual_distance(before.movedim(-1, 0)[None], points, points)(after.movedim(-1, 0)[None])
+        results.append(
+            Judged(
+                person,
+                {name: embedding(recognizer, original, face) for name, recognizer in judges.items()},
+                {name: embedding(recognizer, version, again or face) for name, recognizer in judges.items()},
+                None if detector is None else again is not None,
+                float("nan") if again is None else _drift(face, again),
+                psnr(after, before),
+                ssim(after, before),
+                float(similar.sqrt()),
+            )
+        )
+    return results
+
+
+def embedding(recognizer: FaceMatcher, picture: Tensor, face: Face) -> np.ndarray:
+    """Unit vector (D,) of a face in a picture (H,W,3), fused with its mirror image.
+
+    Of an ensemble the vectors of its members stand one after the other, so that a dot product is its cosine.
+    """
+    crop = crop_face(picture, face, 224, 2.0).movedim(-1, 0)[None]
+    parts = recognizer.reference(crop, crop_landmarks(face, 224, 2.0)[None], mirrored=True)
+    weighted = [part[0] * weight**0.5 for part, weight in zip(parts, recognizer.weights, strict=True)]
+    return torch.cat(weighted).cpu().numpy()
+
+
+def clean_pairs(
+    photos: Iterable[Path], judges: Mapping[str, FaceMatcher], detector: Detector
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Each judge's cosines of all pairs of one person and of two, from photos in folders named after the people.
+
+    The largest face of each photo counts; photos without one are left out. Raises DiffPrivacyError when no two photos
+    are of one person.
+    """
+    vectors: dict[str, list[np.ndarray]] = {name: [] for name in judges}
+    people = []
+    for photo in photos:
+        picture = read_picture(photo).rgb
+        if faces := detector.detect(picture):
+            face = max(faces, key=lambda found: found.area)
+            people.append(photo.parent.name)
+            for name, recognizer in judges.items():
+                vectors[name].append(embedding(recognizer, picture, face))
+    if len(set(people)) == len(people):
+        raise DiffPrivacyError("Clean pairs need two photos of one person: keep each person's photos in one folder.")
+    return {name: pair_cosines(np.stack(rows), people) for name, rows in vectors.items()}
+
+
+def kept_thresholds(judges: Mapping[str, FaceMatcher], far: float = FAR) -> dict[str, float]:
+    """The thresholds at a false accept rate that are kept beside the judges, of those that have one."""
+    return {name: kept.cosine for name, judge in judges.items() for kept in judge.thresholds if kept.far == far}
+
+
+def table(versions: Mapping[str, Sequence[Judged]], thresholds: Mapping[str, float]) -> str:
+    """A Markdown table with one line for each version of the same faces.
+
+    Of every judge: the mean cosine to the original, the share accepted as the same person (TAR) where it has a
+    threshold, and the share whose nearest face among all originals is the same person's (re-identification rank-1).
+    """
+    names = list(next(iter(versions.values()))[0].original)
+    head = ["", *(f"{name}: cosine, TAR, rank-1" for name in names), "found", "drift", "PSNR", "SSIM", "likeness"]
+    lines = [head, ["---"] * len(head)]
+    for version, faces in versions.items():
+        cells = [_verdict(faces, name, thresholds.get(name)) for name in names]
+        found = [face.found for face in faces if face.found is not None]
+        drifts = [face.drift for face in faces if np.isfinite(face.drift)]
+        cells.append(f"{100 * np.mean(found):.1f} %" if found else "–")
+        cells.append(f"{np.mean(drifts):.3f}" if drifts else "–")
+        cells.append(f"{np.mean([face.psnr for face in faces]):.1f} dB")
+        cells += [f"{np.mean([getattr(face, measure) for face in faces]):.3f}" for measure in ("ssim", "likeness")]
+        lines.append([version, *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _verdict(faces: Sequence[Judged], judge: str, threshold: float | None) -> str:
+    cosines = [face.cosine(judge) for face in faces]
+    tar = "–" if threshold is None else f"{100 * accept_rate(cosines, threshold):.1f} %"
+    probes, gallery = (np.stack([getattr(face, which)[judge] for face in faces]) for which in ("version", "original"))
+    people = [face.person for face in faces]
+    return f"{np.mean(cosines):.2f}, {tar}, {100 * rank1(probes, people, gallery, people):.1f} %"
+
+
+def _in_its_place(face: Face, there: Iterable[Face]) -> Face | None:
+    """The nearest of the faces that are there, if it is near enough to be the same."""
+    nearest = min(there, key=lambda other: _distance(face, other), default=None)
+    width = face.box[2] - face.box[0]
+    return nearest if nearest is not None and _distance(face, nearest) <= NEAR * width else None
+
+
+def _distance(a: Face, b: Face) -> float:
+    return float(np.hypot(*np.subtract(a.centre, b.centre)))
+
+
+def _drift(face: Face, again: Face) -> float:
+    eyes = np.linalg.norm(face.landmarks[0] - face.landmarks[1])
+    return float(np.linalg.norm(face.landmarks - again.landmarks, axis=1).mean() / eyes)

@@ -1,0 +1,70 @@
+"""Five-point face alignment under autograd: the crops that recognizers read, as functions of the picture.
+
+Transforms are (B,3,3) matrices on homogeneous pixel coordinates (x, y, 1), pixel centres at integers.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .geometry import ARCFACE_TEMPLATE, TEMPLATE_SIZE
+
+
+def template(size: int) -> Tensor:
+    """The five ArcFace points (5,2) in a crop of size x size pixels."""
+    return (torch.from_numpy(ARCFACE_TEMPLATE) + 0.5) * (size / TEMPLATE_SIZE) - 0.5
+
+
+def similarity(source: Tensor, target: Tensor) -> Tensor:
+    """Least-squares similarity (rotation, scale, shift; Umeyama, 1991) from source to target points.
+
+    source: (B,N,2), target: (N,2) or (B,N,2), in pixels. Returns (B,3,3).
+    """
+    target = target.to(source).expand_as(source)
+    source_mean, target_mean = source.mean(dim=1), target.mean(dim=1)
+    p, q = source - source_mean[:, None], target - target_mean[:, None]
+    power = p.square().sum(dim=(1, 2))
+    cosine = (p * q).sum(dim=(1, 2)) / power
+    sine = (p[..., 0] * q[..., 1] - p[..., 1] * q[..., 0]).sum(dim=1) / power
+    linear = torch.stack((cosine, -sine, sine, cosine), dim=1).view(-1, 2, 2)
+    shift = target_mean[..., None] - linear @ source_mean[..., None]
+    bottom = source.new_tensor([[[0.0, 0.0, 1.0]]]).expand(len(source), 1, 3)
+    return torch.cat((torch.cat((linear, shift), dim=2), bottom), dim=1)
+
+
+def warp(images: Tensor, to_source: Tensor, height: int, width: int, padding: str = "zeros") -> Tensor:
+    """Bilinear warp: the output's pixel p shows the image at to_source @ p.
+
+    images: (B,C,H,W), to_source: (B,3,3), padding: "zeros" or "border" beyond the picture. Returns (B,C,height,width).
+    """
+    y, x = torch.meshgrid(
+        torch.arange(height, dtype=to_source.dtype, device=to_source.device),
+        torch.arange(width, dtype=to_source.dtype, device=to_source.device),
+        indexing="ij",
+    )
+    pixels = torch.stack((x, y, torch.ones_like(x)), dim=-1).view(1, -1, 3)
+    positions = (pixels @ to_source[:, :2].transpose(1, 2)).view(-1, height, width, 2)
+    extent = positions.new_tensor([images.shape[3] - 1, images.shape[2] - 1])
+    grid = (positions * 2 / extent - 1).to(images.dtype)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=True)
+
+
+def align(images: Tensor, landmarks: Tensor, size: int = TEMPLATE_SIZE) -> Tensor:
+    """Crops of size x size pixels with the five points at ArcFace's places; gradients reach the images.
+
+    images: (B,3,H,W), landmarks: (B,5,2) in pixels. Returns (B,3,size,size), black beyond the picture.
+    A picture k times larger than the crop is averaged over k x k samples a pixel: plain bilinear sampling would
+    alias, and would send gradients to a fraction of the picture's pixels only.
+    """
+    to_source = torch.linalg.inv(similarity(landmarks.to(images.device, torch.float32), template(size)))
+    shrink = torch.linalg.det(to_source[:, :2, :2]).sqrt()
+    crops = []
+    for image, matrix, samples in zip(images, to_source, shrink.round().clamp(min=1).int().tolist(), strict=True):
+        subpixel = torch.eye(3, device=images.device) / samples
+        subpixel[:2, 2] = (1 / samples - 1) / 2
+        subpixel[2, 2] = 1
+        fine = warp(image[None], (matrix @ subpixel)[None], size * samples, size * samples)
+        crops.append(F.avg_pool2d(fine, samples))
+    return torch.cat(crops)

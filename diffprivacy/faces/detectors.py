@@ -1,0 +1,115 @@
+"""Face detectors: SCRFD, RetinaFace or YuNet from an ONNX file, or a built-in one that needs no file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import DiffPrivacyError
+from .geometry import Face
+from .tiling import Scan, find_faces, scan_views
+
+if TYPE_CHECKING:
+    from onnx import GraphProto
+
+SCRFD_SCORES = (0.5, 0.78)
+YUNET_SCORES = (0.7, 0.9)
+"""The score from which a detection counts, and that which only upright faces reach."""
+ADVICE = "choose an SCRFD, RetinaFace or YuNet file, such as det_10g.onnx from insightface's buffalo_l"
+
+
+class Detector(Protocol):
+    def detect(self, picture: Tensor) -> list[Face]:
+        """The faces of ``picture`` (H,W,3) in [0,1], sorted from left to right; none is an empty list, not an error.
+
+        Whatever goes wrong inside, such as running out of memory, is raised.
+        """
+        ...
+
+
+class OnnxDetector:
+    """A network that finds faces in square pictures of one size, applied to a whole picture at several scales."""
+
+    def __init__(self, scan: Scan, side: int, sure: float) -> None:
+        self.scan = scan
+        self.side = side
+        self.sure = sure
+
+    def detect(self, picture: Tensor) -> list[Face]:
+        return find_faces(picture, lambda pixels: scan_views(pixels, self.side, self.scan), self.sure)
+
+
+def load_detector(path: str | Path | None) -> Detector:
+    """The detector in an ONNX file, or the built-in one for None.
+
+    Raises DiffPrivacyError for a missing file, one that is no ONNX model, and a model that is no face detector.
+    """
+    if path is None:
+        from .cascade import CascadeDetector
+
+        return CascadeDetector()
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+    except ImportError as error:
+        raise DiffPrivacyError("Face detectors from files need insightface: pip install insightface") from error
+    path = Path(path).absolute()
+    if not path.is_file():
+        raise DiffPrivacyError(f"No face detector at {path}: {ADVICE}.")
+    if path.suffix != ".onnx":
+        raise DiffPrivacyError(f"{path} is not named .onnx; {ADVICE}.")
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except DecodeError as error:
+        raise DiffPrivacyError(f"{path} is no ONNX file; {ADVICE}.") from error
+    if {"cls_8", "obj_8", "bbox_8", "kps_8"} <= {output.name for output in graph.output}:
+        return _load_yunet(path)
+    if _is_scrfd(graph):
+        return _load_scrfd(path)
+    raise DiffPrivacyError(f"{path} is no face detector that gives five landmarks; {ADVICE}.")
+
+
+def _is_scrfd(graph: GraphProto) -> bool:
+    """Scores, boxes and landmarks at three or five scales; the sizes of dynamic outputs are not written down (0)."""
+    widths = {
+        output.type.tensor_type.shape.dim[-1].dim_value for output in graph.output if output.type.tensor_type.shape.dim
+    }
+    return len(graph.output) in (9, 15) and widths <= {0, 1, 4, 10}
+
+
+def _load_scrfd(path: Path) -> OnnxDetector:
+    from insightface.model_zoo import get_model
+
+    enough, sure = SCRFD_SCORES
+    model: Any = get_model(str(path), download=False)
+    side = max(model.static_input_size or (640, 640))
+    model.prepare(0, det_thresh=enough, input_size=(side, side))
+
+    def scan(pixels: np.ndarray) -> list[Face]:
+        boxes, landmarks = model.detect(np.ascontiguousarray(pixels[..., ::-1]))
+        return [
+            Face((x0, y0, x1, y1), points, score)
+            for (x0, y0, x1, y1, score), points in zip(boxes.tolist(), landmarks, strict=True)
+        ]
+
+    return OnnxDetector(scan, side, sure)
+
+
+def _load_yunet(path: Path) -> OnnxDetector:
+    import cv2
+
+    enough, sure = YUNET_SCORES
+    side = 640
+    model = cv2.FaceDetectorYN.create("onnx", np.fromfile(path, np.uint8), np.empty(0, np.uint8), (side, side), enough)
+
+    def scan(pixels: np.ndarray) -> list[Face]:
+        _, found = model.detect(np.ascontiguousarray(pixels[..., ::-1]))
+        return [
+            Face((x, y, x + width, y + height), np.array(points, np.float32).reshape(5, 2), score)
+            for x, y, width, height, *points, score in (() if found is None else found.tolist())
+        ]
+
+    return OnnxDetector(scan, side, sure)

@@ -1,1 +1,0 @@
-"""Hosts that implement the Backbone without ComfyUI."""

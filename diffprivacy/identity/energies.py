@@ -1,0 +1,247 @@
+"""Energies: what guidance lowers. Functions of pictures that add, scale, and know nothing of diffusion.
+
+Pictures come face by face: with F faces and V variants of each, row f * V + v is variant v of face f.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+from zlib import crc32
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import DiffPrivacyError
+from ..faces.alignment import align, similarity, template
+from ..faces.geometry import TEMPLATE_SIZE
+from .augmentations import random_view
+from .recognizers import Embeddings, FaceMatcher, weighted_sum
+
+JITTER = 8
+"""Pixels around ArcFace's 112 that random views read."""
+HALO = 3
+"""Latents around the window of :func:`near_faces` that still matter to a pixel inside it."""
+
+
+class Energy:
+    """A function from pictures (B,3,H,W) in [0,1] to energies (B,), lower being better.
+
+    It keeps no state: what is random in it is drawn from the seed of the call.
+    landmarks: (F,5,2) in pixels, of the faces outside whose crops it reads nothing; None when it may read anything.
+    """
+
+    def __init__(self, function: Callable[[Tensor, int], Tensor], landmarks: Tensor | None = None):
+        self._function = function
+        self.landmarks = landmarks
+
+    def __call__(self, images: Tensor, seed: int = 0) -> Tensor:
+        return self._function(images, seed)
+
+    def __add__(self, other: Energy) -> Energy:
+        both = [energy.landmarks for energy in (self, other) if energy.landmarks is not None]
+        landmarks = torch.cat(both) if len(both) == 2 else None
+        return Energy(lambda images, seed: self(images, seed) + other(images, seed), landmarks)
+
+    def __mul__(self, weight: float) -> Energy:
+        return Energy(lambda images, seed: self(images, seed) * weight, self.landmarks)
+
+    __rmul__ = __mul__
+
+
+def identity_away(
+    recognizer: FaceMatcher, reference: Embeddings, landmarks: Tensor, form: Literal["smooth", "paper"] = "smooth"
+) -> Energy:
+    """Falls as the face becomes somebody else than the reference, for every network of the recognizer.
+
+    reference: recognizer.reference(...) of the F people, landmarks: (F,5,2) of the faces being made, in pixels.
+    "paper" is max(cos, 0) (Diff-Privacy, arXiv 2309.05330), without gradient once cos <= 0; "smooth" is a softplus
+    that keeps one, ever weaker: a network that is fooled already yields to those that are not.
+    """
+
+    def energy(images: Tensor, _: int) -> Tensor:
+        return _mean_over_networks(recognizer, reference, landmarks, images, _REPULSION[form])
+
+    return Energy(energy, landmarks)
+
+
+def identity_toward(recognizer: FaceMatcher, reference: Embeddings, landmarks: Tensor) -> Energy:
+    """1 - cos to the reference: falls as machines take the face for the reference person (arXiv 2309.05330, hiding).
+
+    reference: recognizer.reference(...) of the F people, landmarks: (F,5,2) of the faces being made, in pixels.
+    """
+
+    def energy(images: Tensor, _: int) -> Tensor:
+        return _mean_over_networks(recognizer, reference, landmarks, images, lambda cosine: 1 - cosine)
+
+    return Energy(energy, landmarks)
+
+
+def diversity(recognizer: FaceMatcher, landmarks: Tensor, form: Literal["smooth", "paper"] = "smooth") -> Energy:
+    """Falls as the V variants of each face become different people; zero when there is one variant only.
+
+    landmarks: (F,5,2) of the F faces. A variant's energy is the mean over the V - 1 others; the paper's sum over the
+    pairs of a face is (V - 1) / 2 times the sum of the energies of its variants.
+    """
+
+    def energy(images: Tensor, _: int) -> Tensor:
+        variants = _variants(images, len(landmarks))
+        terms = []
+        for e in recognizer.embed(images, landmarks.repeat_interleave(variants, dim=0)):
+            grouped = e.unflatten(0, (-1, variants))
+            values = _REPULSION[form](grouped @ grouped.transpose(1, 2))
+            others = 1 - torch.eye(variants, dtype=e.dtype, device=e.device)
+            terms.append((values * others).sum(dim=2).flatten() / max(variants - 1, 1))
+        return weighted_sum(recognizer.weights, terms)
+
+    return Energy(energy, landmarks)
+
+
+def visual_distance(reference: Tensor, reference_landmarks: Tensor, landmarks: Tensor) -> Energy:
+    """Falls as people see another face: local structure unlike the reference's, whatever the light and the colours.
+
+    It is the squared structural similarity (the structure term of SSIM, Wang et al., 2004: local correlation) of the
+    aligned faces in grey, at 28 x 28 pixels; negative values count as 0, so that nothing is driven to a photographic
+    negative. People tell faces by 8 to 16 cycles per face (Costen et al., 1996), which is what that size keeps. Of the
+    candidates of ``benchmarks/visual_distance.py`` it is least lowered by changes that leave a face the same.
+    reference: (F,3,H,W) in [0,1] with reference_landmarks (F,5,2); landmarks: (F,5,2) of the faces being made.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        original = _structure_view(reference.clone(), reference_landmarks.clone())
+
+    def energy(images: Tensor, _: int) -> Tensor:
+        variants = _variants(images, len(landmarks))
+        view = _structure_view(images, landmarks.repeat_interleave(variants, dim=0))
+        similarity = _structural_similarity(view, original.to(view).repeat_interleave(variants, dim=0))
+        return similarity.clamp(min=0).square().mean(dim=(1, 2, 3))
+
+    return Energy(energy, landmarks)
+
+
+def augmented(energy: Energy, landmarks: Tensor, draws: int = 4) -> Energy:
+    """The energy's mean over random views of the pictures, so that lowering it is no pattern for one network's pixels.
+
+    landmarks: (F,5,2) of the faces being made, in pixels. The views depend on the call's seed: give each step its own.
+    """
+
+    def mean(images: Tensor, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        points = landmarks.repeat_interleave(_variants(images, len(landmarks)), dim=0)
+        values = [energy(random_view(images, points, generator), seed) for _ in range(draws)]
+        return torch.stack(values).mean(dim=0)
+
+    return Energy(mean, energy.landmarks)
+
+
+def near_faces(
+    decoder: Callable[[Tensor], Tensor], landmarks: Tensor, downscale: int = 8
+) -> Callable[[Tensor], Tensor]:
+    """A decoder that decodes no more than what energies of these faces read, and repeats its border around that.
+
+    decoder: latents to pictures ``downscale`` times their size, convolutional, so that what lies far away has no say in
+    a pixel: a TAESD, not a VAE with attention. landmarks: (F,5,2) in pixels of the whole pictures.
+    """
+    to_picture = torch.linalg.inv(similarity(landmarks.detach().float().cpu(), template(TEMPLATE_SIZE)))
+    low, high = -JITTER, TEMPLATE_SIZE - 1 + JITTER
+    corners = torch.tensor([[x, y, 1.0] for x in (low, high) for y in (low, high)])
+    cells = (corners @ to_picture[:, :2].mT).flatten(0, 1) / downscale
+    left, top = (int(v) for v in cells.amin(0).floor() - HALO)
+    right, bottom = (int(v) for v in cells.amax(0).ceil() + HALO)
+
+    def decode(latents: Tensor) -> Tensor:
+        height, width = latents.shape[-2:]
+        rows, columns = slice(max(top, 0), min(bottom, height)), slice(max(left, 0), min(right, width))
+        around = (columns.start, width - columns.stop, rows.start, height - rows.stop)
+        window = decoder(latents[..., rows, columns])
+        return F.pad(window, [downscale * cells for cells in around], mode="replicate")
+
+    return decode
+
+
+def latent_gradient(
+    energy: Energy, decoder: Callable[[Tensor], Tensor], chunk: int | None = None
+) -> Callable[..., Tensor]:
+    """``gradient(z0, seed=None)``: the gradient (B,C,h,w) of the energies' sum by the latents z0 (B,C,h,w).
+
+    decoder: differentiable, latents to pictures (B,3,H,W) in [0,1], its weights no inference tensors.
+    chunk: latents whose decoding is held in memory at once, all by default. With fewer, each latent is decoded once
+    more, without gradients, beforehand, so that energies that couple variants stay exact.
+    seed: of the energy's random views; by default it follows from z0's bits. Works inside torch.inference_mode.
+    """
+
+    def gradient(z0: Tensor, seed: int | None = None) -> Tensor:
+        size = chunk or len(z0)
+        with torch.inference_mode(False), torch.enable_grad():
+            latents = z0.detach().clone()
+            if seed is None:
+                seed = crc32(latents.float().cpu().numpy().tobytes())
+            if size >= len(latents):
+                return _gradient(lambda z: energy(decoder(z), seed), latents)
+            with torch.no_grad():
+                images = torch.cat([decoder(part) for part in latents.split(size)])
+            slopes = _gradient(lambda x: energy(x, seed), images)
+            parts = zip(latents.split(size), slopes.split(size), strict=True)
+            return torch.cat([_gradient(decoder, part, slope) for part, slope in parts])
+
+    return gradient
+
+
+def _gradient(function: Callable[[Tensor], Tensor], x: Tensor, slope: Tensor | None = None) -> Tensor:
+    """The vector-Jacobian product of a function at x with slope, ones by default."""
+    x = x.detach().requires_grad_()
+    y = function(x)
+    return torch.autograd.grad(y, x, torch.ones_like(y) if slope is None else slope)[0]
+
+
+def _structure_view(images: Tensor, landmarks: Tensor) -> Tensor:
+    """The faces as people tell them: grey, without the crop's left and right edge, (B,1,28,20)."""
+    grey = align(images, landmarks).mean(dim=1, keepdim=True)
+    return F.avg_pool2d(grey, 4)[..., 4:-4]
+
+
+def _structural_similarity(a: Tensor, b: Tensor, window: int = 7) -> Tensor:
+    """Structure term of SSIM in every window, in [-1,1]: the correlation, where there is more contrast than noise.
+
+    The constant stands inside the root, so that a window that was painted over is unlike one with structure.
+    """
+
+    def mean(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, window, stride=1)
+
+    constant = 1e-4
+    mean_a, mean_b = mean(a), mean(b)
+    variance_a, variance_b = (mean(x * x) - m.square() + constant for x, m in ((a, mean_a), (b, mean_b)))
+    return (mean(a * b) - mean_a * mean_b + constant) / (variance_a * variance_b).sqrt()
+
+
+_TEMPERATURE = 0.1
+_REPULSION: dict[str, Callable[[Tensor], Tensor]] = {
+    "smooth": lambda cosine: _TEMPERATURE * F.softplus(cosine / _TEMPERATURE),
+    "paper": lambda cosine: cosine.clamp(min=0),
+}
+
+
+def _mean_over_networks(
+    recognizer: FaceMatcher,
+    reference: Embeddings,
+    landmarks: Tensor,
+    images: Tensor,
+    form: Callable[[Tensor], Tensor],
+) -> Tensor:
+    variants = _variants(images, len(landmarks))
+    embeddings = recognizer.embed(images, landmarks.repeat_interleave(variants, dim=0))
+    cosines = [
+        (e * r.to(e).repeat_interleave(variants, dim=0)).sum(dim=1) for e, r in zip(embeddings, reference, strict=True)
+    ]
+    return weighted_sum(recognizer.weights, [form(cosine) for cosine in cosines])
+
+
+def _variants(images: Tensor, faces: int) -> int:
+    variants, rest = divmod(len(images), faces)
+    if rest or not variants:
+        raise DiffPrivacyError(
+            f"{len(images)} pictures are no whole number of variants of the {faces} reference faces: "
+            "make the batch a multiple of the faces."
+        )
+    return variants

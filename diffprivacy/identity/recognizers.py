@@ -1,0 +1,303 @@
+"""Differentiable face recognizers: ONNX files as torch modules, ensembles, decision thresholds.
+
+ArcFace (arXiv 1801.07698) and its kin map an aligned face to a vector; the cosine between two vectors says
+whether the faces are one person.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import DiffPrivacyError
+from ..faces.alignment import align
+from .verification import Scores, operating_point
+
+if TYPE_CHECKING:
+    import numpy as np
+    from onnx import GraphProto, ValueInfoProto
+
+Embeddings = tuple[Tensor, ...]
+"""Unit vectors (B,D) of B faces, one tensor for each network."""
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The cosine at which a recognizer accepts two faces as one person, measured on clean pairs.
+
+    far is the false accept rate asked for, tar the share of same-person pairs accepted; source names the pairs.
+    """
+
+    far: float
+    cosine: float
+    tar: float
+    same_pairs: int
+    different_pairs: int
+    source: str
+
+
+class FaceMatcher(nn.Module):
+    """What energies and reports see: one network or several, each with its weight (the weights add up to 1).
+
+    thresholds: those measured for it, none for several networks together.
+    """
+
+    weights: tuple[float, ...]
+    thresholds: tuple[Threshold, ...] = ()
+
+    def embed(self, images: Tensor, landmarks: Tensor, mirrored: bool = False) -> Embeddings:
+        """Embeddings of images (B,3,H,W) in [0,1] with the five points (B,5,2) in pixels; differentiable.
+
+        mirrored adds each face's mirror image, the usual fusion when comparing photos.
+        """
+        raise NotImplementedError
+
+    def reference(self, images: Tensor, landmarks: Tensor, mirrored: bool = False) -> Embeddings:
+        """embed() as constants for later use under autograd, whatever mode this is called in."""
+        with torch.inference_mode(False), torch.no_grad():
+            return self.embed(images.clone(), landmarks.clone(), mirrored)
+
+    def cosine(self, a: Embeddings, b: Embeddings) -> Tensor:
+        """Weighted mean over the networks of the cosines between rows of a and b; shapes broadcast to (B,)."""
+        return weighted_sum(self.weights, [(x * y).sum(dim=-1) for x, y in zip(a, b, strict=True)])
+
+
+class Recognizer(FaceMatcher):
+    """A network on aligned crops of input_size pixels, and how it wants its pixels.
+
+    network maps (B,3,s,s) to (B,D); it is fed scale * x + offset, x in [0,1], RGB or BGR as channels says.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        input_size: int = 112,
+        scale: float = 2.0,
+        offset: float = -1.0,
+        channels: Literal["RGB", "BGR"] = "RGB",
+        thresholds: Sequence[Threshold] = (),
+        name: str = "recognizer",
+    ):
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.input_size = input_size
+        self.scale = scale
+        self.offset = offset
+        self.channels = channels
+        self.thresholds = tuple(thresholds)
+        self.name = name
+        self.weights = (1.0,)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """Unit vectors (B,D) of aligned crops (B,3,s,s) in [0,1]: computed in the weights' type, returned in the crops'.
+
+        They are on the weights' device, wherever the crops are.
+        """
+        x = crops if self.channels == "RGB" else crops.flip(1)
+        x = (x * self.scale + self.offset).to(next(self.network.parameters()))
+        return F.normalize(self.network(x).to(crops.dtype))
+
+    def embed(self, images: Tensor, landmarks: Tensor, mirrored: bool = False) -> Embeddings:
+        crops = align(images, landmarks, self.input_size)
+        embedding = self(crops)
+        return (F.normalize(embedding + self(crops.flip(3))) if mirrored else embedding,)
+
+    def threshold(self, far: float) -> Threshold:
+        """The threshold measured at this false accept rate.
+
+        Raises DiffPrivacyError when none is kept beside the model.
+        """
+        for threshold in self.thresholds:
+            if threshold.far == far:
+                return threshold
+        raise DiffPrivacyError(
+            f"{self.name} has no threshold at FAR {far:g} in {Path(self.name).stem}.thresholds.json beside it: "
+            "measure one with `diffprivacy evaluate ORIGINALS PROTECTED --recognizer FILE --clean PHOTOS --keep-thresholds`."
+        )
+
+
+class Ensemble(FaceMatcher):
+    """Several recognizers, each with its own alignment and embedding; weights are relative."""
+
+    def __init__(self, members: Sequence[tuple[FaceMatcher, float]]):
+        super().__init__()
+        total = sum(weight for _, weight in members)
+        if not members or min(weight for _, weight in members) < 0 or total <= 0:
+            raise DiffPrivacyError(
+                "An ensemble needs at least one recognizer, and weights of zero or more, not all zero."
+            )
+        self.members = nn.ModuleList(member for member, _ in members)
+        self.weights = tuple(weight / total * w for member, weight in members for w in member.weights)
+
+    def embed(self, images: Tensor, landmarks: Tensor, mirrored: bool = False) -> Embeddings:
+        members = cast("Iterable[FaceMatcher]", self.members)
+        return tuple(e for member in members for e in member.embed(images, landmarks, mirrored))
+
+
+def weighted_sum(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
+    """Sum of weight * value over the networks."""
+    return torch.stack([w * v for w, v in zip(weights, values, strict=True)]).sum(dim=0)
+
+
+class _OneByOne(nn.Module):
+    """A network exported for a batch of one, applied picture by picture."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.network(picture[None]) for picture in x])
+
+
+def load_recognizer(path: str | Path, channels: Literal["RGB", "BGR"] = "RGB") -> Recognizer:
+    """A recognizer from an ONNX file that maps (N,3,s,s) to one vector a face, such as insightface's ArcFace models.
+
+    Input size and normalisation are read from the graph. The channel order cannot be: insightface's models, and most
+    others, take RGB; ports of AdaFace take BGR. Thresholds are read from <name>.thresholds.json beside the file.
+    The weights are ordinary tensors, fit for autograd, even when this is called in torch.inference_mode.
+
+    Raises DiffPrivacyError for a missing file, a file that is no ONNX model, and a model that is no recognizer.
+    """
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+        from onnx2torch import convert
+    except ImportError as error:
+        raise DiffPrivacyError("Face recognizers need onnx2torch: pip install onnx2torch") from error
+
+    path = Path(path).absolute()
+    if not path.is_file():
+        raise DiffPrivacyError(
+            f"No face recognizer at {path}: put an ArcFace ONNX file there, such as w600k_r50.onnx "
+            "from insightface's buffalo_l."
+        )
+    try:
+        graph = (model := onnx.load(path)).graph
+    except DecodeError as error:
+        raise DiffPrivacyError(f"{path} is no ONNX file; choose a face recognizer such as w600k_r50.onnx.") from error
+
+    no_recognizer = DiffPrivacyError(
+        f"{path} is no face recognizer, which maps one (N,3,s,s) picture to one vector; choose one such as w600k_r50.onnx."
+    )
+    constants = _constants(graph)
+    source = _picture_input(graph, constants)
+    if source is None:
+        raise no_recognizer
+    batch, _, size, _ = _shape(source)
+    scale, offset = _take_normalisation(graph, source, constants)
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            network = _OneByOne(convert(model)) if batch == 1 else convert(model)
+            output = network.eval()(torch.zeros(2, 3, size, size))
+    except (NotImplementedError, RuntimeError) as error:
+        raise DiffPrivacyError(f"{path} cannot be run by torch ({error}); choose another face recognizer.") from error
+    # Embeddings have lengths such as 128 or 512; class scores (1000), landmarks (212, 3309), age and gender (3) do not.
+    if output.ndim != 2 or len(output) != 2 or output.shape[1] % 32:
+        raise no_recognizer
+    return Recognizer(network, size, scale, offset, channels, read_thresholds(path), path.name)
+
+
+def _constants(graph: GraphProto) -> dict[str, np.ndarray]:
+    from onnx.numpy_helper import to_array
+
+    values = {tensor.name: to_array(tensor) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            values[node.output[0]] = to_array(node.attribute[0].t)
+    return values
+
+
+def _shape(value: ValueInfoProto) -> list[int]:
+    """Sizes of a graph's input, 0 where they are left open."""
+    return [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+def _picture_input(graph: GraphProto, constants: dict[str, np.ndarray]) -> ValueInfoProto | None:
+    """The graph's input if it takes one square colour picture, and gives one output."""
+    inputs = [value for value in graph.input if value.name not in constants]
+    if len(inputs) != 1 or len(graph.output) != 1:
+        return None
+    shape = _shape(inputs[0])
+    return inputs[0] if len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] > 0 else None
+
+
+def _take_normalisation(
+    graph: GraphProto, source: ValueInfoProto, constants: dict[str, np.ndarray]
+) -> tuple[float, float]:
+    """Cut the leading arithmetic on the input out of the graph; return it as scale and offset on pictures in [0,1].
+
+    ArcFace models trained with MXNet subtract and multiply first and take 0..255; those exported from PyTorch begin
+    with a convolution and take [-1,1]. Outside the graph the arithmetic stays in float32 when the network does not.
+    """
+    arithmetic: dict[str, Callable[[float, float, float], tuple[float, float]]] = {
+        "Sub": lambda scale, offset, c: (scale, offset - c),
+        "Add": lambda scale, offset, c: (scale, offset + c),
+        "Mul": lambda scale, offset, c: (scale * c, offset * c),
+        "Div": lambda scale, offset, c: (scale / c, offset / c),
+    }
+    affine: tuple[float, float] | None = None
+    while True:
+        users = [node for node in graph.node if source.name in node.input]
+        if len(users) != 1 or users[0].op_type not in arithmetic or users[0].input[0] != source.name:
+            break
+        constant = constants.get(users[0].input[1])
+        if constant is None or constant.size != 1:
+            break
+        affine = arithmetic[users[0].op_type](*(affine or (1.0, 0.0)), float(constant.item()))
+        source.name = users[0].output[0]
+        graph.node.remove(users[0])
+    if affine is None:
+        return 2.0, -1.0
+    scale, offset = affine
+    takes_bytes = scale < 0.1 or -offset / scale > 1
+    return (255 * scale if takes_bytes else scale), offset
+
+
+def thresholds_path(model_path: str | Path) -> Path:
+    """Where a model's thresholds are kept: w600k_r50.onnx has w600k_r50.thresholds.json beside it."""
+    return Path(model_path).with_suffix(".thresholds.json")
+
+
+def read_thresholds(model_path: str | Path) -> tuple[Threshold, ...]:
+    """The thresholds kept beside a model; none when the file does not exist.
+
+    Raises DiffPrivacyError when the file is not as write_threshold left it, or was measured on another model.
+    """
+    path = thresholds_path(model_path)
+    if not path.is_file():
+        return ()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        digest, thresholds = content["sha256"], tuple(Threshold(**entry) for entry in content["thresholds"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DiffPrivacyError(f"{path} is no file of thresholds ({error!r}); delete it and measure again.") from error
+    if digest != _sha256(model_path):
+        raise DiffPrivacyError(f"The thresholds in {path} were measured on another model; delete it and measure again.")
+    return thresholds
+
+
+def write_threshold(model_path: str | Path, same: Scores, different: Scores, far: float, source: str) -> Threshold:
+    """Measure the threshold at a false accept rate on clean pairs' cosines and keep it beside the model.
+
+    same, different: cosines of pairs of one person and of two; source says which photos, aligned and embedded how.
+    Raises DiffPrivacyError when the different pairs are too few for this rate.
+    """
+    point = operating_point(same, different, far)
+    measured = Threshold(far, point.threshold, point.tar, len(same), len(different), source)
+    kept = [threshold for threshold in read_thresholds(model_path) if threshold.far != far]
+    content = {"sha256": _sha256(model_path), "thresholds": [asdict(threshold) for threshold in [*kept, measured]]}
+    thresholds_path(model_path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return measured
+
+
+def _sha256(path: str | Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

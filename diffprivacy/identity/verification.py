@@ -1,0 +1,105 @@
+"""How protection and recovery are judged: verification on pairs of faces, and fidelity of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from ..errors import DiffPrivacyError
+
+Scores = Sequence[float] | np.ndarray
+"""Cosines of pairs of faces, (N,)."""
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """The lowest threshold whose false accept rate is at most far; tar is the share of same pairs it accepts."""
+
+    far: float
+    threshold: float
+    tar: float
+
+
+def pair_cosines(embeddings: ArrayLike, people: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines of all pairs of one person, and of all pairs of two people.
+
+    embeddings: (N,D) unit vectors, people: the N names.
+    """
+    vectors = np.asarray(embeddings, dtype=np.float64)
+    names = np.asarray(people)
+    first, second = np.triu_indices(len(names), k=1)
+    cosines = (vectors @ vectors.T)[first, second]
+    same = names[first] == names[second]
+    return cosines[same], cosines[~same]
+
+
+def operating_point(same: Scores, different: Scores, far: float) -> OperatingPoint:
+    """Threshold and TAR at a false accept rate, read off the pairs' ROC curve; a pair is accepted at >= threshold.
+
+    Raises DiffPrivacyError when the different pairs are too few to measure this rate.
+    """
+    if len(different) * far < 1:
+        raise DiffPrivacyError(
+            f"FAR {far:g} needs at least {int(np.ceil(1 / far))} pairs of different people, got {len(different)}: "
+            "add photos or ask for a higher rate."
+        )
+    accepted_different, accepted_same, thresholds = _roc(same, different)
+    best = np.flatnonzero(accepted_different <= far)[-1]
+    return OperatingPoint(far, float(thresholds[best]), float(accepted_same[best]))
+
+
+def equal_error_rate(same: Scores, different: Scores) -> float:
+    """The rate at which false accepts equal false rejects, interpolated on the ROC curve."""
+    accepted_different, accepted_same, _ = _roc(same, different)
+    return float(np.interp(0.0, accepted_different - (1 - accepted_same), accepted_different))
+
+
+def accept_rate(cosines: Scores, threshold: float) -> float:
+    """Share of pairs accepted at a threshold, which should come from clean pairs: the TAR of protected photos."""
+    return float(np.mean(np.asarray(cosines) >= threshold))
+
+
+def rank1(probes: ArrayLike, probe_people: Sequence[str], gallery: ArrayLike, gallery_people: Sequence[str]) -> float:
+    """Share of probes whose nearest face in the gallery is the same person: re-identification rank-1.
+
+    probes: (N,D), gallery: (M,D) unit vectors, in two disjoint sets of photos.
+    """
+    nearest = (np.asarray(probes) @ np.asarray(gallery).T).argmax(axis=1)
+    return float(np.mean(np.asarray(gallery_people)[nearest] == np.asarray(probe_people)))
+
+
+def psnr(picture: Tensor, original: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of pictures (H,W,3) in [0,1]; infinite for equal ones."""
+    from skimage.metrics import mean_squared_error
+
+    error = mean_squared_error(*_pictures(picture, original))
+    return float(-10 * np.log10(error)) if error else float("inf")
+
+
+def ssim(picture: Tensor, original: Tensor) -> float:
+    """Structural similarity of pictures (H,W,3) in [0,1] with the settings of Wang et al. (2004): 1 for equal ones."""
+    from skimage.metrics import structural_similarity
+
+    settings: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    value: Any = structural_similarity(*_pictures(picture, original), data_range=1.0, channel_axis=2, **settings)
+    return float(value)
+
+
+def _roc(same: Scores, different: Scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    from sklearn.metrics import roc_curve
+
+    labels = np.concatenate((np.ones(len(same)), np.zeros(len(different))))
+    return roc_curve(labels, np.concatenate((same, different)), drop_intermediate=False)
+
+
+def _pictures(picture: Tensor, original: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    if picture.shape != original.shape:
+        raise DiffPrivacyError(
+            f"Fidelity compares pictures of one size, got {tuple(picture.shape)} and {tuple(original.shape)}: resize one."
+        )
+    return picture.detach().cpu().double().numpy(), original.detach().cpu().double().numpy()

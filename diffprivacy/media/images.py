@@ -1,0 +1,237 @@
+"""Reading pictures as they look and writing them as PNG that holds nothing but the picture."""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DiffPrivacyError
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageCms
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
+SAME_COLOUR = 2
+"""Levels of 255 by which a profile may differ from sRGB and still mean sRGB, as its many editions do."""
+ROWS = 256
+"""Rows turned into levels at once, so that a large picture needs no second copy of its values."""
+_ORIENTATION = 0x0112
+_BITS_PER_SAMPLE = 0x0102
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """rgb: (H,W,3) float32 sRGB in [0,1]; alpha: (H,W) in [0,1] or None; bit_depth: 8 or 16 bits a channel in files."""
+
+    rgb: Tensor
+    alpha: Tensor | None = None
+    bit_depth: int = 8
+
+
+def read_picture(path: str | Path) -> Picture:
+    """The picture (the first, where the file holds several) turned upright and converted to sRGB.
+
+    Raises DiffPrivacyError, naming the file, if it is missing, damaged, too large or of another format.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise DiffPrivacyError(f"{path} is a folder; name a picture in it.")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise DiffPrivacyError(f"{path}: there is no such file.") from error
+    except OSError as error:
+        raise DiffPrivacyError(f"{path} cannot be read: {error.strerror}.") from error
+    return decode_picture(data, str(path))
+
+
+def decode_picture(data: bytes, name: str) -> Picture:
+    """Like :func:`read_picture`, from the bytes of a file; ``name`` is what errors call it."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of large pictures and odd tags in ones that it reads well; what matters is an error.
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image.load()
+            orientation = image.getexif().get(_ORIENTATION, 1)
+    except UnidentifiedImageError as error:
+        raise DiffPrivacyError(f"{name} is not a picture that can be read ({', '.join(FORMATS)}).") from error
+    except Image.DecompressionBombError as error:
+        raise DiffPrivacyError(f"{name} is too large ({error}); make it smaller first.") from error
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        raise DiffPrivacyError(f"{name} is damaged: {error}.") from error
+    pixels = _pixels(image, data)
+    if pixels is None:
+        raise DiffPrivacyError(f"{name} is a picture of mode {image.mode}; save it as RGB with 8 or 16 bits a channel.")
+    del image
+    pixels = _upright(pixels, orientation)
+    alpha = values(pixels[..., 3]) if pixels.shape[2] == 4 else None
+    return Picture(values(pixels[..., :3]), alpha, bit_depth=pixels.dtype.itemsize * 8)
+
+
+def encode_png(picture: Picture) -> bytes:
+    """PNG with the pixels and nothing else: no text, EXIF, colour profile, time or thumbnail."""
+    import cv2
+
+    pixels = cv2.cvtColor(levels(picture.rgb, picture.bit_depth), cv2.COLOR_RGB2BGR)
+    if picture.alpha is not None:
+        pixels = np.dstack((pixels, levels(picture.alpha, picture.bit_depth)))
+    _, data = cv2.imencode(".png", pixels)
+    return data.tobytes()
+
+
+def levels(values: Tensor, bit_depth: int) -> np.ndarray:
+    """Values in [0,1] as a file of 8 or 16 bits a channel holds them: uint8 or uint16."""
+    top = 2**bit_depth - 1
+    result = np.empty(values.shape, np.uint8 if bit_depth == 8 else np.uint16)
+    for start in range(0, len(values), ROWS):
+        rows = slice(start, start + ROWS)
+        result[rows] = (values[rows].cpu() * top).round_().clamp_(0, top).numpy()
+    return result
+
+
+def write_picture(path: str | Path, picture: Picture) -> None:
+    """Write the picture as PNG; the file appears complete or not at all.
+
+    Raises DiffPrivacyError if the name does not end in .png or the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise DiffPrivacyError(f"{path}: protected pictures are PNG files; choose a name that ends in .png.")
+    write_atomically(path, encode_png(picture))
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file through a temporary one beside it, so that no half file is ever seen under its name.
+
+    Raises DiffPrivacyError if that fails; what stood at ``path`` before is then still there.
+    """
+    with appearing(path) as temporary, temporary.open("xb") as file:
+        file.write(data)
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path`` for a file that takes its place once the block has written it.
+
+    If the block fails, what stood at ``path`` before is still there, and nothing else. Raises DiffPrivacyError where
+    the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise DiffPrivacyError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a rename to the disk, so that files written one after the other survive a power cut in that order."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def values(pixels: np.ndarray) -> Tensor:
+    """What uint8 or uint16 stand for: float32 in [0,1], contiguous."""
+    return torch.from_numpy(pixels.astype(np.float32, order="C")).div_(np.iinfo(pixels.dtype).max)
+
+
+def _pixels(image: Image.Image, data: bytes) -> np.ndarray | None:
+    """(H,W,3 or 4) uint8 or uint16, RGB in sRGB and alpha if there is any; None for samples of other kinds."""
+    if image.mode in ("I", "F"):
+        return None
+    if _bits_per_sample(image, data) != 16:
+        return _pixels_8(image)
+    if _to_srgb(image) is None:
+        return _pixels_16(data)
+    # Colour management works on 8 bits: a 16-bit picture in another colour space comes out with 8.
+    return _pixels_8(image)
+
+
+def _bits_per_sample(image: Image.Image, data: bytes) -> int:
+    if image.format == "PNG":
+        return data[24]
+    if image.format == "TIFF":
+        return image.tag_v2.get(_BITS_PER_SAMPLE, (1,))[0]  # pyright: ignore[reportAttributeAccessIssue]
+    return 8
+
+
+def _pixels_16(data: bytes) -> np.ndarray | None:
+    """By OpenCV, as Pillow gives 8 of the 16 bits."""
+    import cv2
+
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16:
+        return None
+    if pixels.ndim == 2:
+        return np.repeat(pixels[..., None], 3, axis=2)
+    return pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+
+
+def _pixels_8(image: Image.Image) -> np.ndarray:
+    from PIL import ImageCms
+
+    alpha = np.asarray(image.convert("RGBA").getchannel("A")) if image.has_transparency_data else None
+    if image.mode in ("1", "LA", "La"):
+        image = image.convert("L")
+    elif image.mode not in ("L", "RGB", "CMYK"):
+        image = image.convert("RGBA").convert("RGB")
+    transform = _to_srgb(image)
+    rgb = image.convert("RGB") if transform is None else ImageCms.applyTransform(image, transform)
+    pixels = np.asarray(rgb)
+    return pixels if alpha is None else np.dstack((pixels, alpha))
+
+
+def _to_srgb(image: Image.Image) -> ImageCms.ImageCmsTransform | None:
+    """The colour transform that the embedded profile asks for; None where the picture is sRGB already, or says nothing."""
+    from PIL import Image, ImageCms
+
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return None
+    try:
+        transform = ImageCms.buildTransform(io.BytesIO(profile), ImageCms.createProfile("sRGB"), image.mode, "RGB")
+    except ImageCms.PyCMSError:
+        # A damaged profile, or one for other channels, is ignored, as everywhere.
+        return None
+    bands = len(image.getbands())
+    probe = np.stack(np.meshgrid(*[np.arange(0, 256, 15, dtype=np.uint8)] * bands), axis=-1)
+    probe = Image.frombytes(image.mode, (probe.size // bands, 1), probe.tobytes())
+    shift = np.asarray(ImageCms.applyTransform(probe, transform), int) - np.asarray(probe.convert("RGB"), int)
+    return None if np.abs(shift).max() <= SAME_COLOUR else transform
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo the rotation and mirroring that EXIF's orientation, 1 to 8, stands for."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels

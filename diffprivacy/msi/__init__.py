@@ -1,0 +1,1 @@
+"""Multi-scale image inversion: faces as pseudo-words."""

@@ -1,0 +1,1 @@
+"""Recovery keys: what brings an original back, and how it is encrypted."""

@@ -1,0 +1,374 @@
+"""What brings protected faces back, to and from safetensors bytes.
+
+A recovery key is the faces themselves: it is written only sealed (:mod:`diffprivacy.recovery.encryption`). Reading trusts nothing,
+as anybody can seal a key for a public recipient: every field is checked in the header before a tensor is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..diffusion.sampling import check_sigmas
+from ..errors import DiffPrivacyError
+from ..faces.geometry import Face
+from ..media.images import Picture
+from .fingerprints import picture_fingerprint
+
+FORMAT = "diffprivacy recovery key"
+VERSION = 1
+FIDELITIES = ("latent", "lossless", "compact")
+METHODS = ("fixed point", "belm", "ddim")
+MAX_BYTES = 64 * 2**20
+"""Most bytes of a key, which is also the most that reading one allocates for tensors."""
+MAX_HEADER = 2**20
+MAX_ROWS = 256
+MAX_SIDE = 1024
+MAX_SPAN = 1e6
+"""Farthest coordinate of a face, in pixels."""
+
+_ITEM_BYTES = {"F32": 4, "I8": 1, "U8": 1}
+_STATES = ("noise_map", "second_state")
+_KINDS = {
+    "noise_map": (4, {"F32", "I8"}),
+    "noise_map_scale": (4, {"F32"}),
+    "second_state": (4, {"F32", "I8"}),
+    "second_state_scale": (4, {"F32"}),
+    "sigmas": (1, {"F32"}),
+    "pseudo_words": (3, {"F32"}),
+    "context": (3, {"F32"}),
+    "pooled": (2, {"F32"}),
+    "patch": (1, {"U8"}),
+}
+"""Dimensions and types of the tensors; context, pooled and patch carry a number, as in ``patch.0``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Original pixels at rows from ``top`` and columns from ``left``: a lossless picture file whose alpha says which."""
+
+    top: int
+    left: int
+    file: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """One entry of a graph's conditioning: context (B,T,D), pooled (B,P), and the options that hold with it."""
+
+    context: Tensor
+    pooled: Tensor | None = None
+    options: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class RecoveryKey:
+    """Everything that recovery needs besides the checkpoint and the protected picture.
+
+    fidelity: "latent" brings a noise map, "compact" one in 8 bits, "lossless" the original pixels as patches.
+    noise_map: (F,C,h,w) in the network's units, or in a graph's LATENT units; F faces. second_state: BELM's other one.
+    sigmas: (N+1,) descending; method: the inversion's.
+    prompt, pseudo_words: the conditioning's recipe, pseudo_words (F,S,D) with one row for each of S equal time stages;
+    or ``embeddings``: a graph's conditioning itself.
+    faces, size, margin: where the crops of size x size pixels were cut; patches: one for each face.
+    precision: of the network; fingerprints: of what recovery must have, by name.
+    picture: fingerprint of the protected picture, empty while the key is bound to none; shape: its (height, width).
+    """
+
+    fidelity: str
+    sigmas: Tensor | None = None
+    method: str = "fixed point"
+    noise_map: Tensor | None = None
+    second_state: Tensor | None = None
+    prompt: str = ""
+    pseudo_words: Tensor | None = None
+    embeddings: Sequence[Embedding] = ()
+    faces: Sequence[Face] = ()
+    size: int = 0
+    margin: float = 1.0
+    patches: Sequence[Patch] = ()
+    precision: str = "float32"
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    picture: str = ""
+    shape: tuple[int, int] = (0, 0)
+
+    def bound_to(self, protected: Picture) -> RecoveryKey:
+        """The same key for one protected picture."""
+        return dataclasses.replace(self, picture=picture_fingerprint(protected), shape=tuple(protected.rgb.shape[:2]))
+
+    def only(self, face: int) -> RecoveryKey:
+        """The key of one of its faces."""
+
+        def row(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[face : face + 1]
+
+        return dataclasses.replace(
+            self,
+            noise_map=row(self.noise_map),
+            second_state=row(self.second_state),
+            pseudo_words=row(self.pseudo_words),
+            faces=(self.faces[face],),
+            patches=tuple(self.patches[face : face + 1]),
+        )
+
+    def each(self) -> list[RecoveryKey]:
+        """A key for each face; raises DiffPrivacyError for one that only a graph can replay."""
+        if not self.faces or (self.embeddings and not self.patches):
+            raise DiffPrivacyError("The key was made in a graph: open it there, with the block Open Recovery Key.")
+        return [self.only(i) for i in range(len(self.faces))]
+
+    def to_bytes(self) -> bytes:
+        """The key as safetensors; a compact one holds its noise map in 8 bits a value, scaled to each face's largest."""
+        from safetensors.torch import save
+
+        tensors = {"sigmas": self.sigmas, "pseudo_words": self.pseudo_words}
+        for name, state in zip(_STATES, (self.noise_map, self.second_state), strict=True):
+            tensors[name] = state
+            if state is not None and self.fidelity == "compact":
+                scale = state.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6) / 127
+                tensors |= {name: (state / scale).round().to(torch.int8), f"{name}_scale": scale}
+        for i, embedding in enumerate(self.embeddings):
+            tensors |= {f"context.{i}": embedding.context, f"pooled.{i}": embedding.pooled}
+        for i, patch in enumerate(self.patches):
+            tensors[f"patch.{i}"] = torch.frombuffer(bytearray(patch.file), dtype=torch.uint8)
+        content = {
+            "fidelity": self.fidelity,
+            "method": self.method,
+            "prompt": self.prompt,
+            "size": self.size,
+            "margin": self.margin,
+            "precision": self.precision,
+            "fingerprints": dict(self.fingerprints),
+            "picture": self.picture,
+            "shape": list(self.shape),
+            "faces": [face_fields(face) for face in self.faces],
+            "patches": [[patch.top, patch.left] for patch in self.patches],
+            "embeddings": [dict(embedding.options) for embedding in self.embeddings],
+        }
+        data = save(
+            {
+                name: (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
+                for name, tensor in tensors.items()
+                if tensor is not None
+            },
+            {"format": FORMAT, "version": str(VERSION), "content": json.dumps(content)},
+        )
+        if len(data) > MAX_BYTES:
+            raise DiffPrivacyError(
+                f"The recovery key has {len(data) / 2**20:.0f} MiB and may have {MAX_BYTES >> 20}: "
+                "protect fewer faces at once, or choose the fidelity latent."
+            )
+        return data
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> RecoveryKey:
+        """The key in safetensors bytes. Raises DiffPrivacyError, naming the field, for anything that is not one."""
+        header = _header(data)
+        content = _content(header.pop("__metadata__", None))
+        _check_tensors(header, len(data))
+        values = {name: _field(content, name, check) for name, check in _CHECKS.items()}
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            tensors = load(data)
+        except SafetensorError as error:
+            raise DiffPrivacyError(f"The recovery key is damaged: {error}.") from None
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise _wrong(name, "it holds NaN or infinity")
+        for name in _STATES:
+            if name in tensors and tensors[name].dtype == torch.int8:
+                scale = tensors.get(f"{name}_scale")
+                if scale is None or tuple(scale.shape) != (len(tensors[name]), 1, 1, 1):
+                    raise _wrong(f"{name}_scale", "it must be one number for each noise map")
+                tensors[name] = tensors[name] * scale
+        return _assemble(values, tensors)
+
+
+def _header(data: bytes) -> dict[str, Any]:
+    """The JSON header of safetensors bytes."""
+    if len(data) > MAX_BYTES:
+        raise DiffPrivacyError(f"The recovery key has {len(data)} bytes; more than {MAX_BYTES} are not read.")
+    if len(data) < 8 or not 2 <= (length := struct.unpack("<Q", data[:8])[0]) <= min(MAX_HEADER, len(data) - 8):
+        raise DiffPrivacyError("This is no recovery key: it has no safetensors header.")
+    try:
+        header = json.loads(data[8 : 8 + length])
+    except (ValueError, RecursionError):
+        raise DiffPrivacyError("This is no recovery key: its safetensors header is no JSON.") from None
+    if not isinstance(header, dict):
+        raise DiffPrivacyError("This is no recovery key: its safetensors header is no table.")
+    return header
+
+
+def _content(metadata: Any) -> dict[str, Any]:
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise DiffPrivacyError("This is no recovery key: its header does not say so.")
+    if metadata.get("version") != str(VERSION):
+        raise DiffPrivacyError(
+            f"The recovery key has version {metadata.get('version')!r:.20} and this program reads {VERSION}: update it."
+        )
+    try:
+        content = json.loads(metadata.get("content", ""))
+    except (TypeError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise _wrong("content", "it is no JSON table")
+    return content
+
+
+def _check_tensors(header: Mapping[str, Any], total: int) -> None:
+    """Names, types, dimensions and sizes of all tensors, from the header alone."""
+    for name, entry in header.items():
+        kind, dot, number = name.partition(".")
+        numbered = kind in ("context", "pooled", "patch")
+        if kind not in _KINDS or numbered != (number.isascii() and number.isdigit()) or numbered != bool(dot):
+            raise _wrong(name[:40], "no key has such a tensor")
+        dimensions, types = _KINDS[kind]
+        if not isinstance(entry, dict) or entry.get("dtype") not in types:
+            raise _wrong(name, f"its type must be {' or '.join(sorted(types))}")
+        shape = entry.get("shape")
+        if not isinstance(shape, list) or len(shape) != dimensions or not all(type(n) is int for n in shape):
+            raise _wrong(name, f"it must have {dimensions} dimensions")
+        limits = [MAX_BYTES] if kind == "patch" else [MAX_ROWS, *[MAX_SIDE * 4] * 3] if dimensions > 1 else [MAX_SIDE]
+        if not all(1 <= n <= limit for n, limit in zip(shape, limits, strict=False)):
+            raise _wrong(name, f"its shape {shape} is too large or empty")
+        if _ITEM_BYTES[entry["dtype"]] * int(np.prod(shape, dtype=object)) > total:
+            raise _wrong(name, f"its shape {shape} does not fit the key's {total} bytes")
+
+
+def _assemble(values: dict[str, Any], tensors: dict[str, Tensor]) -> RecoveryKey:
+    """The key of checked fields and tensors, checked against each other."""
+    places, options = values.pop("patches"), values.pop("embeddings")
+    if sum(name.startswith("patch.") for name in tensors) != len(places):
+        raise _wrong("patches", "their number is not that of the patch tensors")
+    if sum(name.startswith("context.") for name in tensors) != len(options):
+        raise _wrong("embeddings", "their number is not that of the context tensors")
+    try:
+        patches = tuple(
+            Patch(top, left, tensors[f"patch.{i}"].numpy().tobytes()) for i, (top, left) in enumerate(places)
+        )
+        embeddings = tuple(
+            Embedding(tensors[f"context.{i}"], tensors.get(f"pooled.{i}"), option) for i, option in enumerate(options)
+        )
+    except KeyError as error:
+        raise _wrong(error.args[0], "it is missing") from None
+    values |= {name: tensors.get(name) for name in (*_STATES, "sigmas", "pseudo_words")}
+    key = RecoveryKey(**values, patches=patches, embeddings=embeddings)
+    if key.noise_map is None and not key.patches:
+        raise _wrong("noise_map", "it is missing")
+    if key.noise_map is not None:
+        if key.sigmas is None:
+            raise _wrong("sigmas", "they are missing")
+        check_sigmas(key.sigmas)
+        if (key.method == "belm") != (key.second_state is not None):
+            raise _wrong("second_state", f"the method {key.method} does not go with it")
+        if key.second_state is not None and key.second_state.shape != key.noise_map.shape:
+            raise _wrong("second_state", "its shape is not the noise map's")
+        if key.faces and len(key.noise_map) % len(key.faces):
+            raise _wrong("faces", f"{len(key.faces)} do not share {len(key.noise_map)} noise maps")
+        if key.pseudo_words is not None and len(key.pseudo_words) != len(key.noise_map):
+            raise _wrong("pseudo_words", "their number is not the noise maps'")
+    return key
+
+
+def _wrong(name: str, reason: str) -> DiffPrivacyError:
+    return DiffPrivacyError(f"The recovery key's field `{name}` is wrong: {reason}.")
+
+
+def _field(content: Mapping[str, Any], name: str, check: Callable[[Any], Any]) -> Any:
+    try:
+        return check(content[name])
+    except KeyError:
+        raise _wrong(name, "it is missing") from None
+    except (TypeError, ValueError, OverflowError):
+        raise _wrong(name, "its value is not allowed") from None
+
+
+def _text(limit: int) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or len(value) > limit:
+            raise ValueError
+        return value
+
+    return check
+
+
+def _choice(*options: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in options:
+            raise ValueError
+        return value
+
+    return check
+
+
+def _number(low: float, high: float, kind: type = float) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise ValueError
+        if kind is int and not isinstance(value, int):
+            raise ValueError
+        return kind(value)
+
+    return check
+
+
+def _many(item: Callable[[Any], Any], length: int | None = None) -> Callable[[Any], tuple]:
+    def check(value: Any) -> tuple:
+        if not isinstance(value, list) or len(value) > MAX_ROWS or (length is not None and len(value) != length):
+            raise ValueError
+        return tuple(item(entry) for entry in value)
+
+    return check
+
+
+def _table(value_check: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
+    def check(value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict) or len(value) > 16 or any(len(name) > 64 for name in value):
+            raise ValueError
+        return {name: value_check(entry) for name, entry in value.items()}
+
+    return check
+
+
+_coordinate = _number(-MAX_SPAN, MAX_SPAN)
+_pixel = _number(0, MAX_SPAN, int)
+
+
+def face_fields(face: Face) -> dict[str, Any]:
+    """A face as JSON."""
+    return {"box": list(map(float, face.box)), "landmarks": face.landmarks.tolist(), "score": float(face.score)}
+
+
+def check_face(value: Any) -> Face:
+    """A face from JSON; raises KeyError, TypeError or ValueError for anything else."""
+    box = _many(_coordinate, 4)(value["box"])
+    landmarks = np.array(_many(_many(_coordinate, 2), 5)(value["landmarks"]), dtype=np.float32)
+    if np.ptp(landmarks, axis=0).max() < 1:
+        raise ValueError
+    return Face((box[0], box[1], box[2], box[3]), landmarks, _number(-MAX_SPAN, MAX_SPAN)(value["score"]))
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "fidelity": _choice(*FIDELITIES),
+    "method": _choice(*METHODS),
+    "prompt": _text(2000),
+    "size": _number(0, 8 * MAX_SIDE, int),
+    "margin": _number(1, 4),
+    "precision": _choice("float32", "float16", "bfloat16"),
+    "fingerprints": _table(_text(64)),
+    "picture": _text(64),
+    "shape": _many(_pixel, 2),
+    "faces": _many(check_face),
+    "patches": _many(_many(_pixel, 2)),
+    "embeddings": _many(_table(_number(-1e6, 1e6))),
+}

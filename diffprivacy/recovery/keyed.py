@@ -1,0 +1,170 @@
+"""Keyed mode, beyond the paper: the published picture and a short secret bring the face back, without a stored noise map.
+
+A face's crop is inverted to its noise map; within the mask the map is turned by a rotation that the secret decides; the
+turned map is sampled down to the face that is published. The way back inverts the published face, turns back and
+samples. A rotation keeps Gaussian noise Gaussian: a wrong secret gives another face, not noise. Each of its rounds
+permutes, flips signs and mixes by a cosine transform, so neither magnitudes nor signs of the original map remain.
+
+What is published went through the autoencoder, the picture's pixels and the soft border, so recovery is approximate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..diffusion.conditioning import stage_denoiser
+from ..diffusion.inversion import invert_fixed_point
+from ..diffusion.model import Backbone
+from ..diffusion.sampling import Callback, ddim_sigmas, sample_euler
+from ..errors import DiffPrivacyError
+from ..faces.geometry import Face, crop_face, face_mask, paste_faces
+from .key import MAX_SIDE, check_face, face_fields
+
+VERSION = 1
+MAX_PUBLIC = 2**18
+STEPS = 20
+ITERATIONS = 3
+"""Of the fixed point at each step: what the autoencoder and the pixels lose is far more than what is left then."""
+END = 0.1
+"""Noise level at which sampling stops: the published face keeps that much noise, which is what the way back can hold on to."""
+ROUNDS = 3
+SALT_BYTES = 16
+SCRYPT: dict[str, int] = {"n": 2**17, "r": 8, "p": 1, "maxmem": 2**28}
+"""Cost of one guess of the secret: 128 MiB of memory, about half a second."""
+
+
+@dataclass(frozen=True, eq=False)
+class Public:
+    """What travels openly with a picture in keyed mode: a random salt and where the crops were cut."""
+
+    salt: bytes
+    faces: Sequence[Face]
+    size: int
+    margin: float
+
+    def to_bytes(self) -> bytes:
+        """As JSON."""
+        fields = {"version": VERSION, "salt": self.salt.hex(), "size": self.size, "margin": self.margin}
+        return json.dumps({**fields, "faces": [face_fields(face) for face in self.faces]}).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Public:
+        """Raises DiffPrivacyError for anything that :meth:`to_bytes` would not write."""
+        try:
+            fields = json.loads(data[:MAX_PUBLIC])
+            salt, faces = bytes.fromhex(fields["salt"]), [check_face(face) for face in fields["faces"]]
+            size, margin = int(fields["size"]), float(fields["margin"])
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+            raise DiffPrivacyError("What the picture carries for keyed recovery is damaged.") from None
+        if fields.get("version") != VERSION:
+            raise DiffPrivacyError("The picture was protected by a newer version in keyed mode: update this program.")
+        if len(salt) != SALT_BYTES or not 8 <= size <= 8 * MAX_SIDE or not 1 <= margin <= 4 or not faces:
+            raise DiffPrivacyError("What the picture carries for keyed recovery is damaged.")
+        return cls(salt, tuple(faces), size, margin)
+
+
+def rotate(noise_map: Tensor, mask: Tensor, seed: bytes, back: bool = False) -> Tensor:
+    """The noise map (1,C,h,w) with its elements within a mask (h,w) turned by an orthogonal map that the seed decides.
+
+    back: undo it. Elements outside keep their bits.
+    """
+    from scipy.fft import dct, idct
+
+    inside = (mask > 0.5).expand_as(noise_map[0])
+    x = noise_map[0][inside].cpu().double().numpy()
+    rounds = [_permutation_and_signs(seed + bytes([i]), len(x)) for i in range(ROUNDS)]
+    if back:
+        for order, signs in reversed(rounds):
+            turned = idct(x, norm="ortho") * signs
+            x = np.empty_like(turned)
+            x[order] = turned
+    else:
+        for order, signs in rounds:
+            x = dct(x[order] * signs, norm="ortho")
+    turned_map = noise_map.clone()
+    turned_map[0][inside] = torch.from_numpy(x).to(noise_map)
+    return turned_map
+
+
+def anonymize_keyed(
+    picture: Tensor,
+    faces: Sequence[Face],
+    backbone: Backbone,
+    size: int,
+    secret: str,
+    margin: float,
+    callback: Callback | None = None,
+) -> tuple[Tensor, Public]:
+    """The picture (H,W,3) in [0,1] with the faces that the secret turns them into, and what the way back needs openly.
+
+    No recognizer guides: the new face is whatever the turned noise gives.
+    """
+    public = Public(secrets.token_bytes(SALT_BYTES), tuple(faces), size, margin)
+    return _turned(picture, public, backbone, secret, False, callback), public
+
+
+def recover_keyed(
+    picture: Tensor, public: Public, backbone: Backbone, secret: str, callback: Callback | None = None
+) -> Tensor:
+    """The original of a picture (H,W,3) in keyed mode, approximately; with a wrong secret, other faces."""
+    return _turned(picture, public, backbone, secret, True, callback)
+
+
+def keyed_sigmas(backbone: Backbone) -> Tensor:
+    """The descending noise levels of both ways, which end at ``END``."""
+    sigmas = ddim_sigmas(backbone.noise_levels, STEPS)
+    return torch.cat([sigmas[sigmas > 1.3 * END], sigmas.new_tensor([END])])
+
+
+def _turned(
+    picture: Tensor, public: Public, backbone: Backbone, secret: str, back: bool, callback: Callback | None
+) -> Tensor:
+    key = derive(secret, public.salt)
+    crops = []
+    for i in range(len(public.faces)):
+        noise_map, mask = face_noise(picture, public, i, backbone, callback)
+        crops.append(face_of(rotate(noise_map, mask, face_seed(key, i), back), backbone))
+    return paste_faces(picture, crops, public.faces, public.margin, opaque=back)
+
+
+def derive(secret: str, salt: bytes) -> bytes:
+    """32 bytes that a secret and a salt decide, at the cost that ``SCRYPT`` sets."""
+    return hashlib.scrypt(secret.encode(), salt=salt, dklen=32, **SCRYPT)
+
+
+def face_seed(key: bytes, face: int) -> bytes:
+    """The rotation's seed for one of a picture's faces."""
+    return key + face.to_bytes(4, "big")
+
+
+def face_noise(
+    picture: Tensor, public: Public, face: int, backbone: Backbone, callback: Callback | None = None
+) -> tuple[Tensor, Tensor]:
+    """The noise map (1,C,h,w) of a face as a picture (H,W,3) shows it, and the mask (h,w) to be turned in it."""
+    crop = crop_face(picture, public.faces[face], public.size, public.margin).movedim(-1, 0)[None]
+    latent = backbone.encode(crop)
+    mask = face_mask(public.faces[face], public.size, public.margin)[None, None]
+    mask = F.interpolate(mask, latent.shape[2:], mode="area")[0, 0]
+    denoiser = stage_denoiser(backbone)
+    return invert_fixed_point(denoiser, latent, keyed_sigmas(backbone), callback, ITERATIONS), mask
+
+
+def face_of(noise_map: Tensor, backbone: Backbone) -> Tensor:
+    """The crop (S,S,3) in [0,1] that a noise map (1,C,h,w) becomes."""
+    latent = sample_euler(stage_denoiser(backbone), noise_map, keyed_sigmas(backbone))
+    return backbone.decode(latent)[0].movedim(0, -1).cpu()
+
+
+def _permutation_and_signs(seed: bytes, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both from SHAKE-256's stream, so that they are the same with every version of every library."""
+    stream = np.frombuffer(hashlib.shake_256(seed).digest(16 * length), dtype="<u8")
+    return stream[:length].argsort(kind="stable"), 1.0 - 2.0 * (stream[length:] & 1)

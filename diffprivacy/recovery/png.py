@@ -1,0 +1,114 @@
+"""Sealed keys that travel with a picture: in private chunks of the PNG (its specification, section 5), or beside it.
+
+Their type is ancillary, private and safe to copy: viewers ignore them, and editors may carry them over.
+"""
+
+from __future__ import annotations
+
+import glob
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ..errors import DiffPrivacyError
+from ..media.images import Picture, encode_png, write_atomically
+from .encryption import MAX_SEALED
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+SEALED_KEY = b"dpKy"
+KEYED = b"dpKd"
+"""What recovery in keyed mode needs besides the secret, see :mod:`diffprivacy.recovery.keyed`."""
+NO_KEY = (
+    "it carries no recovery key, neither inside nor beside it. Another program saved it anew and lost the key, or it was "
+    "protected without one."
+)
+MAX_CHUNKS = 2**16
+_END = b"IEND"
+
+
+def chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Type and content of each chunk; raises DiffPrivacyError where the file is no PNG, damaged or cut off."""
+    if not data.startswith(SIGNATURE):
+        raise DiffPrivacyError("This is no PNG file.")
+    place = len(SIGNATURE)
+    for _ in range(MAX_CHUNKS):
+        if place + 12 > len(data):
+            raise DiffPrivacyError("The PNG file is cut off.")
+        length, kind = struct.unpack_from(">I4s", data, place)
+        end = place + 12 + length
+        if end > len(data):
+            raise DiffPrivacyError("The PNG file is cut off.")
+        content = data[place + 8 : end - 4]
+        if struct.unpack_from(">I", data, end - 4)[0] != zlib.crc32(content, zlib.crc32(kind)):
+            raise DiffPrivacyError(
+                f"The PNG file is damaged: its chunk {kind.decode('latin-1')!r} has a wrong checksum."
+            )
+        yield kind, content
+        if kind == _END:
+            return
+        place = end
+    raise DiffPrivacyError(f"The PNG file has more than {MAX_CHUNKS} chunks.")
+
+
+def with_chunks(data: bytes, kind: bytes, contents: Sequence[bytes]) -> bytes:
+    """A PNG file with chunks added before its end."""
+    body = memoryview(data)[: len(data) - 12]
+    return b"".join([body, *(_chunk(kind, content) for content in contents), _chunk(_END, b"")])
+
+
+def read_chunks(data: bytes, kind: bytes) -> list[bytes]:
+    """The contents of all chunks of a type. Raises DiffPrivacyError as :func:`chunks`, and for too large ones."""
+    found = [content for name, content in chunks(data) if name == kind]
+    if sum(map(len, found)) > MAX_SEALED:
+        raise DiffPrivacyError(f"The PNG file carries more than {MAX_SEALED} bytes of keys, which are not read.")
+    return found
+
+
+def save(
+    path: Path, picture: Picture, sealed: Sequence[bytes] = (), beside: bool = False, kind: bytes = SEALED_KEY
+) -> None:
+    """Write a picture with its sealed keys inside or beside it: the keys first, each file complete or not at all."""
+    data = encode_png(picture)
+    if beside:
+        for file, content in zip(names_beside(path, len(sealed)), sealed, strict=True):
+            write_atomically(file, content)
+    elif sealed:
+        data = with_chunks(data, kind, sealed)
+    write_atomically(path, data)
+
+
+def names_beside(picture: Path, count: int) -> list[Path]:
+    """Names of sealed keys beside a picture: NAME.png.age, or NAME.png.0.age and so on for several."""
+    endings = [".age"] if count == 1 else [f".{i}.age" for i in range(count)]
+    return [picture.with_name(picture.name + ending) for ending in endings]
+
+
+def found_beside(picture: Path) -> list[Path]:
+    """The sealed keys that lie beside a picture."""
+    return sorted(picture.parent.glob(f"{glob.escape(picture.name)}*.age"))
+
+
+def carried(picture: Path) -> list[bytes]:
+    """The sealed keys inside a picture file, or else beside it; raises DiffPrivacyError for a damaged PNG."""
+    inside = read_file_chunks(picture, SEALED_KEY)
+    return inside or [read_sealed(path) for path in found_beside(picture)]
+
+
+def read_sealed(path: Path) -> bytes:
+    """A sealed key's file; raises DiffPrivacyError, naming it, where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_SEALED + 1)
+    except OSError as error:
+        raise DiffPrivacyError(f"{path}, the key file, cannot be read: {error.strerror}.") from None
+
+
+def read_file_chunks(picture: Path, kind: bytes) -> list[bytes]:
+    """As :func:`read_chunks`, of a file; none of one that is no PNG."""
+    data = picture.read_bytes()
+    return read_chunks(data, kind) if data.startswith(SIGNATURE) else []
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(content, zlib.crc32(kind)))

@@ -1,0 +1,1 @@
+"""Tiny checkpoints and other helpers of tests and benchmarks; not in the wheel."""

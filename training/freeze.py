@@ -1,0 +1,76 @@
+"""Freeze finished runs into the shipped weights: ``python -m training.freeze RUNS [--to FOLDER]``.
+
+RUNS holds the run folders autoencoder-final, unet and resnet; what is missing there stays as shipped. Averaged weights are written in half
+precision beside their checksums; the sum of the sizes must stay below 40 MB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+from safetensors.torch import save
+from torch import Tensor
+
+from diffprivacy.demo.load import CHECKSUMS, WEIGHTS
+from diffprivacy.identity.recognizers import thresholds_path
+
+from .convert import mobileface_weights
+from .loop import checkpoint_weights, shipped_weights
+
+LIMIT = 40_000_000
+MSI_FILE = "msi.safetensors"
+PARTS = {"unet": "unet.", "text_encoder": "text.", "image_encoder": "vision."}
+
+
+def halves(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Floating-point tensors in half precision, the others as they are."""
+    return {name: (t.half() if t.is_floating_point() else t).contiguous() for name, t in tensors.items()}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description="Write the demo model's weights and their checksums.")
+    arguments.add_argument("runs", type=Path)
+    arguments.add_argument("--mobileface", type=Path, help="mobileface_v2.onnx; without it the shipped one stays")
+    arguments.add_argument("--to", type=Path, default=WEIGHTS)
+    options = arguments.parse_args()
+    options.to.mkdir(parents=True, exist_ok=True)
+    parts = {name: shipped_weights(name) for name in (*PARTS, "autoencoder", "resnet", "mobileface")}
+    if (options.runs / "unet").exists():
+        together = checkpoint_weights(options.runs / "unet")
+        parts |= {
+            part: {name.removeprefix(prefix): t for name, t in together.items() if name.startswith(prefix)}
+            for part, prefix in PARTS.items()
+        }
+    for part, run in {"autoencoder": "autoencoder-final", "resnet": "resnet"}.items():
+        if (options.runs / run).exists():
+            parts[part] = checkpoint_weights(options.runs / run)
+    if options.mobileface:
+        parts["mobileface"] = mobileface_weights(options.mobileface)
+    sums, total = {}, 0
+    for name in sorted(parts):
+        path = options.to / f"{name}.safetensors"
+        content = save(halves(parts[name]))
+        if (
+            not path.exists() or content != path.read_bytes()
+        ):  # Thresholds measured on the older recognizer no longer hold.
+            thresholds_path(path).unlink(missing_ok=True)
+        path.write_bytes(content)
+        total += len(content)
+        sums[path.name] = hashlib.sha256(content).hexdigest()
+        print(f"{path.name} {len(content) / 1e6:.2f} MB")
+    msi = options.to / MSI_FILE
+    if msi.exists():
+        total += msi.stat().st_size
+        sums[msi.name] = hashlib.sha256(msi.read_bytes()).hexdigest()
+        print(f"{msi.name} {msi.stat().st_size / 1e6:.2f} MB; new encoders need a new one: train.msi")
+    (options.to / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
+    print(f"together {total / 1e6:.2f} MB of {LIMIT / 1e6:.0f} MB")
+    if total > LIMIT:
+        raise SystemExit("The weights are larger than the pack may be.")
+
+
+if __name__ == "__main__":
+    main()
