@@ -29,6 +29,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
+	$(BIN)/lint-imports
 
 # For a machine with a network: puts a ComfyUI into ~/comfy/ComfyUI.
 comfyui: $(VENV)/.installed

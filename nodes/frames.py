@@ -14,6 +14,7 @@ from ..diffprivacy.evaluation.drawing import draw_people
 from ..diffprivacy.video.protect import is_cut, thumbnail
 from ..diffprivacy.video.tracks import Track, track_faces
 from . import sockets
+from .comfy.sampling import guide_model
 from .faces import check_pictures
 
 CATEGORY = "Diff-Privacy/frames"
@@ -137,9 +138,7 @@ class SteadyFrames(io.ComfyNode):
                 )
             return _averaged(denoised, tracks, reach) if args["sigma"][0] > ABOVE else denoised
 
-        steady = model.clone()
-        steady.set_model_sampler_post_cfg_function(post_cfg)
-        return io.NodeOutput(steady)
+        return io.NodeOutput(guide_model(model, post_cfg))
 
 
 def _averaged(x: torch.Tensor, tracks: torch.Tensor, reach: int) -> torch.Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import comfy.model_management
 import torch
 from comfy_api.v0_0_2 import io
 
@@ -14,7 +13,10 @@ from ..diffprivacy.errors import DiffPrivacyError
 from ..diffprivacy.identity import energies
 from ..diffprivacy.identity.recognizers import Ensemble, load_recognizer
 from . import models, sockets
-from .comfy import model as host
+from .comfy.decoders import differentiable_decoder, tiny_decoder, tiny_decoder_files
+from .comfy.memory import ManagedRecognizer
+from .comfy.model import noise_levels
+from .comfy.sampling import guide_model
 
 CATEGORY = "Diff-Privacy/guidance"
 RECOGNIZER_FOLDERS = ("insightface",)
@@ -63,7 +65,7 @@ class LoadRecognizer(io.ComfyNode):
         chosen = [name for name in (file, second_file, third_file) if name != NO_FILE]
         networks = [load_recognizer(_recognizer_path(name), channels) for name in chosen]
         recognizer = networks[0] if len(networks) == 1 else Ensemble([(network, 1.0) for network in networks])
-        return io.NodeOutput(host.ManagedRecognizer(recognizer))
+        return io.NodeOutput(ManagedRecognizer(recognizer))
 
 
 def _recognizer_path(file: str) -> Path:
@@ -252,7 +254,7 @@ class EnergyGuidance(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, decoder, **_: object) -> list[str]:
         """A TAESD that was added or taken away since changes the result."""
-        return [] if decoder == "VAE" else host.tiny_decoder_files()
+        return [] if decoder == "VAE" else tiny_decoder_files()
 
     @classmethod
     def execute(cls, model, vae, energy, rule, scale, from_step, to_step, every, decoder, chunk) -> io.NodeOutput:
@@ -262,12 +264,12 @@ class EnergyGuidance(io.ComfyNode):
             )
         if scale == 0:
             return io.NodeOutput(model)
-        levels = host.noise_levels(model)
+        levels = noise_levels(model)
         guidance = Guidance(rule, scale, (to_step, from_step), every)
         latent_format = model.get_model_object("latent_format")
-        decode = host.tiny_decoder(latent_format) if decoder != "VAE" else None
+        decode = tiny_decoder(latent_format) if decoder != "VAE" else None
         if decode is None:
-            decode = host.differentiable_decoder(vae, latent_format)
+            decode = differentiable_decoder(vae, latent_format)
         elif energy.landmarks is not None:
             decode = energies.near_faces(decode, energy.landmarks)
         gradient = energies.latent_gradient(energy, decode, chunk or None)
@@ -275,12 +277,9 @@ class EnergyGuidance(io.ComfyNode):
         def post_cfg(args: dict) -> torch.Tensor:
             sigma = args["sigma"][0]
             sigmas = args["model_options"]["transformer_options"]["sample_sigmas"]
-            comfy.model_management.throw_exception_if_processing_interrupted()
             return guide(args["denoised"], gradient, sigma, sigmas, guidance, levels)
 
-        guided = model.clone()
-        guided.set_model_sampler_post_cfg_function(post_cfg)
-        return io.NodeOutput(guided)
+        return io.NodeOutput(guide_model(model, post_cfg))
 
 
 def _reference(reference: torch.Tensor, faces: sockets.FaceBatch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import comfy.model_management
-import comfy.utils
 import folder_paths
 import node_helpers
 import torch
@@ -21,7 +19,9 @@ from ..diffprivacy.msi.module import load_msi, new_msi, save_msi, textual_invers
 from ..diffprivacy.msi.training import Settings, Training
 from ..diffprivacy.msi.training_data import prepare
 from . import models, sockets
-from .comfy import model as host
+from .comfy.memory import release
+from .comfy.model import ComfyBackbone, noise_levels
+from .comfy.training import Interrupted, check_interrupted, progress_bar, training_device
 
 CATEGORY = "Diff-Privacy/msi"
 FOLDER = "msi"
@@ -110,8 +110,8 @@ class TrainMSI(io.ComfyNode):
         learning_rate=Settings.lr,
         flips=True,
     ) -> io.NodeOutput:
-        backbone = host.ComfyBackbone(model, clip, vae, clip_vision)
-        host.noise_levels(model)
+        backbone = ComfyBackbone(model, clip, vae, clip_vision)
+        noise_levels(model)
         with torch.inference_mode(False), torch.enable_grad():
             start = new_msi(backbone, seed=seed) if msi is None else msi
             _check(start, backbone)
@@ -123,13 +123,13 @@ class TrainMSI(io.ComfyNode):
             steps=steps, batch=batch, chunk=chunk, lr=learning_rate, checkpointing=checkpointing, seed=seed
         )
         learnt, history = _train(start, backbone, data, settings)
-        host.release()
+        release()
         return io.NodeOutput(learnt, draw_loss_curve(history)[None])
 
 
 def _train(start, backbone, data, settings):
     """The module and its losses, also when the user interrupts after the first step."""
-    bar = comfy.utils.ProgressBar(settings.steps)
+    bar = progress_bar(settings.steps)
 
     def progress(now) -> None:
         preview = None
@@ -137,14 +137,13 @@ def _train(start, backbone, data, settings):
             with torch.inference_mode():
                 preview = ("JPEG", _picture(backbone.decode(now.preview)[0]), 512)
         bar.update_absolute(now.step, now.steps, preview)
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        check_interrupted()
 
     with torch.inference_mode(False), torch.enable_grad():
-        device = comfy.model_management.get_torch_device()
-        training = Training(start, backbone, data, settings, device=device)
+        training = Training(start, backbone, data, settings, device=training_device())
         try:
             training.run(progress)
-        except comfy.model_management.InterruptProcessingException:
+        except Interrupted:
             training.validate()
         return training.learnt(), training.history
 
@@ -256,7 +255,7 @@ class InvertMSI(io.ComfyNode):
             raise DiffPrivacyError(
                 "Input `prompt`: it holds no `*`; write one where the face belongs, as in `a photo of *`."
             )
-        backbone = host.ComfyBackbone(clip=clip, clip_vision=clip_vision)
+        backbone = ComfyBackbone(clip=clip, clip_vision=clip_vision)
         _check(msi, backbone)
         words = msi.words(backbone, _pixels(image))
         if save_embeddings:

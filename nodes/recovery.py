@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 
-import comfy.samplers
 from comfy_api.v0_0_2 import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
@@ -16,7 +15,8 @@ from ..diffprivacy.recovery import png
 from ..diffprivacy.recovery import replay as recovery
 from ..diffprivacy.recovery.key import FIDELITIES, Embedding, RecoveryKey
 from . import sockets
-from .comfy import model as host
+from .comfy.model import noise_levels
+from .comfy.sampling import euler, run_sampler, sampler
 
 SECOND_STATE = "diffprivacy_second_state"
 """Where a LATENT holds BELM's second state."""
@@ -62,7 +62,7 @@ class InvertLatent(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, latent_image, sigmas, method, iterations) -> io.NodeOutput:
-        host.noise_levels(model)
+        noise_levels(model)
         try:
             sampling.check_latent(latent_image["samples"], model.get_model_object("latent_format").latent_channels)
         except DiffPrivacyError as error:
@@ -83,7 +83,7 @@ class InvertLatent(io.ComfyNode):
             if method == "fixed point":
                 invert = functools.partial(inversion.invert_fixed_point, iterations=iterations)
         noise_map = {**latent_image}
-        noise_map["samples"] = host.run_sampler(model, positive, latent_image, sigmas, invert).cpu()
+        noise_map["samples"] = run_sampler(model, positive, latent_image, sigmas, invert).cpu()
         if method == "belm":
             noise_map[SECOND_STATE] = states[1].cpu()
         return io.NodeOutput(noise_map, _replay_sampler(noise_map.get(SECOND_STATE)))
@@ -92,12 +92,12 @@ class InvertLatent(io.ComfyNode):
 def _replay_sampler(second_state):
     """The SAMPLER of the way back: euler, or one that holds BELM's second state."""
     if second_state is None:
-        return comfy.samplers.sampler_object("euler")
+        return euler()
 
     def replay(denoiser, x, sigmas, callback):
         return inversion.sample_belm(denoiser, (x, second_state.to(x.device)), sigmas, callback)
 
-    return host.sampler(replay)
+    return sampler(replay)
 
 
 class SealKey(io.ComfyNode):

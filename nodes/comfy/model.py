@@ -1,25 +1,15 @@
-"""ComfyUI's MODEL, CLIP, VAE and CLIP_VISION as a Backbone; the only module that touches ComfyUI's internals."""
+"""ComfyUI's MODEL, CLIP, VAE and CLIP_VISION as a diffusion model of the library."""
 
 from __future__ import annotations
 
-import copy
 import functools
-import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.clip_model
 import comfy.model_management
-import comfy.model_patcher
 import comfy.model_sampling
-import comfy.samplers
-import comfy.taesd.taesd
-import comfy.utils
-import folder_paths
-import latent_preview
 import torch
-import torch.utils.checkpoint
-from comfy.ldm.modules.diffusionmodules.model import ResnetBlock
 from torch import Tensor
 
 from ...diffprivacy.backends.diffusers import clip_pixels
@@ -39,10 +29,9 @@ from ...diffprivacy.diffusion.model import (
     TextConditioning,
 )
 from ...diffprivacy.errors import DiffPrivacyError
-from ...diffprivacy.identity.recognizers import Embeddings, FaceMatcher
-
-SamplerFunction = Callable[[Denoiser, Tensor, Tensor, Callable[[dict], None]], Tensor]
-"""``f(denoiser, x, sigmas, callback) -> x``, as in diffprivacy.diffusion.sampling."""
+from .decoders import differentiable_decoder
+from .memory import checkpointed, private_patcher
+from .sampling import run_sampler
 
 
 def noise_levels(model: Any) -> NoiseLevels:
@@ -54,42 +43,6 @@ def noise_levels(model: Any) -> NoiseLevels:
             "load a Stable Diffusion 1.x, 2.x or XL checkpoint."
         )
     return NoiseLevels(sampling.sigmas.detach().clone().cpu())
-
-
-def sampler(function: SamplerFunction) -> comfy.samplers.KSAMPLER:
-    """A library sampler as a SAMPLER that any of ComfyUI's sampling nodes runs."""
-
-    def sampler_function(
-        denoise: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool | None
-    ) -> Tensor:
-        def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
-            return denoise(x, sigma * x.new_ones(len(x)), **extra_args)
-
-        return function(denoiser, x, sigmas, callback)
-
-    return comfy.samplers.KSAMPLER(sampler_function)
-
-
-def run_sampler(model: Any, positive: list, latent: dict, sigmas: Tensor, function: SamplerFunction) -> Tensor:
-    """Run a library sampler where ComfyUI's own run: LoRAs, ControlNets, hooks, masks and offloading all apply.
-
-    latent: a LATENT, started from as it is, without noise. function sees latents in the network's units, at CFG 1.
-    Returns the samples as in a LATENT, float32.
-    """
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(positive, positive)
-    guider.set_cfg(1.0)
-    samples = latent["samples"]
-    return guider.sample(
-        torch.zeros_like(samples),
-        samples,
-        sampler(function),
-        sigmas,
-        denoise_mask=latent.get("noise_mask"),
-        callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=0,
-    )
 
 
 class ComfyBackbone:
@@ -218,7 +171,7 @@ class ComfyBackbone:
             network = model.diffusion_model
             for block in (*network.input_blocks, network.middle_block, *network.output_blocks):
                 for layer in block:
-                    layer.forward = functools.partial(_checkpointed, layer.forward)
+                    layer.forward = functools.partial(checkpointed, layer.forward)
         options = patcher.model_options["transformer_options"]
 
         def denoise(x: Tensor, sigmas: Tensor, conditioning: TextConditioning) -> Tensor:
@@ -245,13 +198,6 @@ def _text_layer(layer: Any, x: Tensor, mask: Any = None, optimized_attention: An
     return x + layer.mlp(layer.layer_norm2(x))
 
 
-def _checkpointed(forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
-    """A layer's forward whose activations are computed again in the backward pass, with the options it saw then."""
-    inputs = tuple(dict(value) if isinstance(value, dict) else value for value in inputs)
-    options = {name: dict(value) if isinstance(value, dict) else value for name, value in options.items()}
-    return torch.utils.checkpoint.checkpoint(forward, *inputs, use_reentrant=False, **options)
-
-
 def _place_words(batches: list[list[tuple]], words: Tensor) -> list[list[tuple]]:
     """ComfyUI's tokens with each placeholder's id replaced by the next row of words (n, D)."""
     rows = iter(words)
@@ -259,101 +205,3 @@ def _place_words(batches: list[list[tuple]], words: Tensor) -> list[list[tuple]]
         [(next(rows), *rest) if token == PLACEHOLDER_TOKEN else (token, *rest) for token, *rest in batch]
         for batch in batches
     ]
-
-
-def differentiable_decoder(vae: Any, latent_format: Any) -> Callable[[Tensor], Tensor]:
-    """A decoder latents (network units) -> images (B,3,H,W) in [0,1] that carries gradients inside a prompt.
-
-    ComfyUI executes prompts in inference mode, where weights loaded cannot be saved for backward: the decoder is a
-    private copy made outside that mode, under ComfyUI's memory management, freed when the function is. Its residual
-    blocks are computed again in the backward pass, which more than halves the memory for a quarter more time.
-    """
-    network = private_copy(vae.first_stage_model)
-    for layer in network.modules():
-        if isinstance(layer, ResnetBlock):
-            layer.forward = functools.partial(_checkpointed, layer.forward)
-    patcher = managed(network, vae.device, comfy.model_management.vae_offload_device())
-
-    def decode(latents: Tensor) -> Tensor:
-        memory = vae.memory_used_decode(latents.shape, vae.vae_dtype)
-        comfy.model_management.load_models_gpu([patcher], memory_required=memory)
-        unscaled = latent_format.process_out(latents.to(vae.device)).to(vae.vae_dtype)
-        return vae.process_output(network.decode(unscaled).float().clone())
-
-    return decode
-
-
-def tiny_decoder_files() -> list[str]:
-    """What models/vae_approx holds."""
-    return folder_paths.get_filename_list("vae_approx")
-
-
-def tiny_decoder(latent_format: Any) -> Callable[[Tensor], Tensor] | None:
-    """The TAESD of a latent format from models/vae_approx as a differentiable decoder; None if it is not there.
-
-    Its backward pass costs a fraction of the VAE's (METHOD: 0.43 against 7.2 UNet steps at 512 px).
-    """
-    name = latent_format.taesd_decoder_name
-    files = [file for file in tiny_decoder_files() if name and file.startswith(name)]
-    if not files:
-        return None
-    with torch.inference_mode(False):
-        network = comfy.taesd.taesd.TAESD(
-            None, folder_paths.get_full_path_or_raise("vae_approx", files[0]), latent_format.latent_channels
-        ).requires_grad_(False)
-    device = comfy.model_management.get_torch_device()
-    patcher = managed(network, device, comfy.model_management.vae_offload_device())
-
-    def decode(latents: Tensor) -> Tensor:
-        comfy.model_management.load_models_gpu([patcher])
-        return (network.decode(latents.to(device, torch.float32)) / 2 + 0.5).clamp(0, 1)
-
-    return decode
-
-
-class ManagedRecognizer(FaceMatcher):
-    """A recognizer that ComfyUI's memory management brings to the GPU when it is used."""
-
-    def __init__(self, recognizer: FaceMatcher):
-        super().__init__()
-        self.recognizer = recognizer
-        self.weights = recognizer.weights
-        self.thresholds = recognizer.thresholds
-        self.patcher = managed(
-            recognizer, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
-        )
-
-    def embed(self, images: Tensor, landmarks: Tensor, mirrored: bool = False) -> Embeddings:
-        comfy.model_management.load_models_gpu([self.patcher])
-        device = self.patcher.load_device
-        embeddings = self.recognizer.embed(images.to(device), landmarks.to(device), mirrored)
-        return tuple(embedding.to(images.device) for embedding in embeddings)
-
-
-def private_patcher(patcher: Any) -> Any:
-    """A model's patcher with the same LoRAs on a frozen copy of the network, which autograd can use inside a prompt.
-
-    The model is taken off the GPU first: only then are its weights those of the file, and there is room for the copy.
-    """
-    comfy.model_management.unload_model_and_clones(patcher)
-    untouched = ({}, {}, {}, set())
-    return patcher.clone(disable_dynamic=True, model_override=(private_copy(patcher.model), untouched))
-
-
-def release() -> None:
-    """Give back the memory of private copies that nobody uses any more."""
-    gc.collect()
-    comfy.model_management.cleanup_models()
-    comfy.model_management.soft_empty_cache()
-
-
-def private_copy(network: torch.nn.Module) -> Any:
-    """A frozen copy of a network that autograd can use, even of one that was loaded in inference mode."""
-    configuration = getattr(network, "model_config", None)  # Shared: a UNet's cannot be copied.
-    with torch.inference_mode(False):
-        return copy.deepcopy(network, {id(configuration): configuration}).requires_grad_(False)
-
-
-def managed(network: torch.nn.Module, device: torch.device, offload_device: torch.device) -> Any:
-    """The network under ComfyUI's memory management; load it with load_models_gpu before use."""
-    return comfy.model_patcher.CoreModelPatcher(network, load_device=device, offload_device=offload_device)

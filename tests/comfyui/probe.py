@@ -23,7 +23,9 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 import nodes  # noqa: E402
 
 assert asyncio.run(nodes.load_custom_node(pack))
-host = sys.modules[pack.replace(".", "_x_") + ".nodes.comfy.model"]
+comfy_model, decoders, memory = (
+    sys.modules[pack.replace(".", "_x_") + f".nodes.comfy.{name}"] for name in ("model", "decoders", "memory")
+)
 inputs = load_file(inputs_file)
 
 with torch.inference_mode():
@@ -42,7 +44,7 @@ with torch.inference_mode():
         }
     )
     vision.load_sd({key.removeprefix("vision."): value for key, value in inputs.items() if key.startswith("vision.")})
-    backbone = host.ComfyBackbone(model, clip, vae, vision)
+    backbone = comfy_model.ComfyBackbone(model, clip, vae, vision)
     words = backbone.text_conditioning("a photo of *, smiling", inputs["pseudo_words"])
     empty = backbone.text_conditioning("")
     latents = backbone.encode(inputs["images"])
@@ -72,9 +74,9 @@ with torch.inference_mode():
         outputs["differentiable"] = images.detach()
 
         latent_format = model.get_model_object("latent_format")
-        images = host.differentiable_decoder(kl, latent_format)(z)
+        images = decoders.differentiable_decoder(kl, latent_format)(z)
         (outputs["kl_gradient"],) = torch.autograd.grad(images.square().sum(), z)
-        plain = host.private_copy(kl.first_stage_model).decode(latent_format.process_out(z))
+        plain = memory.private_copy(kl.first_stage_model).decode(latent_format.process_out(z))
         images = (plain / 2 + 0.5).clamp(0, 1)
         (outputs["kl_plain_gradient"],) = torch.autograd.grad(images.square().sum(), z)
 
