@@ -18,6 +18,7 @@ import torch
 from diffprivacy import demo, pipeline
 from diffprivacy.demo.backend import load_backbone
 from diffprivacy.diffusion.conditioning import PRESETS
+from diffprivacy.diffusion.noise import NoiseKey
 from diffprivacy.evaluation.comparison import embedding
 from diffprivacy.evaluation.drawing import contact_sheet
 from diffprivacy.faces.detectors import load_detector
@@ -55,7 +56,7 @@ def main() -> None:
                 margin=demo.MARGIN,
                 preset=preset,
                 recognizer=guide if scale else None,
-                seed=1,
+                noise_key=NoiseKey.from_seed(1),
             )
             cosines.append([embedding(r, picture, face) @ embedding(r, protected, face) for r in (guide, judge)])
             crops.append(crop_face(protected, face, 192, 2.0))

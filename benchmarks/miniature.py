@@ -31,6 +31,7 @@ from diffprivacy import demo, pipeline
 from diffprivacy.backends.diffusers import DiffusersBackbone
 from diffprivacy.demo.backend import load_backbone
 from diffprivacy.diffusion.conditioning import PRESETS, Preset
+from diffprivacy.diffusion.noise import NoiseKey
 from diffprivacy.evaluation.comparison import FAR, Judged, clean_pairs, judge, table
 from diffprivacy.evaluation.drawing import contact_sheet
 from diffprivacy.faces.detectors import Detector, load_detector
@@ -75,7 +76,13 @@ def versions(picture: Picture, face: Face, use: Tools, seed: int) -> dict[str, T
     protected = {}
     for task in redraw:
         (protected[task],) = redraw[task](
-            picture.rgb, [face], backbone, preset=use.presets[task], recognizer=use.judges["guide"], seed=seed, **CROP
+            picture.rgb,
+            [face],
+            backbone,
+            preset=use.presets[task],
+            recognizer=use.judges["guide"],
+            noise_key=NoiseKey.from_seed(seed),
+            **CROP,
         )
     crop = crop_face(picture.rgb, face, **CROP).movedim(-1, 0)[None]
     restored = backbone.decode(backbone.encode(crop))[0].movedim(0, -1)

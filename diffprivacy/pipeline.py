@@ -10,6 +10,7 @@ from torch import Tensor
 from .diffusion.conditioning import PRESETS, Preset, scheduled, stage_denoiser
 from .diffusion.guidance import Gradient, guided
 from .diffusion.model import Backbone, Denoiser
+from .diffusion.noise import NoiseKey
 from .diffusion.sampling import Callback, ddim_sigmas, noise_to, sample_euler
 from .diffusion.temporal import steadied
 from .errors import DiffPrivacyError, NoFaceError
@@ -37,7 +38,7 @@ def anonymize(
     recognizer: FaceMatcher | None = None,
     variants: int = 1,
     margin: float = MARGIN,
-    seed: int | None = None,
+    noise_key: NoiseKey | None = None,
     callback: Callback | None = None,
 ) -> Iterator[Tensor]:
     """The picture (H,W,3) in [0,1] with every given face made somebody else; for each variant one picture, pasted
@@ -50,13 +51,13 @@ def anonymize(
     size: side in pixels of the crops the backbone redraws, a multiple of its downscale.
     pseudo_words: (S,D) of each face, one row for each time stage, which stand for ``*`` in the prompt until the preset
     switches to the empty prompt; without them the empty prompt holds throughout.
-    seed: of the noise; by default the operating system's entropy.
+    noise_key: what the noise follows from; by default a fresh one.
 
     Raises NoFaceError without faces, DiffPrivacyError for a size that does not fit the backbone.
     """
     energy = anonymizing(recognizer, variants)
     return _redraw(
-        picture, faces, backbone, size, preset, pseudo_words, prompt, energy, variants, margin, seed, callback
+        picture, faces, backbone, size, preset, pseudo_words, prompt, energy, variants, margin, noise_key, callback
     )
 
 
@@ -71,7 +72,7 @@ def hide(
     recognizer: FaceMatcher | None = None,
     variants: int = 1,
     margin: float = MARGIN,
-    seed: int | None = None,
+    noise_key: NoiseKey | None = None,
     callback: Callback | None = None,
 ) -> Iterator[Tensor]:
     """The picture (H,W,3) in [0,1] with every given face looking like somebody else whom machines still match.
@@ -83,7 +84,7 @@ def hide(
     """
     energy = hiding(recognizer)
     return _redraw(
-        picture, faces, backbone, size, preset, pseudo_words, prompt, energy, variants, margin, seed, callback
+        picture, faces, backbone, size, preset, pseudo_words, prompt, energy, variants, margin, noise_key, callback
     )
 
 
@@ -198,18 +199,19 @@ def _redraw(
     energy_of: EnergyOf,
     variants: int,
     margin: float,
-    seed: int | None,
+    noise_key: NoiseKey | None,
     callback: Callback | None,
 ) -> Iterator[Tensor]:
     """Redraw each face's crop and paste it back; one after the other, so that memory does not grow with their number."""
     if not faces:
         raise NoFaceError("There is no face to protect in the picture.")
     check_size(size, backbone)
-    generator = torch.Generator().manual_seed(torch.seed() if seed is None else seed)
+    noise_key = noise_key or NoiseKey()
+    shape = latent_shape(backbone, size)
     redrawn = []
     for i, face in enumerate(faces):
         crop = crop_face(picture, face, size, margin).movedim(-1, 0)[None]
-        noise = torch.randn(variants, *latent_shape(backbone, size), generator=generator)
+        noise = torch.stack([noise_key.normal(shape, "face", i, "variant", variant) for variant in range(variants)])
         new = redraw_crops(
             crop,
             crop_landmarks(face, size, margin)[None],

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import pipeline
+from ..diffusion.noise import NoiseKey
 from ..errors import DiffPrivacyError, NoFaceError
 from ..faces.geometry import crop_face
 from ..faces.selection import select_faces
@@ -24,7 +25,7 @@ from ..recovery.keyed import Public, anonymize_keyed
 from ..recovery.replay import record
 from .inputs import all_exist, is_video, plan
 from .model import add_model_options, add_vision_option
-from .options import positive
+from .options import SEED_WARNING, positive
 from .people import add_people_options
 from .protect_video import protect_video
 from .sealing import add_seal_options, write_sealed
@@ -70,7 +71,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--strength", type=float, metavar="S", help="how far a face is redrawn, above 0 and up to 1")
     add("--steps", type=positive, metavar="N", help="steps of the whole schedule, of which the strength's share runs")
     add("--variants", type=positive, default=1, metavar="N", help="different faces to make of each (default 1)")
-    add("--seed", type=int, metavar="N", help="fix the noise, for tests (default: drawn from the operating system)")
+    add(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="fix the noise, for tests only: whoever guesses N can undo what the noise hides (default: 256 bits of the "
+        "operating system)",
+    )
     add("--overwrite", action="store_true", help="do finished pictures again")
     add(
         "--msi",
@@ -96,7 +103,7 @@ def protect(options: argparse.Namespace) -> int:
     if not todo:
         return 0
     if options.seed is not None:
-        print("warning: --seed makes the noise predictable; leave it out for pictures that matter", file=sys.stderr)
+        print(SEED_WARNING, file=sys.stderr)
     tools = load_tools(options)
     failed = 0
     for source, files in todo.items():
@@ -176,7 +183,7 @@ def _protected(
         recognizer=model.recognizer,
         variants=options.variants,
         margin=model.margin,
-        seed=options.seed,
+        noise_key=NoiseKey.from_seed(options.seed),
         callback=progress,
     )
     pictures = (dataclasses.replace(picture, rgb=rgb) for rgb in protected)

@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 
 from .. import __version__
+from ..diffusion.noise import NoiseKey
 from ..diffusion.sampling import strength_steps
 from ..errors import DiffPrivacyError, NoFaceError
 from ..video.files import Video, join, open_video
@@ -54,7 +55,7 @@ def protect_video(source: Path, target: Path, options: argparse.Namespace, tools
         if options.without_face == "error":
             raise
         tracks = []
-    job = Job(target, _settings(source, options), options.seed)
+    job = Job(target, _settings(source, options), NoiseKey.from_seed(options.seed))
     plan = [(piece, job.piece(number)) for number, piece in enumerate(pieces(video, followed.frames))]
     todo = [(piece, path) for piece, path in plan if not path.exists()]
     steps = sum(len(tracks_in(tracks, piece)) for piece, _ in todo) * strength_steps(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import demo, pipeline
 from ..backends.diffusers import DiffusersBackbone
+from ..diffusion.noise import NoiseKey
 from ..diffusion.sampling import Callback
 from ..errors import DiffPrivacyError
 from ..evaluation.comparison import Judged, judge
@@ -89,7 +90,7 @@ def _protect(
 ) -> None:
     """Write the protected versions, each with its sealed key beside it."""
     crop: Any = {"size": demo.IMAGE_SIZE, "margin": demo.MARGIN}
-    redraw: Any = crop | {"recognizer": demo.load_recognizer("guide"), "seed": seed}
+    redraw: Any = crop | {"recognizer": demo.load_recognizer("guide"), "noise_key": NoiseKey.from_seed(seed)}
     with _progress("anonymize") as bar:
         variants = pipeline.anonymize(original.rgb, [face], backbone, variants=VARIANTS, callback=bar, **redraw)
     with _progress("hide") as bar:
@@ -109,7 +110,7 @@ def _protect(
 def _another(key: RecoveryKey) -> RecoveryKey:
     """A key of the same form whose noise map is a guess."""
     assert key.noise_map is not None and key.sigmas is not None
-    return dataclasses.replace(key, noise_map=key.sigmas[0] * torch.randn(key.noise_map.shape))
+    return dataclasses.replace(key, noise_map=key.sigmas[0] * NoiseKey().normal(tuple(key.noise_map.shape)))
 
 
 def _report(original: Tensor, face: Face, output: Path) -> None:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,12 +116,14 @@ def write_picture(path: str | Path, picture: Picture) -> None:
     write_atomically(path, encode_png(picture))
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write a file through a temporary one beside it, so that no half file is ever seen under its name.
 
+    mode: the file's permissions from its first byte on, less the process's umask.
     Raises DiffPrivacyError if that fails; what stood at ``path`` before is then still there.
     """
-    with appearing(path) as temporary, temporary.open("xb") as file:
+    opener = partial(os.open, mode=mode)
+    with appearing(path) as temporary, open(temporary, "xb", opener=opener) as file:
         file.write(data)
 
 

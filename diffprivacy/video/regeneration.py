@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -37,12 +36,12 @@ def one_face_each(
 ) -> Redraw:
     """What makes crops of ``size`` pixels of the people in the tracks new.
 
-    The job gives the seed of the noise. When anonymizing under a recognizer it keeps the face that a person first got,
+    Each person's noise follows from the job's key. When anonymizing under a recognizer it keeps the face that a person first got,
     toward which that person's later crops are guided. callback: of every sampling step.
     """
     people = max((track.person for track in tracks), default=-1) + 1
-    generator = torch.Generator().manual_seed(job.seed)
-    noise = torch.randn(people, *pipeline.latent_shape(backbone, size), generator=generator)
+    shape = pipeline.latent_shape(backbone, size)
+    noise = [job.noise_key.normal(shape, "person", person) for person in range(people)]
     words: dict[int, Tensor] = {}
     if msi is not None:
         for person in {track.person for track in tracks}:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,23 +10,27 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..diffusion.noise import NoiseKey
 from ..media.images import write_atomically
+
+FORMAT = 2
+"""Of the job file; a job in another is begun anew."""
 
 
 class Job:
     """A hidden folder beside the protected video, there until that is complete. It holds nothing of the original.
 
-    seed: of the noise. faces: of each person, the embeddings (1,D) of the new face, one for each recognition network.
+    noise_key: what the noise follows from, in a file that only its owner can read. faces: of each person, the embeddings (1,D) of the new face, one for each recognition network.
     """
 
-    def __init__(self, target: Path, settings: str, seed: int | None = None):
+    def __init__(self, target: Path, settings: str, noise_key: NoiseKey):
         """settings: whatever the result depends on; a folder from other settings is begun anew.
 
-        seed: by default the operating system's entropy.
+        noise_key: of a job that is begun; one that goes on keeps its own.
         """
         self.folder = target.with_name(f".{target.name}.unfinished")
-        self.settings = settings
-        self.seed = secrets.randbits(63) if seed is None else seed
+        self.settings = f"{FORMAT} {settings}"
+        self.noise_key = noise_key
         self.faces: dict[int, list[Tensor]] = {}
         if not self._load():
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -58,12 +60,11 @@ class Job:
         kept = json.loads(self._file.read_text())
         if kept["settings"] != self.settings:
             return False
-        self.seed = kept["seed"]
+        self.noise_key = NoiseKey(bytes.fromhex(kept["noise"]))
         self.faces = {int(person): [torch.tensor([v]) for v in vectors] for person, vectors in kept["faces"].items()}
         return True
 
     def _save(self) -> None:
         faces = {person: [vector[0].tolist() for vector in vectors] for person, vectors in self.faces.items()}
-        content = json.dumps({"settings": self.settings, "seed": self.seed, "faces": faces})
-        write_atomically(self._file, content.encode())
-        os.chmod(self._file, 0o600)
+        content = json.dumps({"settings": self.settings, "noise": self.noise_key.key.hex(), "faces": faces})
+        write_atomically(self._file, content.encode(), mode=0o600)

@@ -17,6 +17,7 @@ from diffprivacy import demo, pipeline
 from diffprivacy.backends.diffusers import DiffusersBackbone
 from diffprivacy.demo.backend import load_backbone
 from diffprivacy.diffusion.conditioning import Preset, stage_denoiser
+from diffprivacy.diffusion.noise import NoiseKey
 from diffprivacy.diffusion.sampling import sample_euler
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.faces.detectors import load_detector
@@ -47,7 +48,9 @@ class Scene:
 
 def scene(original: Picture, backbone: DiffusersBackbone) -> Scene:
     faces = load_detector(None).detect(original.rgb)
-    (rgb,) = pipeline.anonymize(original.rgb, faces, backbone, preset=BLUNT, seed=1, **GEOMETRY)
+    (rgb,) = pipeline.anonymize(
+        original.rgb, faces, backbone, preset=BLUNT, noise_key=NoiseKey.from_seed(1), **GEOMETRY
+    )
     return Scene(original, faces, decode_picture(encode_png(dataclasses.replace(original, rgb=rgb)), "protected"))
 
 

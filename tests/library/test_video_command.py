@@ -109,6 +109,7 @@ def test_an_interrupted_video_goes_on_and_ends_the_same(tmp_path, stopped, capsy
     (unfinished,) = out.iterdir()
     assert sorted(path.name for path in unfinished.iterdir()) == ["000000.nut", "job.json"]
     assert "secret" not in (unfinished / "job.json").read_text()
+    assert (unfinished / "job.json").stat().st_mode & 0o777 == 0o600
     assert main([*command, str(out)]) == 0
     assert stopped == [8, 8, 8]
     assert [path.name for path in out.iterdir()] == ["secret name.mp4"]
