@@ -27,14 +27,14 @@ from torch import Tensor
 from diffprivacy import demo, pipeline
 from diffprivacy.backends.diffusers import DiffusersBackbone
 from diffprivacy.demo.backend import load_backbone
-from diffprivacy.diffusion.conditioning import PRESETS
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.evaluation.drawing import contact_sheet
+from diffprivacy.evaluation.fidelity import psnr
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import Face, crop_face, crop_landmarks, paste_faces
 from diffprivacy.identity.recognizers import FaceMatcher, load_recognizer
-from diffprivacy.identity.verification import psnr
 from diffprivacy.media.images import Picture, decode_picture, encode_png, levels, read_picture, write_picture
+from diffprivacy.presets import PRESETS
 from diffprivacy.recovery import keyed
 from diffprivacy.recovery.encryption import Opener, Seal
 from diffprivacy.recovery.key import RecoveryKey

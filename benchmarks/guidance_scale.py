@@ -17,15 +17,15 @@ import torch
 
 from diffprivacy import demo, pipeline
 from diffprivacy.demo.backend import load_backbone
-from diffprivacy.diffusion.conditioning import PRESETS
 from diffprivacy.diffusion.noise import NoiseKey
-from diffprivacy.evaluation.comparison import embedding
 from diffprivacy.evaluation.drawing import contact_sheet
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import crop_face
 from diffprivacy.faces.selection import select_faces
+from diffprivacy.identity.embedding import embed_face
 from diffprivacy.identity.recognizers import load_recognizer
 from diffprivacy.media.images import Picture, read_picture, write_picture
+from diffprivacy.presets import PRESETS
 
 SCALES = (0.0, 0.015, 0.03, 0.06, 0.1)
 PHOTOS = ("000", "003", "007", "012")
@@ -58,7 +58,7 @@ def main() -> None:
                 recognizer=guide if scale else None,
                 noise_key=NoiseKey.from_seed(1),
             )
-            cosines.append([embedding(r, picture, face) @ embedding(r, protected, face) for r in (guide, judge)])
+            cosines.append([embed_face(r, picture, face) @ embed_face(r, protected, face) for r in (guide, judge)])
             crops.append(crop_face(protected, face, 192, 2.0))
             labels.append(f"scale {scale}\nguide {cosines[-1][0]:.2f} judge {cosines[-1][1]:.2f}")
         print("{:<5}  {:>5.2f}  {:>5.2f}".format(scale, *np.mean(cosines, axis=0)), flush=True)

@@ -30,16 +30,17 @@ from torch import Tensor
 from diffprivacy import demo, pipeline
 from diffprivacy.backends.diffusers import DiffusersBackbone
 from diffprivacy.demo.backend import load_backbone
-from diffprivacy.diffusion.conditioning import PRESETS, Preset
 from diffprivacy.diffusion.noise import NoiseKey
-from diffprivacy.evaluation.comparison import FAR, Judged, clean_pairs, judge, table
+from diffprivacy.evaluation.comparison import Judged, clean_pairs, judge, table
 from diffprivacy.evaluation.drawing import contact_sheet
 from diffprivacy.faces.detectors import Detector, load_detector
 from diffprivacy.faces.geometry import Face, crop_face, crop_landmarks, paste_faces
 from diffprivacy.identity.energies import visual_distance
 from diffprivacy.identity.recognizers import FaceMatcher, load_recognizer
+from diffprivacy.identity.thresholds import FAR
 from diffprivacy.identity.verification import operating_point
 from diffprivacy.media.images import Picture, read_picture, write_picture
+from diffprivacy.presets import PRESETS, Preset
 from diffprivacy.recovery import replay as recovery
 
 SETS = ("celebahq512", "lfw250")

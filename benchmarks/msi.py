@@ -174,7 +174,6 @@ def ablations(backbone: DiffusersBackbone, image: Tensor) -> None:
         "not whitened, lr 1e-2": (DEFAULT, {"whiten": False, "lr": 1e-2}),
         "not anchored, lr 3e-3": (dataclasses.replace(DEFAULT, anchored=False), {"lr": 3e-3}),
         "keeping a word's length, lr 1e-2": (dataclasses.replace(DEFAULT, scaled=True), {"lr": 1e-2}),
-        "Min-SNR": (DEFAULT, {"min_snr": 5.0}),
         "no average": (DEFAULT, {"ema": 0.0}),
         "four at a time": (DEFAULT, {"batch": 4}),
         "the paper's module": (PAPER, {}),

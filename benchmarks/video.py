@@ -21,12 +21,12 @@ from torch import Tensor
 
 from diffprivacy import demo, pipeline
 from diffprivacy.demo.backend import load_backbone
-from diffprivacy.diffusion.conditioning import PRESETS
 from diffprivacy.diffusion.temporal import radius
 from diffprivacy.faces.detectors import Detector, load_detector
 from diffprivacy.faces.geometry import Face, crop_face, crop_landmarks
 from diffprivacy.identity.recognizers import FaceMatcher, load_recognizer
 from diffprivacy.media.images import read_picture
+from diffprivacy.presets import PRESETS
 from diffprivacy.video.regeneration import mean_face
 from diffprivacy.video.tracks import track_faces
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .diffusion.conditioning import PRESETS, Preset, scheduled, stage_denoiser
+from .diffusion.conditioning import scheduled, stage_denoiser
 from .diffusion.guidance import Gradient, guided
 from .diffusion.model import Backbone, Denoiser
 from .diffusion.noise import NoiseKey
@@ -25,6 +25,7 @@ from .identity.energies import (
     visual_distance,
 )
 from .identity.recognizers import FaceMatcher
+from .presets import PRESETS, Preset
 
 
 def anonymize(

@@ -9,9 +9,9 @@ import torch
 from comfy_api.v0_0_2 import io, ui
 
 from ..diffprivacy.errors import DiffPrivacyError, NoFaceError
-from ..diffprivacy.evaluation.drawing import draw_faces
 from ..diffprivacy.faces.detectors import load_detector
 from ..diffprivacy.faces.geometry import MARGIN, crop_face, face_mask, paste_faces, protected_mask
+from ..diffprivacy.faces.preview import draw_faces
 from ..diffprivacy.faces.selection import select_faces, select_person
 from . import models, sockets
 

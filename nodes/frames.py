@@ -9,8 +9,8 @@ from comfy_api.v0_0_2 import io, ui
 
 from ..diffprivacy.diffusion.temporal import ABOVE, moving_average, radius
 from ..diffprivacy.errors import DiffPrivacyError, NoFaceError
-from ..diffprivacy.evaluation.comparison import embedding
-from ..diffprivacy.evaluation.drawing import draw_people
+from ..diffprivacy.faces.preview import draw_people
+from ..diffprivacy.identity.embedding import embed_face
 from ..diffprivacy.video.protect import is_cut, thumbnail
 from ..diffprivacy.video.tracks import Track, track_faces
 from . import sockets
@@ -71,7 +71,7 @@ class FollowFaces(io.ComfyNode):
         embeddings = None
         if recognizer is not None:
             embeddings = [
-                [embedding(recognizer, frame, face) for face in found]
+                [embed_face(recognizer, frame, face) for face in found]
                 for frame, found in zip(frames, faces.faces, strict=True)
             ]
         tracks = track_faces(faces.faces, faces.size, frame_rate, _cuts(frames), embeddings)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from ..diffprivacy.diffusion.conditioning import EmbeddingSchedule, percent_range
 from ..diffprivacy.errors import DiffPrivacyError
-from ..diffprivacy.evaluation.loss_curve import draw_loss_curve
+from ..diffprivacy.evaluation.drawing import loss_curve
 from ..diffprivacy.msi.module import load_msi, new_msi, save_msi, textual_inversions
 from ..diffprivacy.msi.training import Settings, Training
 from ..diffprivacy.msi.training_data import prepare
@@ -124,7 +124,7 @@ class TrainMSI(io.ComfyNode):
         )
         learnt, history = _train(start, backbone, data, settings)
         release()
-        return io.NodeOutput(learnt, draw_loss_curve(history)[None])
+        return io.NodeOutput(learnt, loss_curve(history)[None])
 
 
 def _train(start, backbone, data, settings):

@@ -10,9 +10,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..diffprivacy.diffusion import inversion, sampling
 from ..diffprivacy.errors import DiffPrivacyError
 from ..diffprivacy.media.images import Picture
-from ..diffprivacy.recovery import encryption as vault
-from ..diffprivacy.recovery import png
-from ..diffprivacy.recovery import replay as recovery
+from ..diffprivacy.recovery import encryption, png, replay
 from ..diffprivacy.recovery.key import FIDELITIES, Embedding, RecoveryKey
 from . import sockets
 from .comfy.model import noise_levels
@@ -94,10 +92,10 @@ def _replay_sampler(second_state):
     if second_state is None:
         return euler()
 
-    def replay(denoiser, x, sigmas, callback):
+    def sample(denoiser, x, sigmas, callback):
         return inversion.sample_belm(denoiser, (x, second_state.to(x.device)), sigmas, callback)
 
-    return sampler(replay)
+    return sampler(sample)
 
 
 class SealKey(io.ComfyNode):
@@ -164,8 +162,8 @@ class SealKey(io.ComfyNode):
         if len(protected) != 1 or (faces is not None and len(faces.faces) != 1):
             raise DiffPrivacyError("Socket `protected`: a key belongs to one picture; give a batch of one.")
         named = [line.strip() for line in recipients.splitlines() if line.strip()]
-        secret = vault.read_secret(passphrase, "passphrase") if passphrase else None
-        seal = vault.Seal(secret, named)
+        secret = encryption.read_secret(passphrase, "passphrase") if passphrase else None
+        seal = encryption.Seal(secret, named)
         if fidelity == "lossless":
             key = _lossless(original, faces)
         else:
@@ -215,15 +213,15 @@ class OpenKey(io.ComfyNode):
             raise DiffPrivacyError("Socket `protected`: a key belongs to one picture; give a batch of one.")
         if not sealed_key.files:
             raise DiffPrivacyError(f"Socket `sealed_key`: the picture was loaded, but {png.NO_KEY}")
-        opener = vault.opener(vault.read_secret(secret))
+        opener = encryption.opener(encryption.read_secret(secret))
         picture = Picture(protected[0].cpu().float())
         keys = [RecoveryKey.from_bytes(opener.open(sealed)) for sealed in sealed_key.files]
         if all(key.patches for key in keys):
-            restored = recovery.recover(picture, keys)
+            restored = replay.recover(picture, keys)
             blocked = ExecutionBlocker("This lossless key has no noise map: take the output `original`.")
             return io.NodeOutput(*[blocked] * 5, restored.rgb[None])
         (key, *others) = keys
-        recovery.check_picture(picture, key)
+        replay.check_picture(picture, key)
         if others or not key.embeddings or key.noise_map is None:
             raise DiffPrivacyError("The key was made at the command line: run `diffprivacy recover`.")
         noise_map = {"samples": key.noise_map}
@@ -245,7 +243,7 @@ def _source_fault(source) -> bool | str:
     """What is wrong with a secret's place, without repeating it; True if nothing."""
     try:
         if source:
-            vault.check_source(source)
+            encryption.check_source(source)
     except DiffPrivacyError as error:
         return str(error)
     return True
@@ -257,7 +255,7 @@ def _lossless(original, faces) -> RecoveryKey:
             "Sockets `original` and `faces`: a lossless key needs one picture and Crop Faces' faces."
         )
     picture = Picture(original[0].cpu().float())
-    return recovery.record(picture, faces.flat, None, fidelity="lossless", margin=faces.margin)
+    return replay.record(picture, faces.flat, None, fidelity="lossless", margin=faces.margin)
 
 
 def _replayed(fidelity, noise_map, positive, sigmas, faces) -> RecoveryKey:

@@ -9,10 +9,11 @@ import torch
 from comfy_api.v0_0_2 import io, ui
 
 from ..diffprivacy.errors import DiffPrivacyError
-from ..diffprivacy.evaluation.comparison import Judged, judge, kept_thresholds, table
+from ..diffprivacy.evaluation.comparison import Judged, judge, table
 from ..diffprivacy.evaluation.drawing import cosine_plot
 from ..diffprivacy.faces.detectors import Detector
 from ..diffprivacy.identity.recognizers import FaceMatcher
+from ..diffprivacy.identity.thresholds import kept_thresholds
 from . import sockets
 
 CATEGORY = "Diff-Privacy/report"

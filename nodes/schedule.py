@@ -5,8 +5,9 @@ from __future__ import annotations
 import node_helpers
 from comfy_api.v0_0_2 import io
 
-from ..diffprivacy.diffusion.conditioning import LAST, PRESETS, EmbeddingSchedule, Span, percent_range
+from ..diffprivacy.diffusion.conditioning import LAST, EmbeddingSchedule, Span, percent_range
 from ..diffprivacy.errors import DiffPrivacyError
+from ..diffprivacy.presets import PRESETS
 
 CATEGORY = "Diff-Privacy/conditioning"
 CUSTOM = "custom"

@@ -32,7 +32,7 @@ from diffprivacy.diffusion.model import NoiseLevels
 from diffprivacy.diffusion.sampling import ddim_sigmas, sample_euler
 from diffprivacy.faces.geometry import Face, crop_face
 from diffprivacy.identity.recognizers import load_recognizer as load_onnx
-from diffprivacy.identity.recognizers import write_threshold
+from diffprivacy.identity.thresholds import write_threshold
 from diffprivacy.identity.verification import operating_point, pair_cosines
 
 from .data import arcface_crop, read_portraits, split

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from diffprivacy.demo.load import CHECKSUMS, WEIGHTS
-from diffprivacy.identity.recognizers import thresholds_path
+from diffprivacy.identity.thresholds import thresholds_path
 
 from .convert import mobileface_weights
 from .loop import checkpoint_weights, shipped_weights

@@ -18,9 +18,9 @@ from ..diffusion.model import (
     EncoderIdentity,
     NoiseLevels,
     TextConditioning,
+    weights_fingerprint,
 )
 from ..errors import DiffPrivacyError
-from ..recovery.fingerprints import weights_fingerprint
 from . import single_file
 from .tokenizer import END_TOKEN, PLACEHOLDER_TOKEN, check_placeholders, isolate_placeholders, tokenize
 

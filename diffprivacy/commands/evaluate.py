@@ -11,10 +11,11 @@ from typing import Any
 
 from .. import demo
 from ..errors import DiffPrivacyError
-from ..evaluation.comparison import FAR, Judged, clean_pairs, judge, kept_thresholds, table
+from ..evaluation.comparison import Judged, clean_pairs, judge, table
 from ..evaluation.drawing import cosine_plot
 from ..faces.detectors import load_detector
-from ..identity.recognizers import Recognizer, write_threshold
+from ..identity.recognizers import Recognizer
+from ..identity.thresholds import FAR, kept_thresholds, write_threshold
 from ..identity.verification import operating_point
 from ..media.images import Picture, read_picture, write_picture
 from .inputs import pictures_in, plan

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from ..errors import DiffPrivacyError, NoFaceError
-from ..evaluation.comparison import FAR, embedding
 from ..faces.detectors import Detector
 from ..faces.geometry import Face
 from ..faces.selection import select_person
+from ..identity.embedding import embed_face
 from ..identity.recognizers import FaceMatcher
+from ..identity.thresholds import SAME_PERSON, person_threshold
 from ..media.images import read_picture
-from ..video.tracks import SAME_PERSON, Track
+from ..video.tracks import Track
 from .inputs import pictures_in
 
 
@@ -53,7 +54,7 @@ class People:
         """The faces to protect; raises NoFaceError if there is none."""
 
         def embed(face: Face) -> list[Tensor]:
-            return [torch.from_numpy(embedding(self.recognizer, picture, face))[None]]
+            return [torch.from_numpy(embed_face(self.recognizer, picture, face))[None]]
 
         return select_person(faces, embed, [torch.from_numpy(self.known)], self.threshold, self.keep)
 
@@ -92,7 +93,6 @@ def load_people(options: argparse.Namespace, detector: Detector, recognizer: Fac
         faces = detector.detect(picture)
         if len(faces) != 1:
             raise DiffPrivacyError(f"{photo}: {len(faces)} faces found; give photos with exactly one face.")
-        embeddings.append(embedding(recognizer, picture, faces[0]))
-    kept = {threshold.far: threshold.cosine for threshold in recognizer.thresholds}.get(FAR, SAME_PERSON)
-    threshold = kept if options.person_threshold is None else options.person_threshold
+        embeddings.append(embed_face(recognizer, picture, faces[0]))
+    threshold = person_threshold(recognizer) if options.person_threshold is None else options.person_threshold
     return People(recognizer, np.stack(embeddings), threshold, "only" if options.only else "all but")

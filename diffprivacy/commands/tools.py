@@ -6,10 +6,10 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from ..diffusion.conditioning import PRESETS, Preset
 from ..diffusion.sampling import strength_steps
 from ..faces.detectors import Detector, load_detector
 from ..msi.module import MSI, load_msi
+from ..presets import PRESETS, Preset
 from ..recovery.encryption import Seal
 from .model import Model, load_model, load_vision
 from .people import People, load_people

@@ -15,7 +15,8 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from ..errors import DiffPrivacyError
-from ..identity.recognizers import Recognizer, read_thresholds
+from ..identity.recognizers import Recognizer
+from ..identity.thresholds import read_thresholds
 from ..msi.module import MSI
 from ..msi.module import load_msi as read_msi
 from .autoencoder import Autoencoder

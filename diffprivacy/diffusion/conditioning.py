@@ -1,4 +1,4 @@
-"""Time stages, embedding schedules over them, and the settings of the paper (arXiv 2309.05330, sections 3 and 4)."""
+"""Time stages, and which conditioning holds at which time step (arXiv 2309.05330)."""
 
 from __future__ import annotations
 
@@ -10,23 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import DiffPrivacyError
-from .guidance import Guidance
 from .model import Backbone, Denoiser, NoiseLevels
 
 TRAINING_STEPS = 1000
 LAST = TRAINING_STEPS - 1
 STAGES = 10
-
-
-def stage_of(timestep: int) -> int:
-    """The stage k = floor(10 t / 1000) of a training time step t in 0..999."""
-    return STAGES * timestep // TRAINING_STEPS
-
-
-def stage_range(stage: int) -> tuple[int, int]:
-    """First and last time step of a stage, both inclusive."""
-    length = TRAINING_STEPS // STAGES
-    return stage * length, (stage + 1) * length - 1
 
 
 @dataclass(frozen=True)
@@ -186,55 +174,3 @@ def stage_denoiser(backbone: Backbone, prompt: str = "", pseudo_words: Tensor | 
         f"stage {k}": under(backbone.text_conditioning(prompt, word[None])) for k, word in enumerate(pseudo_words)
     }
     return scheduled(denoisers, EmbeddingSchedule.stages(list(denoisers)), backbone.noise_levels)
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Settings of one task.
-
-    strength: share of the ``steps`` sampling steps that run, in (0, 1].
-    switch: the MSI embeddings hold while t > switch, the empty prompt after; None: MSI in every stage.
-    rule, interval, scale: guidance; ``scale_after`` replaces ``scale`` once t <= switch.
-    """
-
-    strength: float
-    steps: int
-    switch: int | None
-    scale: float = 0.0
-    scale_after: float = 0.0
-    rule: str = "paper"
-    interval: tuple[int, int] = (0, LAST)
-
-    def schedule(self, msi: str = "msi", after: str = "empty") -> EmbeddingSchedule:
-        """The embedding schedule over two named conditionings."""
-        if self.switch is None:
-            return EmbeddingSchedule.constant(msi)
-        return EmbeddingSchedule.switch([msi, after], at=[self.switch])
-
-    def scale_at(self, timestep: int) -> float:
-        """Guidance scale at a training time step."""
-        return self.scale if self.switch is None or timestep > self.switch else self.scale_after
-
-    @property
-    def guidance(self) -> Guidance:
-        """The guidance settings."""
-        return Guidance(rule=self.rule, scale=self.scale_at, interval=self.interval)
-
-
-PRESETS: Mapping[str, Mapping[str, Preset]] = {
-    "anonymize": {
-        "paper": Preset(strength=0.6, steps=50, switch=400, scale=1.0, scale_after=1.0),
-        "default": Preset(
-            strength=0.6, steps=50, switch=400, scale=0.015, scale_after=0.015, rule="normalized", interval=(101, LAST)
-        ),
-    },
-    "hide": {
-        "paper": Preset(strength=0.8, steps=100, switch=600, scale=1.5, scale_after=2.5),
-        "default": Preset(strength=0.8, steps=50, switch=600, scale=0.02, scale_after=0.02, rule="normalized"),
-    },
-    "recover": {
-        "paper": Preset(strength=1.0, steps=100, switch=None),
-        "default": Preset(strength=1.0, steps=50, switch=None),
-    },
-}
-"""Task -> "paper" (its published settings) or "default" -> settings."""

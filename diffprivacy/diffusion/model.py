@@ -7,13 +7,15 @@ x = z + sigma * eps, with z the latent in the units the network was trained on, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+FINGERPRINT_SAMPLES = 64
+"""Values of each tensor that a fingerprint looks at."""
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """``denoise(x, sigma) -> z0``: x (B,C,h,w) float32, sigma a 0-d tensor, z0 the predicted clean latent."""
 
@@ -93,6 +95,18 @@ class EncoderIdentity:
 
     def __str__(self) -> str:
         return f"{self.depth} layers of {'+'.join(map(str, self.widths))} ({self.signs})"
+
+
+def weights_fingerprint(modules: Iterable[nn.Module]) -> str:
+    """SHA-256 of a fixed sample of all weights, in half precision: the same on every device, in float32 and float16."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in module.state_dict().items():
+            if tensor.is_floating_point():
+                sample = tensor.flatten()[:: max(1, tensor.numel() // FINGERPRINT_SAMPLES)][:FINGERPRINT_SAMPLES]
+                digest.update(f"{name} {tuple(tensor.shape)}".encode())
+                digest.update(sample.detach().half().cpu().numpy().tobytes())
+    return digest.hexdigest()[:32]
 
 
 class Backbone(Protocol):

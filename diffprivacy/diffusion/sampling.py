@@ -30,34 +30,6 @@ def sample_euler(denoiser: Denoiser, x: Tensor, sigmas: Tensor, callback: Callba
     return x
 
 
-def sample_recurrent(
-    denoiser: Denoiser,
-    x: Tensor,
-    sigmas: Tensor,
-    callback: Callback | None = None,
-    *,
-    repeats: int = 2,
-    interval: tuple[float, float] = (0.0, float("inf")),
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Euler with recurrence ("time travel", arXiv 2303.09833): steps that start within a range of sigmas run again.
-
-    Each of them runs ``repeats`` times, carried back with fresh noise in between (drawn on the CPU), which lets a
-    guided x (B,C,h,w) settle. It pays under strong guidance only, and is not deterministic without a generator.
-    """
-    x, sigmas = prepare(x, sigmas)
-    low, high = interval
-    for i, (sigma, lower) in enumerate(pairwise(sigmas)):
-        start = x
-        for left in reversed(range(repeats if low <= sigma <= high else 1)):
-            denoised = predict(denoiser, start, sigma, i, sigmas, callback)
-            x = start + (start - denoised) / sigma * (lower - sigma)
-            if left:
-                noise = torch.randn(x.shape, generator=generator).to(x)
-                start = x + (sigma**2 - lower**2).sqrt() * noise
-    return x
-
-
 def noise_to(z0: Tensor, sigma: Tensor | float, noise: Tensor) -> Tensor:
     """The clean latent z0 (B,C,h,w) carried to a noise level with unit Gaussian noise of its shape."""
     return z0 + sigma * noise

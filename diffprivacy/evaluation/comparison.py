@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..errors import DiffPrivacyError
 from ..faces.detectors import Detector
 from ..faces.geometry import Face, crop_face, crop_landmarks
+from ..identity.embedding import embed_face
 from ..identity.energies import visual_distance
 from ..identity.recognizers import FaceMatcher
-from ..identity.verification import accept_rate, pair_cosines, psnr, rank1, ssim
+from ..identity.verification import accept_rate, pair_cosines, rank1
 from ..media.images import read_picture
+from .fidelity import psnr, ssim
 
-FAR = 1e-3
 NEAR = 0.5
 """How far the middle of a face may move, in widths of its box, and still be that face."""
 
@@ -74,8 +74,8 @@ def judge(
         results.append(
             Judged(
                 person,
-                {name: embedding(recognizer, original, face) for name, recognizer in judges.items()},
-                {name: embedding(recognizer, version, again or face) for name, recognizer in judges.items()},
+                {name: embed_face(recognizer, original, face) for name, recognizer in judges.items()},
+                {name: embed_face(recognizer, version, again or face) for name, recognizer in judges.items()},
                 None if detector is None else again is not None,
                 float("nan") if again is None else _drift(face, again),
                 psnr(after, before),
@@ -84,17 +84,6 @@ def judge(
             )
         )
     return results
-
-
-def embedding(recognizer: FaceMatcher, picture: Tensor, face: Face) -> np.ndarray:
-    """Unit vector (D,) of a face in a picture (H,W,3), fused with its mirror image.
-
-    Of an ensemble the vectors of its members stand one after the other, so that a dot product is its cosine.
-    """
-    crop = crop_face(picture, face, 224, 2.0).movedim(-1, 0)[None]
-    parts = recognizer.reference(crop, crop_landmarks(face, 224, 2.0)[None], mirrored=True)
-    weighted = [part[0] * weight**0.5 for part, weight in zip(parts, recognizer.weights, strict=True)]
-    return torch.cat(weighted).cpu().numpy()
 
 
 def clean_pairs(
@@ -113,15 +102,10 @@ def clean_pairs(
             face = max(faces, key=lambda found: found.area)
             people.append(photo.parent.name)
             for name, recognizer in judges.items():
-                vectors[name].append(embedding(recognizer, picture, face))
+                vectors[name].append(embed_face(recognizer, picture, face))
     if len(set(people)) == len(people):
         raise DiffPrivacyError("Clean pairs need two photos of one person: keep each person's photos in one folder.")
     return {name: pair_cosines(np.stack(rows), people) for name, rows in vectors.items()}
-
-
-def kept_thresholds(judges: Mapping[str, FaceMatcher], far: float = FAR) -> dict[str, float]:
-    """The thresholds at a false accept rate that are kept beside the judges, of those that have one."""
-    return {name: kept.cosine for name, judge in judges.items() for kept in judge.thresholds if kept.far == far}
 
 
 def table(versions: Mapping[str, Sequence[Judged]], thresholds: Mapping[str, float]) -> str:

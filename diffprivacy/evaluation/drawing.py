@@ -1,4 +1,4 @@
-"""Pictures for the person at the screen."""
+"""Contact sheets and plots."""
 
 from __future__ import annotations
 
@@ -10,52 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..faces.geometry import Face
-
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from .comparison import Judged
-
-CHOSEN = (46, 204, 113)
-FOUND = (149, 165, 166)
-CARRIED = (243, 156, 18)
-AROUND = 0.6
-"""How far a face reaches around its five points, in their greater extent."""
-
-
-def draw_faces(picture: Tensor, found: Sequence[Face], chosen: Sequence[Face]) -> Tensor:
-    """The picture (H,W,3) with a numbered box for every face found; green for those chosen, grey for the others."""
-    colors = [CHOSEN if any(face is other for other in chosen) else FOUND for face in found]
-    return _with_boxes(picture, [face.box for face in found], range(len(found)), colors)
-
-
-def draw_people(picture: Tensor, faces: Sequence[Face], people: Sequence[int], seen: Sequence[bool]) -> Tensor:
-    """The frame (H,W,3) with a box around each face and its person's number; orange where no detector saw it."""
-    boxes = []
-    for face in faces:
-        low, high = face.landmarks.min(axis=0), face.landmarks.max(axis=0)
-        around = AROUND * (high - low).max()
-        boxes.append((*(low - around).tolist(), *(high + around).tolist()))
-    return _with_boxes(picture, boxes, people, [CHOSEN if known else CARRIED for known in seen])
-
-
-def _with_boxes(
-    picture: Tensor,
-    boxes: Sequence[tuple[float, ...]],
-    numbers: Sequence[int],
-    colors: Sequence[tuple[int, int, int]],
-) -> Tensor:
-    from PIL import Image, ImageDraw, ImageFont
-
-    image = Image.fromarray((picture.numpy() * 255).round().astype(np.uint8))
-    draw = ImageDraw.Draw(image)
-    line = max(2, max(image.size) // 300)
-    font = ImageFont.load_default(size=max(12, max(image.size) // 40))
-    for (left, top, right, bottom), number, color in zip(boxes, numbers, colors, strict=True):
-        draw.rectangle((left, top, right, bottom), outline=color, width=line)
-        label = draw.textbbox((left, top), str(number), font=font)
-        draw.rectangle((label[0] - line, label[1] - line, label[2] + line, label[3] + line), fill=color)
-        draw.text((left, top), str(number), fill=(0, 0, 0), font=font)
-    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
 
 
 def contact_sheet(pictures: Sequence[Tensor], labels: Sequence[str]) -> Tensor:
@@ -79,9 +37,7 @@ def cosine_plot(versions: Mapping[str, Sequence[Judged]], thresholds: Mapping[st
 
     A line marks the judge's threshold: what lies to its right is taken for the same person.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from PIL import Image
 
     names = list(next(iter(versions.values()))[0].original)
     figure = Figure(figsize=(6, len(names) * (0.8 + 0.4 * len(versions))), dpi=120, layout="constrained")
@@ -97,6 +53,29 @@ def cosine_plot(versions: Mapping[str, Sequence[Judged]], thresholds: Mapping[st
         if name in thresholds:
             axes.axvline(thresholds[name], color="black", linewidth=1, linestyle="--")
     axes.set_xlabel("cosine to the original; dashed: threshold for the same person")
+    return _rendered(figure)
+
+
+def loss_curve(history: Sequence[tuple[int, float, float]]) -> Tensor:
+    """The validation loss over a training run, (step, seconds, loss) at least once, as an image (H,W,3)."""
+    from matplotlib.figure import Figure
+
+    steps, seconds, losses = zip(*history, strict=True)
+    best = int(np.argmin(losses))
+    figure = Figure(figsize=(6.4, 3.6), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(steps, losses)
+    axes.plot(steps[best], losses[best], "o", color="C0")
+    axes.grid(alpha=0.4)
+    axes.set(xlabel="step", ylabel="validation loss")
+    axes.set_title(f"{losses[0]:.4f}, lowest {losses[best]:.4f} at step {steps[best]}, {seconds[-1]:.0f} s", fontsize=9)
+    return _rendered(figure)
+
+
+def _rendered(figure: Figure) -> Tensor:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
     file = io.BytesIO()
     FigureCanvasAgg(figure).print_png(file)
     return torch.from_numpy(np.asarray(Image.open(file).convert("RGB"), dtype=np.float32) / 255)

@@ -1,4 +1,4 @@
-"""Differentiable face recognizers: ONNX files as torch modules, ensembles, decision thresholds.
+"""Differentiable face recognizers: ONNX files as torch modules, and ensembles of them.
 
 ArcFace (arXiv 1801.07698) and its kin map an aligned face to a vector; the cosine between two vectors says
 whether the faces are one person.
@@ -6,10 +6,7 @@ whether the faces are one person.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -19,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import DiffPrivacyError
 from ..faces.alignment import align
-from .verification import Scores, operating_point
+from .thresholds import Threshold, read_thresholds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,21 +24,6 @@ if TYPE_CHECKING:
 
 Embeddings = tuple[Tensor, ...]
 """Unit vectors (B,D) of B faces, one tensor for each network."""
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """The cosine at which a recognizer accepts two faces as one person, measured on clean pairs.
-
-    far is the false accept rate asked for, tar the share of same-person pairs accepted; source names the pairs.
-    """
-
-    far: float
-    cosine: float
-    tar: float
-    same_pairs: int
-    different_pairs: int
-    source: str
 
 
 class FaceMatcher(nn.Module):
@@ -260,44 +242,3 @@ def _take_normalisation(
     scale, offset = affine
     takes_bytes = scale < 0.1 or -offset / scale > 1
     return (255 * scale if takes_bytes else scale), offset
-
-
-def thresholds_path(model_path: str | Path) -> Path:
-    """Where a model's thresholds are kept: w600k_r50.onnx has w600k_r50.thresholds.json beside it."""
-    return Path(model_path).with_suffix(".thresholds.json")
-
-
-def read_thresholds(model_path: str | Path) -> tuple[Threshold, ...]:
-    """The thresholds kept beside a model; none when the file does not exist.
-
-    Raises DiffPrivacyError when the file is not as write_threshold left it, or was measured on another model.
-    """
-    path = thresholds_path(model_path)
-    if not path.is_file():
-        return ()
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        digest, thresholds = content["sha256"], tuple(Threshold(**entry) for entry in content["thresholds"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DiffPrivacyError(f"{path} is no file of thresholds ({error!r}); delete it and measure again.") from error
-    if digest != _sha256(model_path):
-        raise DiffPrivacyError(f"The thresholds in {path} were measured on another model; delete it and measure again.")
-    return thresholds
-
-
-def write_threshold(model_path: str | Path, same: Scores, different: Scores, far: float, source: str) -> Threshold:
-    """Measure the threshold at a false accept rate on clean pairs' cosines and keep it beside the model.
-
-    same, different: cosines of pairs of one person and of two; source says which photos, aligned and embedded how.
-    Raises DiffPrivacyError when the different pairs are too few for this rate.
-    """
-    point = operating_point(same, different, far)
-    measured = Threshold(far, point.threshold, point.tar, len(same), len(different), source)
-    kept = [threshold for threshold in read_thresholds(model_path) if threshold.far != far]
-    content = {"sha256": _sha256(model_path), "thresholds": [asdict(threshold) for threshold in [*kept, measured]]}
-    thresholds_path(model_path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return measured
-
-
-def _sha256(path: str | Path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -1,14 +1,12 @@
-"""How protection and recovery are judged: verification on pairs of faces, and fidelity of pictures."""
+"""Verification on pairs of faces, and re-identification in a gallery."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from torch import Tensor
 
 from ..errors import DiffPrivacyError
 
@@ -53,12 +51,6 @@ def operating_point(same: Scores, different: Scores, far: float) -> OperatingPoi
     return OperatingPoint(far, float(thresholds[best]), float(accepted_same[best]))
 
 
-def equal_error_rate(same: Scores, different: Scores) -> float:
-    """The rate at which false accepts equal false rejects, interpolated on the ROC curve."""
-    accepted_different, accepted_same, _ = _roc(same, different)
-    return float(np.interp(0.0, accepted_different - (1 - accepted_same), accepted_different))
-
-
 def accept_rate(cosines: Scores, threshold: float) -> float:
     """Share of pairs accepted at a threshold, which should come from clean pairs: the TAR of protected photos."""
     return float(np.mean(np.asarray(cosines) >= threshold))
@@ -73,33 +65,8 @@ def rank1(probes: ArrayLike, probe_people: Sequence[str], gallery: ArrayLike, ga
     return float(np.mean(np.asarray(gallery_people)[nearest] == np.asarray(probe_people)))
 
 
-def psnr(picture: Tensor, original: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of pictures (H,W,3) in [0,1]; infinite for equal ones."""
-    from skimage.metrics import mean_squared_error
-
-    error = mean_squared_error(*_pictures(picture, original))
-    return float(-10 * np.log10(error)) if error else float("inf")
-
-
-def ssim(picture: Tensor, original: Tensor) -> float:
-    """Structural similarity of pictures (H,W,3) in [0,1] with the settings of Wang et al. (2004): 1 for equal ones."""
-    from skimage.metrics import structural_similarity
-
-    settings: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    value: Any = structural_similarity(*_pictures(picture, original), data_range=1.0, channel_axis=2, **settings)
-    return float(value)
-
-
 def _roc(same: Scores, different: Scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     from sklearn.metrics import roc_curve
 
     labels = np.concatenate((np.ones(len(same)), np.zeros(len(different))))
     return roc_curve(labels, np.concatenate((same, different)), drop_intermediate=False)
-
-
-def _pictures(picture: Tensor, original: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    if picture.shape != original.shape:
-        raise DiffPrivacyError(
-            f"Fidelity compares pictures of one size, got {tuple(picture.shape)} and {tuple(original.shape)}: resize one."
-        )
-    return picture.detach().cpu().double().numpy(), original.detach().cpu().double().numpy()

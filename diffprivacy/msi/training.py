@@ -50,8 +50,7 @@ class Settings:
 
     steps: at most so many; batch: (picture, time step) pairs a step; chunk: of these at once, 0 for all.
     lr: highest learning rate, 0 for :func:`suited_rate`; it rises over ``warmup`` steps and falls as a cosine to a fiftieth.
-    ema: decay of the average that is kept; min_snr: gamma of that weighting of the errors (arXiv 2303.09556),
-    0 for none; whiten: the words' gradients.
+    ema: decay of the average that is kept; whiten: the words' gradients.
     validate_every, validation: steps between validations, and (t, noise) pairs in each.
     patience: validations without a relative gain of ``gain`` after which training stops; 0 never stops early.
     checkpointing: less memory for more time.
@@ -64,7 +63,6 @@ class Settings:
     warmup: int = 5
     weight_decay: float = 0.01
     ema: float = 0.98
-    min_snr: float = 0.0
     whiten: bool = True
     validate_every: int = 10
     validation: int = 40
@@ -78,7 +76,7 @@ class Settings:
 class Progress:
     """What a callback gets after each step.
 
-    loss: of this step's batch, unweighted; validation: the newest validation loss; preview: (1,C,h,w) predicted clean
+    loss: of this step's batch; validation: the newest validation loss; preview: (1,C,h,w) predicted clean
     latent of the first picture, when a validation has just been made.
     """
 
@@ -204,14 +202,12 @@ class Training:
         pictures, timesteps, noise = (t.to(self.device) for t in (pictures, timesteps, noise))
         words, row = self._words(self.msi.train(), self.data, pictures, timesteps)
         leaves = words.detach().requires_grad_()
-        gamma = self.settings.min_snr
-        weights = (gamma * self.sigmas[timesteps] ** 2).clamp(max=1) if gamma else torch.ones(len(row)).to(words)
         total = 0.0
         for part in torch.arange(len(row), device=self.device).split(self.chunk):
             z, t = self.data.latents[pictures[part]], timesteps[part]
             used, said = row[part].unique(return_inverse=True)
             errors, _ = self._errors(z, t, noise[part], self._encode(prompt, leaves[used]).rows(said))
-            self.scaler.scale((weights[part] * errors).sum() / len(row)).backward()
+            self.scaler.scale(errors.sum() / len(row)).backward()
             total += errors.sum().item()
         assert leaves.grad is not None
         gradients = leaves.grad

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..evaluation.comparison import embedding
 from ..faces.detectors import Detector
 from ..faces.geometry import Face, crop_face, crop_landmarks, paste_faces
+from ..identity.embedding import embed_face
 from ..identity.recognizers import FaceMatcher
 from ..media.images import levels, values
 from .files import Frame, Video, part_writer, read_frames
@@ -60,7 +60,7 @@ def follow_faces(
         faces = detector.detect(picture)
         found.append(faces)
         if recognizer is not None:
-            embeddings.append([embedding(recognizer, picture, face) for face in faces])
+            embeddings.append([embed_face(recognizer, picture, face) for face in faces])
         if callback is not None:
             callback(i)
     size = (video.height, video.width)

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import pipeline
-from ..diffusion.conditioning import Preset
 from ..diffusion.model import Backbone
 from ..diffusion.sampling import Callback
 from ..diffusion.temporal import radius
 from ..identity.recognizers import FaceMatcher
 from ..msi.module import MSI
+from ..presets import Preset
 from .files import Video
 from .protect import Redraw, face_at
 from .resume import Job

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import DiffPrivacyError, NoFaceError
 from ..faces.geometry import TEMPLATE_SIZE, Face, align_matrix
+from ..identity.thresholds import SAME_PERSON
 
 REACH = 0.6
 """How far a face may move from one frame to the next, in sides of its ArcFace crop, and still be the same."""
@@ -23,8 +24,6 @@ SMOOTH = 0.28
 """Seconds over which the points of a face are smoothed, by a parabola (Savitzky and Golay, 1964)."""
 VELOCITY = 5
 """Frames from which the movement is taken with which a face is carried on."""
-SAME_PERSON = 0.35
-"""Cosine from which two appearances are one person's."""
 
 
 @dataclass(frozen=True, eq=False)

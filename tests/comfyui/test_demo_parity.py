@@ -9,11 +9,11 @@ import pytest
 
 from diffprivacy import demo, pipeline
 from diffprivacy.demo.backend import load_backbone
-from diffprivacy.diffusion.conditioning import PRESETS
 from diffprivacy.diffusion.sampling import strength_steps
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import protected_mask
 from diffprivacy.media.images import Picture, read_picture, write_picture
+from diffprivacy.presets import PRESETS
 from tests.comfyui.graphs import Graph, slot
 from tests.comfyui.photos import pixels, write_astronaut
 

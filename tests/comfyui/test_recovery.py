@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from diffprivacy.cli import main
-from diffprivacy.identity.verification import psnr
+from diffprivacy.evaluation.fidelity import psnr
 from diffprivacy.media.images import read_picture
 from diffprivacy.recovery import png
 from tests.comfyui.graphs import Graph, slot

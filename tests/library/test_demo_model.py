@@ -21,8 +21,8 @@ from diffprivacy.demo.backend import load_backbone
 from diffprivacy.demo.recognizers import FaceResNet
 from diffprivacy.demo.text import VOCABULARY_SIZE, CompactEmbedding, full_table
 from diffprivacy.errors import DiffPrivacyError
+from diffprivacy.evaluation.fidelity import psnr
 from diffprivacy.faces.geometry import Face, crop_face
-from diffprivacy.identity.verification import psnr
 from training.autoencoder import principal_components
 from training.data import Augmenter, arcface_crop, in_colour, luminance
 from training.evaluate import samples

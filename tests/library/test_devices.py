@@ -28,8 +28,7 @@ from diffprivacy.backends.diffusers import load_backbone as load_checkpoint
 from diffprivacy.backends.vision import load_vision_encoder
 from diffprivacy.cli import main
 from diffprivacy.demo.backend import load_backbone
-from diffprivacy.diffusion.conditioning import Preset, stage_denoiser
-from diffprivacy.diffusion.sampling import ddim_sigmas, sample_recurrent
+from diffprivacy.diffusion.sampling import ddim_sigmas
 from diffprivacy.evaluation.comparison import judge
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import Face, crop_face, crop_landmarks
@@ -38,6 +37,7 @@ from diffprivacy.media.images import Picture
 from diffprivacy.msi.module import new_msi, save_msi
 from diffprivacy.msi.training import Progress, Settings, Training
 from diffprivacy.msi.training_data import prepare
+from diffprivacy.presets import Preset
 from diffprivacy.recovery.replay import record, recover
 from tests.library.test_recognizers import write_onnx
 
@@ -317,13 +317,6 @@ def test_keys_of_other_inversions(backbone, picture, face, method):
         backbone.to(OTHER)
         key = record(original, [face], backbone, demo.IMAGE_SIZE, method=method).bound_to(original)
         assert recover(original, [key], backbone).rgb.device.type == "cpu"
-
-
-def test_sampling_with_recurrence(backbone):
-    with another_device():
-        denoiser = stage_denoiser(backbone.to(OTHER))
-        sigmas = ddim_sigmas(backbone.noise_levels, 2)
-        assert sample_recurrent(denoiser, torch.randn(1, 16, 16, 16, device=OTHER), sigmas).device == OTHER
 
 
 def test_frames_of_a_video(backbone, crop, face):

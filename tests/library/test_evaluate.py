@@ -18,7 +18,7 @@ from diffprivacy.evaluation.comparison import Judged, clean_pairs, judge, table
 from diffprivacy.evaluation.drawing import cosine_plot
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import protected_mask
-from diffprivacy.identity.recognizers import read_thresholds
+from diffprivacy.identity.thresholds import read_thresholds
 
 
 def picture(pixels: np.ndarray) -> torch.Tensor:

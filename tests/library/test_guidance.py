@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffprivacy.diffusion.conditioning import PRESETS
 from diffprivacy.diffusion.guidance import Guidance, guide, guide_denoised, guided, previous_sigma, step_index
 from diffprivacy.diffusion.model import NoiseLevels
 from diffprivacy.diffusion.sampling import ddim_sigmas, noise_to, sample_euler
 from diffprivacy.errors import DiffPrivacyError
+from diffprivacy.presets import PRESETS
 
 LEVELS = NoiseLevels.scaled_linear()
 torch.set_num_threads(1)

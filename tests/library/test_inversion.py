@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffprivacy.diffusion.conditioning import PRESETS, scheduled
+from diffprivacy.diffusion.conditioning import scheduled
 from diffprivacy.diffusion.inversion import invert_belm, invert_ddim, invert_fixed_point, sample_belm
 from diffprivacy.diffusion.sampling import ddim_sigmas, sample_euler
+from diffprivacy.presets import PRESETS
 from testing.analytic import LEVELS, Mixture, karras, rmse, simple
 
 

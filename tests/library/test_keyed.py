@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from diffprivacy import demo
 from diffprivacy.demo.backend import load_backbone
 from diffprivacy.errors import DiffPrivacyError
+from diffprivacy.evaluation.fidelity import psnr
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import crop_face, protected_mask
-from diffprivacy.identity.verification import psnr
 from diffprivacy.media.images import levels
 from diffprivacy.recovery import keyed
 from diffprivacy.recovery.keyed import Public, anonymize_keyed, recover_keyed, rotate

@@ -7,15 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.identity.verification import (
-    accept_rate,
-    equal_error_rate,
-    operating_point,
-    pair_cosines,
-    psnr,
-    rank1,
-    ssim,
-)
+from diffprivacy.evaluation.fidelity import psnr, ssim
+from diffprivacy.identity.verification import accept_rate, operating_point, pair_cosines, rank1
 
 cosines = st.lists(st.floats(-1, 1, width=16), min_size=20, max_size=60)
 
@@ -39,15 +32,6 @@ def test_operating_point_is_the_best_within_the_rate(same, different, far):
 def test_rates_finer_than_the_pairs_are_refused():
     with pytest.raises(DiffPrivacyError, match="at least 1000 pairs of different people, got 500"):
         operating_point([0.5], [0.0] * 500, 1e-3)
-
-
-def test_equal_error_rate():
-    random = np.random.default_rng(0)
-    assert equal_error_rate([0.6, 0.7], [0.1, 0.2]) == 0
-    assert equal_error_rate([0.1, 0.2], [0.6, 0.7]) == 1
-    assert equal_error_rate(random.normal(0, 1, 20000), random.normal(0, 1, 20000)) == pytest.approx(0.5, abs=0.01)
-    # Normal scores two standard deviations apart cross at one: Phi(-1).
-    assert equal_error_rate(random.normal(2, 1, 20000), random.normal(0, 1, 20000)) == pytest.approx(0.1587, abs=0.01)
 
 
 def test_rank1_counts_nearest_people():

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from diffprivacy import demo, pipeline
 from diffprivacy.demo.backend import load_backbone
 from diffprivacy.demo.showcase import example_photo
-from diffprivacy.diffusion.conditioning import Preset
 from diffprivacy.diffusion.noise import NoiseKey
 from diffprivacy.faces.detectors import load_detector
+from diffprivacy.presets import Preset
 
 COUNT = 2**17
 

@@ -20,14 +20,8 @@ from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.faces.alignment import align, similarity, template
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import ARCFACE_TEMPLATE
-from diffprivacy.identity.recognizers import (
-    Ensemble,
-    Recognizer,
-    load_recognizer,
-    read_thresholds,
-    thresholds_path,
-    write_threshold,
-)
+from diffprivacy.identity.recognizers import Ensemble, Recognizer, load_recognizer
+from diffprivacy.identity.thresholds import read_thresholds, thresholds_path, write_threshold
 from diffprivacy.identity.verification import pair_cosines
 
 REAL = {"mobilefacenet_ms1m": (0.301, 0.69, 0.02), "mobileface_v2": (0.356, 0.63, 0.03)}

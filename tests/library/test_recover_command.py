@@ -17,9 +17,9 @@ from PIL import Image
 
 from diffprivacy import demo
 from diffprivacy.cli import main
+from diffprivacy.evaluation.fidelity import psnr
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import protected_mask
-from diffprivacy.identity.verification import psnr
 from diffprivacy.media.images import Picture, read_picture
 from diffprivacy.recovery import keyed, png
 

@@ -16,14 +16,15 @@ from PIL import Image
 from diffprivacy import demo, pipeline
 from diffprivacy.backends.diffusers import DiffusersBackbone
 from diffprivacy.demo.backend import load_backbone
-from diffprivacy.diffusion.conditioning import Preset, stage_denoiser
+from diffprivacy.diffusion.conditioning import stage_denoiser
 from diffprivacy.diffusion.noise import NoiseKey
 from diffprivacy.diffusion.sampling import sample_euler
 from diffprivacy.errors import DiffPrivacyError
+from diffprivacy.evaluation.fidelity import psnr
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import crop_face, paste_faces, protected_mask
-from diffprivacy.identity.verification import psnr
 from diffprivacy.media.images import Picture, decode_picture, encode_png, levels, read_picture
+from diffprivacy.presets import Preset
 from diffprivacy.recovery.key import RecoveryKey
 from diffprivacy.recovery.replay import record, recover, replay
 

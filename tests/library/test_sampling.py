@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffprivacy.diffusion.conditioning import PRESETS, scheduled
+from diffprivacy.diffusion.conditioning import scheduled
 from diffprivacy.diffusion.inversion import invert_belm, invert_ddim, invert_fixed_point, sample_belm
 from diffprivacy.diffusion.sampling import (
     check_latent,
@@ -14,11 +14,11 @@ from diffprivacy.diffusion.sampling import (
     ddim_timesteps,
     noise_to,
     sample_euler,
-    sample_recurrent,
     strength_sigmas,
     strength_steps,
 )
 from diffprivacy.errors import DiffPrivacyError
+from diffprivacy.presets import PRESETS
 from testing.analytic import (
     ABAR,
     LEVELS,
@@ -33,7 +33,7 @@ from testing.analytic import (
 
 PAPER = pytest.mark.parametrize(("steps", "strength"), [(50, 0.6), (100, 0.8)])
 PREDICTION = pytest.mark.parametrize("prediction", ["eps", "v"])
-ALL = [sample_euler, sample_recurrent, invert_ddim, invert_fixed_point, invert_belm]
+ALL = [sample_euler, invert_ddim, invert_fixed_point, invert_belm]
 EVERY = pytest.mark.parametrize("method", ALL, ids=lambda f: f.__name__)
 
 
@@ -105,9 +105,7 @@ def test_the_papers_embedding_schedule(task):
 def test_samples_of_a_batch_are_independent_and_need_not_be_square(method, shape):
     mixture = Mixture(shape)
     z0, sigmas = mixture.draw(3), ddim_sigmas(LEVELS, 20)
-    if method is sample_recurrent:
-        run = lambda x: method(mixture.denoiser(), x, sigmas, repeats=1)  # noqa: E731
-    elif method is invert_fixed_point:
+    if method is invert_fixed_point:
         run = lambda x: method(mixture.denoiser(), x, sigmas, iterations=4, tolerance=0)  # noqa: E731
     else:
         run = lambda x: method(mixture.denoiser(), x, sigmas)  # noqa: E731
@@ -140,37 +138,6 @@ def test_belm_states_are_float64_and_its_latent_float32():
 
 
 # --- recurrence
-
-
-def test_recurrence_runs_the_chosen_steps_again_and_keeps_the_distribution():
-    """Samples of one Gaussian keep its mean and spread, and only the steps within the interval repeat."""
-    mixture = Mixture(shape=(1, 16, 16), components=1, thin=0.5)
-    sigmas = ddim_sigmas(LEVELS, 50)
-    random = torch.Generator().manual_seed(3)
-    x = noise_to(torch.zeros(200, 1, 16, 16), sigmas[0], torch.randn(200, 1, 16, 16, generator=random))
-    steps = []
-    result = sample_recurrent(
-        mixture.denoiser(),
-        x,
-        sigmas,
-        lambda report: steps.append(report["i"]),
-        repeats=3,
-        interval=(0.5, 2.0),
-        generator=random,
-    )
-    inside = [i for i, sigma in enumerate(sigmas[:-1].tolist()) if 0.5 <= sigma <= 2.0]
-    assert steps == sorted([*range(50), *inside, *inside])
-    standardized = (result.double() - mixture.means[0]) / mixture.variance.sqrt()
-    assert abs(float(standardized.mean())) < 0.05
-    assert abs(float(standardized.std()) - 1) < 0.1
-
-
-def test_recurrence_of_once_is_euler():
-    mixture = Mixture()
-    z0, sigmas = mixture.draw(2), ddim_sigmas(LEVELS, 20)
-    expected = sample_euler(mixture.denoiser(), z0, sigmas)
-    assert torch.equal(sample_recurrent(mixture.denoiser(), z0, sigmas, repeats=1), expected)
-    assert torch.equal(sample_recurrent(mixture.denoiser(), z0, sigmas, repeats=5, interval=(99.0, 100.0)), expected)
 
 
 # --- schedules

@@ -15,7 +15,7 @@ from PIL import Image
 
 from diffprivacy.cli import main
 from diffprivacy.evaluation.drawing import contact_sheet
-from diffprivacy.identity.verification import psnr
+from diffprivacy.evaluation.fidelity import psnr
 from diffprivacy.media.images import read_picture
 
 

@@ -9,17 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffprivacy.diffusion.conditioning import (
-    PRESETS,
     STAGES,
     EmbeddingSchedule,
     Span,
     percent_range,
     scheduled,
-    stage_of,
-    stage_range,
 )
 from diffprivacy.diffusion.model import NoiseLevels
 from diffprivacy.errors import DiffPrivacyError
+from diffprivacy.presets import PRESETS
 
 LEVELS = NoiseLevels.scaled_linear()
 
@@ -67,9 +65,11 @@ def spans(ranges):
     return tuple(Span(low, high, {f"{low}": 1.0}) for low, high in ranges)
 
 
+RANGES = [(span.low, span.high) for span in EmbeddingSchedule.stages(["stage"] * STAGES).spans]
+
+
 def test_ten_stages_cut_the_training_steps_into_hundreds():
-    assert [stage_of(t) for t in range(1000)] == [10 * t // 1000 for t in range(1000)]
-    assert [t for k in range(STAGES) for t in range(stage_range(k)[0], stage_range(k)[1] + 1)] == list(range(1000))
+    assert [(100 * k, 100 * k + 99) for k in range(10)] == RANGES
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_exactly_one_comfyui_range_holds_at_every_sigma_between():
     log_low, log_high = COMFY.log_sigmas[0], COMFY.log_sigmas[-1]
     sigmas = (log_low + (log_high - log_low) * torch.rand(100_000, generator=random)).exp()
     every_step = [(t, t) for t in range(1000)]
-    for ranges, some in (([stage_range(k) for k in range(STAGES)], sigmas), (every_step, sigmas[:5000])):
+    for ranges, some in ((RANGES, sigmas), (every_step, sigmas[:5000])):
         percents = [percent_range(*r) for r in ranges]
         shared = torch.tensor([COMFY.bound(end) for _, end in percents])
         elsewhere = some[~torch.isin(some, shared)]
@@ -220,8 +220,7 @@ def test_the_boundary_lies_where_the_nearest_time_step_changes():
     time = 999 * torch.rand(20_000, generator=random)
     time = time[(time.frac() - 0.5).abs() > 1e-3]
     sigmas = COMFY.sigma(time)
-    ranges = [stage_range(k) for k in range(STAGES)]
-    active = COMFY.active(sigmas, [percent_range(*r) for r in ranges])
+    active = COMFY.active(sigmas, [percent_range(*r) for r in RANGES])
     stages = LEVELS.timestep(sigmas) * STAGES // 1000
     assert torch.equal(active.long().argmax(0), stages)
 
@@ -255,7 +254,7 @@ def test_scheduled_asks_only_the_embedding_of_the_stage():
 
 def test_stages_nest_inside_a_schedule():
     """The ten stage embeddings are one denoiser, which a switch then composes with the empty prompt."""
-    stages = EmbeddingSchedule(tuple(Span(*stage_range(k), {f"c{k}": 1.0}) for k in range(STAGES)))
+    stages = EmbeddingSchedule(tuple(Span(*limits, {f"c{k}": 1.0}) for k, limits in enumerate(RANGES)))
     msi = scheduled({f"c{k}": constant_denoiser(float(k)) for k in range(STAGES)}, stages, LEVELS)
     whole = scheduled({"msi": msi, "empty": constant_denoiser(-1.0)}, PRESETS["hide"]["paper"].schedule(), LEVELS)
     x = torch.zeros(1, 4, 2, 2)

@@ -18,7 +18,7 @@ from diffprivacy.cli import main
 from diffprivacy.demo.backend import load_backbone
 from diffprivacy.diffusion.model import EncoderIdentity
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.evaluation.loss_curve import draw_loss_curve
+from diffprivacy.evaluation.drawing import loss_curve
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import crop_face
 from diffprivacy.media.images import read_picture
@@ -131,23 +131,6 @@ def test_ten_words_say_a_real_face_better_than_one_and_one_better_than_any_promp
         print(f"\n{name}", ", ".join(f"{what} {loss:.5f}" for what, loss in losses.items()))
     fixed, one, ten = losses.values()
     assert ten < one < fixed
-
-
-def test_errors_are_weighted_by_min_snr(backbone, data, start):
-    """Small sigmas count for min(SNR, 5) / SNR of the noise's error (arXiv 2303.09556)."""
-    noise = torch.randn(1, *data.latents.shape[1:], generator=torch.Generator().manual_seed(0))
-    start.config = dataclasses.replace(start.config, dropout=0.0)
-    for t in (5, 900):
-        gradients = []
-        for gamma in (0.0, 5.0):
-            training = Training(start, backbone, data, dataclasses.replace(QUICK, min_snr=gamma, whiten=False))
-            training.msi.dropout.p = 0.0
-            training.bfloat16 = False
-            training._backward(torch.tensor([0]), torch.tensor([t]), noise, "a photo of *")
-            gradients.append(training.msi.out.weight.grad)
-        weight = min(1.0, 5 * backbone.noise_levels.sigmas[t].item() ** 2)
-        assert (weight < 0.1) == (t == 5)
-        assert torch.allclose(gradients[1], weight * gradients[0], rtol=1e-3, atol=1e-9)
 
 
 @pytest.mark.parametrize("width", [64, 256, 1024])
@@ -310,9 +293,10 @@ def test_command_line(tmp_path, capsys, caplog):
 
 
 def test_loss_curve_shows_the_fall():
-    picture = draw_loss_curve([(0, 0.0, 0.2), (10, 1.0, 0.15), (20, 2.0, 0.12)])
-    assert picture.shape == (432, 768, 3)
-    blue = (picture - torch.tensor([31, 119, 180]) / 255).abs().sum(-1) < 0.05
-    heights = [blue[:, x].nonzero().float().mean().item() for x in (110, 420, 735)]
-    assert heights == sorted(heights)
-    assert draw_loss_curve([(0, 0.0, 0.2)]).shape == picture.shape
+    """The line, in matplotlib's first colour, is lower on the right."""
+    image = loss_curve([(0, 0.0, 0.2), (10, 1.0, 0.15), (20, 2.0, 0.12)])
+    rows, columns = ((image - torch.tensor([31, 119, 180]) / 255).abs().sum(-1) < 0.05).nonzero().T
+    thirds = columns.float().quantile(torch.tensor([1 / 3, 2 / 3]))
+    left, right = rows[columns < thirds[0]].float().mean(), rows[columns > thirds[1]].float().mean()
+    assert right - left > len(image) / 4
+    assert loss_curve([(0, 0.0, 0.2)]).shape == image.shape

@@ -14,10 +14,10 @@ import torch
 from diffprivacy import demo, pipeline
 from diffprivacy.cli import main
 from diffprivacy.demo.backend import load_backbone
-from diffprivacy.diffusion.conditioning import PRESETS
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import crop_face, crop_landmarks, protected_mask
 from diffprivacy.media.images import Picture, values, write_picture
+from diffprivacy.presets import PRESETS
 from diffprivacy.video import protect
 from testing.videos import av, pixels, psnr, seconds, sound_packets, write_source
 

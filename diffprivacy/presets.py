@@ -1,0 +1,61 @@
+"""The settings of each task: those of the paper (arXiv 2309.05330) and those that measured best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .diffusion.conditioning import LAST, EmbeddingSchedule
+from .diffusion.guidance import Guidance
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings of one task.
+
+    strength: share of the ``steps`` sampling steps that run, in (0, 1].
+    switch: the MSI embeddings hold while t > switch, the empty prompt after; None: MSI in every stage.
+    rule, interval, scale: guidance; ``scale_after`` replaces ``scale`` once t <= switch.
+    """
+
+    strength: float
+    steps: int
+    switch: int | None
+    scale: float = 0.0
+    scale_after: float = 0.0
+    rule: str = "paper"
+    interval: tuple[int, int] = (0, LAST)
+
+    def schedule(self, msi: str = "msi", after: str = "empty") -> EmbeddingSchedule:
+        """The embedding schedule over two named conditionings."""
+        if self.switch is None:
+            return EmbeddingSchedule.constant(msi)
+        return EmbeddingSchedule.switch([msi, after], at=[self.switch])
+
+    def scale_at(self, timestep: int) -> float:
+        """Guidance scale at a training time step."""
+        return self.scale if self.switch is None or timestep > self.switch else self.scale_after
+
+    @property
+    def guidance(self) -> Guidance:
+        """The guidance settings."""
+        return Guidance(rule=self.rule, scale=self.scale_at, interval=self.interval)
+
+
+PRESETS: Mapping[str, Mapping[str, Preset]] = {
+    "anonymize": {
+        "paper": Preset(strength=0.6, steps=50, switch=400, scale=1.0, scale_after=1.0),
+        "default": Preset(
+            strength=0.6, steps=50, switch=400, scale=0.015, scale_after=0.015, rule="normalized", interval=(101, LAST)
+        ),
+    },
+    "hide": {
+        "paper": Preset(strength=0.8, steps=100, switch=600, scale=1.5, scale_after=2.5),
+        "default": Preset(strength=0.8, steps=50, switch=600, scale=0.02, scale_after=0.02, rule="normalized"),
+    },
+    "recover": {
+        "paper": Preset(strength=1.0, steps=100, switch=None),
+        "default": Preset(strength=1.0, steps=50, switch=None),
+    },
+}
+"""Task -> "paper" (its published settings) or "default" -> settings."""
