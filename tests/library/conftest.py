@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from testing.wheel import build_wheel, install
+
 torch.set_num_threads(1)  # Small tensors: threads cost more than they give, many times more on a busy machine.
 
 
@@ -16,3 +18,15 @@ def data_dir() -> Path:
     if not folder:
         pytest.skip("needs real faces and recognizers: set DIFFPRIVACY_DATA to their folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as a file."""
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The command ``diffprivacy`` of an environment with the wheel and without the source."""
+    return install(wheel, tmp_path_factory.mktemp("installed") / "environment") / "diffprivacy"

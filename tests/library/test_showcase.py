@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import io
+import os
+import pty
 import re
-from contextlib import redirect_stderr, redirect_stdout
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +20,36 @@ from diffprivacy.evaluation.fidelity import psnr
 from diffprivacy.media.images import read_picture
 
 
-class Terminal(io.StringIO):
-    """What a person sees at a screen, where progress bars are drawn."""
-
-    def isatty(self) -> bool:
-        return True
-
-
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory):
-    """The folder that the demo wrote for the built-in photo, what it printed, and what stood on the screen meanwhile."""
-    out = tmp_path_factory.mktemp("demo") / "out"
-    with redirect_stdout(io.StringIO()) as printed, redirect_stderr(Terminal()) as screen:
-        assert main(["demo", "-o", str(out), "--seed", "1"]) == 0
-    return out, printed.getvalue(), screen.getvalue()
+def run(installed: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The folder that the installed command wrote for the built-in photo, what it printed, and what stood on the
+    terminal meanwhile, where progress bars are drawn."""
+    folder = tmp_path_factory.mktemp("demo")
+    terminal, screen = pty.openpty()
+    command = [installed, "demo", "-o", "out", "--seed", "1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=screen) as process:
+        os.close(screen)
+        shown = _read(terminal)
+        assert process.stdout is not None
+        printed = process.stdout.read().decode()
+    assert process.returncode == 0, shown
+    return folder / "out", printed, shown
+
+
+def _read(terminal: int) -> str:
+    """All that is written to a terminal until its other end is closed, which Linux reports as an error."""
+    parts = []
+    while True:
+        try:
+            part = os.read(terminal, 4096)
+        except OSError:
+            break
+        if not part:
+            break
+        parts.append(part)
+    os.close(terminal)
+    return b"".join(parts).decode()
 
 
 @pytest.fixture(scope="module")
