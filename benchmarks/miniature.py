@@ -3,7 +3,7 @@
     DIFFPRIVACY_DATA=... python -m benchmarks.miniature [--faces 24] [--processes 2] [--sheet sheet.png]
 
 The largest face of each photo of photos/celebahq512 and photos/lfw250 is anonymized, hidden and recovered as the command
-line does it, with the demo guide guiding. The demo judge (distilled from the guide's teacher: kin) and
+line does it, with the demo guide guiding. The demo judge and
 mobilefacenet_ms1m take no part. Thresholds are those at FAR 1e-3 of the clean pairs of lfw250. Every version is judged
 in the whole picture, where the face is found and aligned anew. PSNR and SSIM are over the ArcFace crop, drift is in
 distances of the eyes, likeness is the structural similarity that people tell faces by (the line *other photo of the

@@ -6,7 +6,7 @@ Latents of real faces are optimised directly, without a diffusion model, which i
 else keeps the picture from becoming a pattern for the guide. Each step moves a latent by a fixed share of the latents'
 deviation along the normalised gradient. *Away* starts from the face itself; *toward* starts from another person's face
 and moves to the identity of this one. Of three recognizers each one and each two guide in turn, a star marks the
-guides, and the others judge. The demo model's judge, the default third, was distilled from mobileface_v2: they are kin.
+guides, and the others judge. The default third is the demo model's judge.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from diffprivacy.faces.geometry import ARCFACE_TEMPLATE
+
 HELD_OUT = 200
 SIZE = 128
 LUMA = (0.299, 0.587, 0.114)
@@ -115,6 +117,11 @@ class Augmenter:
         theta = torch.stack([torch.stack([cos, -sin, shift_x], 1), torch.stack([sin, cos, shift_y], 1)], 1)
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False).clamp(0, 1)
+
+
+def five_points(count: int) -> Tensor:
+    """ArcFace's five points in portraits, (count,5,2) in pixels: they are aligned to its template with a margin."""
+    return ((torch.from_numpy(ARCFACE_TEMPLATE) - 56) * SIZE / (112 * 1.45) + 64).expand(count, -1, -1)
 
 
 def arcface_crop(images: Tensor) -> Tensor:

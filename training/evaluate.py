@@ -35,9 +35,9 @@ from diffprivacy.identity.recognizers import load_recognizer as load_onnx
 from diffprivacy.identity.thresholds import write_threshold
 from diffprivacy.identity.verification import operating_point, pair_cosines
 
-from .data import arcface_crop, read_portraits, split
+from .data import five_points, read_portraits, split
 
-SHIPPED = {"guide": "mobileface.safetensors", "judge": "resnet.safetensors"}
+SHIPPED = {"guide": "mobileface.safetensors", "judge": "dlib.safetensors"}
 Embed = Callable[[Tensor], Tensor]
 
 
@@ -83,7 +83,9 @@ def embedders(folder: Path, device: torch.device) -> dict[str, Embed]:
     networks |= {path.stem: load_onnx(path) for path in sorted(folder.glob("*.onnx"))}
     for network in networks.values():
         network.to(device)
-    return {name: lambda x, network=network: network(arcface_crop(x)) for name, network in networks.items()}
+    return {
+        name: lambda x, network=network: network.embed(x, five_points(len(x)))[0] for name, network in networks.items()
+    }
 
 
 def samples(prompt: str, count: int, device: torch.device, steps: int = 50, seed: int = 0) -> Tensor:

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from ..identity.thresholds import read_thresholds
 from ..msi.module import MSI
 from ..msi.module import load_msi as read_msi
 from .autoencoder import Autoencoder
-from .recognizers import FaceResNet, MobileFace
+from .recognizers import DlibResNet, MobileFace
 from .text import full_table
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ LATENT_CHANNELS = 16
 MARGIN = 1.45
 """Side of the crops that the model was trained on, in sides of the ArcFace crop; see diffprivacy.faces.geometry."""
 
-Part = Literal["autoencoder", "unet", "text_encoder", "image_encoder", "mobileface", "resnet"]
+Part = Literal["autoencoder", "unet", "text_encoder", "image_encoder", "mobileface", "dlib"]
 
 
 def config(part: str) -> dict[str, Any]:
@@ -112,10 +113,14 @@ def load_image_encoder() -> CLIPVisionModel:
 
 
 def load_recognizer(which: Literal["guide", "judge"]) -> Recognizer:
-    """A recognizer for energies and reports, with the thresholds measured for it; its network takes 112x112 crops."""
-    network, part = (MobileFace(), "mobileface") if which == "guide" else (FaceResNet(), "resnet")
-    _filled(network, weights(part))
-    return Recognizer(network, thresholds=read_thresholds(WEIGHTS / f"{part}.safetensors"), name=f"demo {which}")
+    """The recognizer that guides, or the independent one that judges, with the thresholds measured for it."""
+    thresholds = read_thresholds(WEIGHTS / f"{'mobileface' if which == 'guide' else 'dlib'}.safetensors")
+    if which == "guide":
+        _filled(network := MobileFace(), weights("mobileface"))
+        return Recognizer(network, thresholds=thresholds, name="demo guide")
+    _filled(network := DlibResNet(), weights("dlib"))
+    points = torch.tensor(DlibResNet.POINTS)
+    return Recognizer(network, 150, 255.0, 0.0, thresholds=thresholds, name="demo judge", points=points)
 
 
 def load_msi() -> MSI:

@@ -1,13 +1,12 @@
-"""Two small face recognizers of different architecture: ArcFace crops (B,3,112,112) in [-1,1] to unit vectors (B,256).
+"""The two embedded face recognizers, by other people, on other photos, with another loss.
 
-MobileFace V2 by becauseofAI (https://github.com/becauseofAI/MobileFace, MIT licence), converted from its ONNX file, and
-a residual network distilled from it. The first guides the demo, the second judges it.
+MobileFace V2 by becauseofAI (https://github.com/becauseofAI/MobileFace, MIT licence) guides: ArcFace crops
+(B,3,112,112) in [-1,1] to unit vectors (B,256). dlib's network (public domain) judges, and never guides.
 """
 
 from __future__ import annotations
 
-import itertools
-
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -59,35 +58,50 @@ class MobileFace(nn.Module):
 
 
 class _Residual(nn.Module):
-    """Pre-activated pair of 3x3 convolutions; the first may halve the size and change the width."""
+    """Two 3x3 convolutions beside a shortcut, which averages when the size halves; the smaller of both is padded."""
 
     def __init__(self, before: int, after: int, stride: int):
         super().__init__()
-        self.body = nn.Sequential(
-            nn.BatchNorm2d(before),
-            nn.Conv2d(before, after, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(after),
-            nn.PReLU(after),
-            nn.Conv2d(after, after, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(after),
-        )
-        self.skip = nn.Conv2d(before, after, stride, stride, bias=False) if stride > 1 else nn.Identity()
+        self.first = nn.Conv2d(before, after, 3, stride, padding=2 - stride)
+        self.second = nn.Conv2d(after, after, 3, padding=1)
+        self.shortcut = nn.AvgPool2d(2) if stride == 2 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.skip(x) + self.body(x)
+        branches = [self.second(F.relu(self.first(x))), self.shortcut(x)]
+        channels, height, width = (max(branch.shape[i] for branch in branches) for i in (1, 2, 3))
+        padded = [F.pad(b, (0, width - b.shape[3], 0, height - b.shape[2], 0, channels - b.shape[1])) for b in branches]
+        return F.relu(padded[0] + padded[1])
 
 
-class FaceResNet(nn.Module):
-    """A narrow ArcFace ResNet: 3x3 convolutions, and a spatially weighted sum as its pooling."""
+class DlibResNet(nn.Module):
+    """dlib's face recognition network (Davis King, 2017, public domain): RGB crops (B,3,150,150) in [0,255] to (B,128).
 
-    def __init__(self, widths: tuple[int, ...] = (24, 40, 72, 112)):
+    A residual network after He et al. (arXiv 1512.03385), trained on about three million photos with a metric loss, its
+    normalisation folded into the convolutions. dlib compares its descriptors by distance; ``centre``, their mean over
+    portraits of many people, is subtracted here, so that the cosine of two strangers is near zero.
+    """
+
+    POINTS = ((47.7, 47.2), (100.3, 46.9), (74.2, 77.2), (52.6, 107.9), (96.1, 107.7))
+    """Where dlib's crops show ArcFace's five points: its eyes' corners, which it aligns, have these as their middles."""
+
+    def __init__(self):
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.PReLU()]
-        for before, after in itertools.pairwise(widths):
-            layers += [_Residual(before, after, 2), _Residual(after, after, 1)]
-        self.trunk = nn.Sequential(*layers)
-        self.pool = nn.Conv2d(widths[-1], 2 * widths[-1], 7, groups=widths[-1])
-        self.head = nn.Linear(2 * widths[-1], EMBEDDING)
+        self.stem = nn.Conv2d(3, 32, 7, 2)
+        widths = [32] * 3 + [64] * 4 + [128] * 3 + [256] * 4
+        strides = [1, 1, 1, 2, 1, 1, 1, 2, 1, 1, 2, 1, 1, 2]
+        self.blocks = nn.Sequential(
+            *(_Residual(a, b, s) for a, b, s in zip([32, *widths], widths, strides, strict=False))
+        )
+        self.head = nn.Linear(256, 128, bias=False)
+        self.register_buffer("mean", torch.tensor([122.782, 117.001, 104.298]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("centre", torch.zeros(128))
+        self.mean: Tensor
+        self.centre: Tensor
+
+    def descriptor(self, crops: Tensor) -> Tensor:
+        """What dlib computes, (B,128), not centred."""
+        x = F.max_pool2d(F.relu(self.stem((crops - self.mean) / 256)), 3, 2)
+        return self.head(self.blocks(x).mean((2, 3)))
 
     def forward(self, crops: Tensor) -> Tensor:
-        return F.normalize(self.head(self.pool(self.trunk(crops)).flatten(1)).float(), dim=1)
+        return self.descriptor(crops) - self.centre

@@ -51,14 +51,15 @@ def warp(images: Tensor, to_source: Tensor, height: int, width: int, padding: st
     return F.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=True)
 
 
-def align(images: Tensor, landmarks: Tensor, size: int = TEMPLATE_SIZE) -> Tensor:
+def align(images: Tensor, landmarks: Tensor, size: int = TEMPLATE_SIZE, points: Tensor | None = None) -> Tensor:
     """Crops of size x size pixels with the five points at ArcFace's places; gradients reach the images.
 
-    images: (B,3,H,W), landmarks: (B,5,2) in pixels. Returns (B,3,size,size), black beyond the picture.
+    images: (B,3,H,W), landmarks: (B,5,2) in pixels. points: (5,2), other places in the crop. Returns (B,3,size,size), black beyond the picture.
     A picture k times larger than the crop is averaged over k x k samples a pixel: plain bilinear sampling would
     alias, and would send gradients to a fraction of the picture's pixels only.
     """
-    to_source = torch.linalg.inv(similarity(landmarks.to(images.device, torch.float32), template(size)))
+    target = template(size) if points is None else points
+    to_source = torch.linalg.inv(similarity(landmarks.to(images.device, torch.float32), target))
     shrink = torch.linalg.det(to_source[:, :2, :2]).sqrt()
     crops = []
     for image, matrix, samples in zip(images, to_source, shrink.round().clamp(min=1).int().tolist(), strict=True):

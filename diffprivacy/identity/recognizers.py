@@ -56,6 +56,7 @@ class Recognizer(FaceMatcher):
     """A network on aligned crops of input_size pixels, and how it wants its pixels.
 
     network maps (B,3,s,s) to (B,D); it is fed scale * x + offset, x in [0,1], RGB or BGR as channels says.
+    points: (5,2), where its crops show the five points, if not at ArcFace's places.
     """
 
     def __init__(
@@ -67,8 +68,10 @@ class Recognizer(FaceMatcher):
         channels: Literal["RGB", "BGR"] = "RGB",
         thresholds: Sequence[Threshold] = (),
         name: str = "recognizer",
+        points: Tensor | None = None,
     ):
         super().__init__()
+        self.points = points
         self.network = network.eval().requires_grad_(False)
         self.input_size = input_size
         self.scale = scale
@@ -88,7 +91,7 @@ class Recognizer(FaceMatcher):
         return F.normalize(self.network(x).to(crops.dtype))
 
     def embed(self, images: Tensor, landmarks: Tensor, mirrored: bool = False) -> Embeddings:
-        crops = align(images, landmarks, self.input_size)
+        crops = align(images, landmarks, self.input_size, self.points)
         embedding = self(crops)
         return (F.normalize(embedding + self(crops.flip(3))) if mirrored else embedding,)
 
