@@ -93,8 +93,11 @@ def head_centre(face: Face) -> np.ndarray:
     return HEAD_CENTRE + np.array([TURN * turn, 0.0])
 
 
-def crop_face(picture: Tensor, face: Face, size: int, margin: float = MARGIN) -> Tensor:
-    """The face, upright, as (size,size,3) out of ``picture`` (H,W,3) in [0,1]; beyond the border it is mirrored."""
+def crop_face(picture: Tensor, face: Face, size: int, margin: float = MARGIN, without: Sequence[Face] = ()) -> Tensor:
+    """The face, upright, as (size,size,3) out of ``picture`` (H,W,3) in [0,1]; beyond the border it is mirrored.
+
+    without: other faces, of which the crop shows nothing: what is theirs is filled from around, see :func:`own_pixels`.
+    """
     to_crop = align_matrix(face, size, margin)
     to_picture = _inverse(to_crop)
     height, width = picture.shape[:2]
@@ -104,7 +107,8 @@ def crop_face(picture: Tensor, face: Face, size: int, margin: float = MARGIN) ->
     rows = slice(max(0, min(y0, 2 * height - y1)), min(height, max(y1, -y0)))
     to_picture[:, 2] -= cols.start, rows.start
     points = _transform(to_picture, *_grid(slice(0, size), slice(0, size), picture))
-    return _sample(picture[rows, cols], points, scale=_scale(to_crop))
+    part = _without(picture, (rows, cols), face, without, margin)
+    return _sample(part, points, scale=_scale(to_crop))
 
 
 def crop_landmarks(face: Face, size: int, margin: float = MARGIN) -> Tensor:
@@ -127,6 +131,31 @@ def protected_mask(shape: Sequence[int], faces: Sequence[Face], margin: float = 
         region = _mask_region(face, shape, margin)
         mask[region] = torch.maximum(mask[region], _mask_in_picture(face, region, margin, mask)[0])
     return mask
+
+
+def own_pixels(
+    shape: Sequence[int], face: Face, neighbours: Sequence[Face], margin: float = MARGIN
+) -> tuple[Region, Tensor]:
+    """A region of a picture of ``shape`` (H, W, ...), and which of its pixels (h,w) belong to a face: those in its mask,
+    where masks overlap those in which it lies deeper than any neighbour. No pixel belongs to two faces.
+    """
+    region = _mask_region(face, shape, margin)
+    return region, _own(face, region, neighbours, margin, torch.zeros(()))
+
+
+def put_face(picture: Tensor, crop: Tensor, face: Face, neighbours: Sequence[Face], margin: float = MARGIN) -> None:
+    """Put a crop (S,S,3) into a picture (H,W,3), in place, at the pixels that belong to its face; without a soft border."""
+    to_crop = align_matrix(face, crop.shape[0], margin)
+    for region in _strips(_mask_region(face, picture.shape, margin)):
+        own = _own(face, region, neighbours, margin, picture)
+        points = _transform(to_crop, *_grid(*region, picture))
+        picture[region][own] = _sample(crop.to(picture), points, scale=1 / _scale(to_crop))[own]
+
+
+def masks_meet(one: Face, other: Face, margin: float = MARGIN) -> bool:
+    """Whether two faces' masks may overlap, judged by the rectangles around them."""
+    (left, top, right, bottom), (x0, y0, x1, y1) = (_mask_bounds(face, margin) for face in (one, other))
+    return left < x1 and x0 < right and top < y1 and y0 < bottom
 
 
 def paste_faces(
@@ -189,14 +218,51 @@ def _mask_in_picture(face: Face, region: Region, margin: float, like: Tensor) ->
     return _mask_and_depth(x, y, head_centre(face), margin)
 
 
-def _mask_region(face: Face, shape: Sequence[int], margin: float) -> Region:
-    """Rows and columns of the picture that hold the whole mask."""
+def _own(face: Face, region: Region, neighbours: Sequence[Face], margin: float, like: Tensor) -> Tensor:
+    """Which pixels of a region belong to a face; see :func:`own_pixels`."""
+    mask, depth = _mask_in_picture(face, region, margin, like)
+    own = mask > 0
+    for other in neighbours:
+        own &= _deeper(face, depth, other, _mask_in_picture(other, region, margin, like)[1])
+    return own
+
+
+def _deeper(face: Face, depth: Tensor, other: Face, its_depth: Tensor) -> Tensor:
+    """Where a face lies deeper than another; the further left one where both lie as deep."""
+    first = face.landmarks.ravel().tolist() < other.landmarks.ravel().tolist()
+    return depth >= its_depth if first else depth > its_depth
+
+
+def _without(picture: Tensor, region: Region, face: Face, others: Sequence[Face], margin: float) -> Tensor:
+    """A region of a picture with what belongs to other faces filled by the nearest pixels that do not."""
+    part = picture[region]
+    depth = _mask_in_picture(face, region, margin, picture)[1]
+    theirs = torch.zeros(part.shape[:2], dtype=torch.bool, device=picture.device)
+    for other in others:
+        mask, its_depth = _mask_in_picture(other, region, margin, picture)
+        theirs |= (mask > 0) & ~_deeper(face, depth, other, its_depth)
+    if not theirs.any():
+        return part
+    from scipy.ndimage import distance_transform_edt
+
+    _, nearest = distance_transform_edt(theirs.cpu().numpy(), return_indices=True)  # pyright: ignore[reportGeneralTypeIssues]
+    rows, cols = torch.from_numpy(nearest).to(part.device).long()
+    return part[rows, cols]
+
+
+def _mask_bounds(face: Face, margin: float) -> tuple[int, int, int, int]:
+    """x0, y0, x1, y1 (ends excluded) around the whole mask, in pixels of the picture."""
     centre = head_centre(face)
     reach = np.array(MASK_RADII) * (1 + FEATHER)
     frame = TEMPLATE_SIZE * margin / 2
     low = np.maximum(centre - reach, _CENTRE - frame)
     high = np.minimum(centre + reach, _CENTRE + frame)
-    x0, y0, x1, y1 = _bounds(_inverse(align_matrix(face, TEMPLATE_SIZE, 1.0)), low, high)
+    return _bounds(_inverse(align_matrix(face, TEMPLATE_SIZE, 1.0)), low, high)
+
+
+def _mask_region(face: Face, shape: Sequence[int], margin: float) -> Region:
+    """Rows and columns of the picture that hold the whole mask."""
+    x0, y0, x1, y1 = _mask_bounds(face, margin)
     height, width = shape[:2]
     return slice(max(0, min(y0, height)), max(0, min(y1, height))), slice(
         max(0, min(x0, width)), max(0, min(x1, width))

@@ -3,35 +3,55 @@
 A key is sealed to a passphrase, or to public keys: ``age1...`` or SSH. A machine that has only public keys protects
 pictures and cannot open them again. Secrets come from files, environment variables or the terminal; no message
 holds one.
+
+An SSH recipient leaves a tag of its public key in the sealed file: it links all files sealed to that key, and anybody
+can compare it with published keys. ``age1...`` recipients leave none. What a sealed key proves is who can open it, not
+who made it; see :mod:`diffprivacy.recovery.envelope` for signatures.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DiffPrivacyError
 from ..media.images import appearing, write_atomically
-from .key import MAX_BYTES
+from .key import MAX_BYTES, RecoveryKey
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 HEADER = b"age-encryption.org/v1\n"
 MAX_SEALED = MAX_BYTES + 2**20
 MAX_SECRET = 2**16
+BYTE_ORDER_MARK = "\ufeff"
+"""What some editors put first in a text file; no part of a secret."""
 DAMAGED = "The sealed key is damaged: somebody or something changed or cut it."
 MAX_WITH_PASSPHRASE = 2**30
 """Bytes of a file sealed to a passphrase, which is done in memory."""
+MAX_RECIPIENTS = 2**18
+"""Bytes of a sealed file in which its recipients are named; each of them costs a try to open."""
+MAX_WORK = 20
+"""Largest log2 of scrypt's N that a passphrase is tried with: 1 GiB of memory. Files of age have 18."""
+_END_OF_RECIPIENTS = b"\n--- "
+_SCRYPT = re.compile(re.escape(HEADER) + rb"-> scrypt [A-Za-z0-9+/]{22} ([1-9][0-9]?)\n")
 
 
 @dataclass(frozen=True)
 class Seal:
-    """Whom a key is sealed to: a passphrase, or one or more recipients (``age1...`` or an SSH public key)."""
+    """Whom a key is sealed to: a passphrase, or one or more recipients (``age1...`` or an SSH public key).
+
+    signer: the protector's, who signs each key before it is sealed.
+    """
 
     passphrase: str | None = field(default=None, repr=False)
     recipients: Sequence[str] = ()
+    signer: Ed25519PrivateKey | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if (self.passphrase is None) == (not self.recipients):
@@ -45,6 +65,10 @@ class Seal:
         if self.passphrase is not None:
             return pyrage.passphrase.encrypt(data, self.passphrase)
         return pyrage.encrypt(data, [_recipient(recipient) for recipient in self.recipients])
+
+    def close_key(self, key: RecoveryKey) -> bytes:
+        """A recovery key signed, padded and sealed."""
+        return self.close(key.to_bytes(self.signer))
 
     def close_file(self, source: Path, target: Path) -> None:
         """Seal a file of any size; the sealed one appears complete or not at all.
@@ -61,7 +85,10 @@ class Seal:
             )
 
     def check_file(self, source: Path) -> None:
-        """Raises DiffPrivacyError for a file that is too large for a passphrase, under which it is held in memory."""
+        """Raises DiffPrivacyError for a file that is too large for a passphrase, under which it is held in memory, and
+        where a signature is asked for: only keys carry one."""
+        if self.signer is not None:
+            raise DiffPrivacyError("The sealed original of a video carries no signature: seal it without one.")
         if self.passphrase is not None and source.stat().st_size > MAX_WITH_PASSPHRASE:
             raise DiffPrivacyError(
                 f"Files of more than {MAX_WITH_PASSPHRASE // 2**20} MiB are sealed to public keys only: use --seal-to."
@@ -78,6 +105,7 @@ class Opener:
     def open(self, sealed: bytes) -> bytes:
         """The data in a seal. Raises DiffPrivacyError, which says whether the secret is wrong or the seal damaged."""
         pyrage = _pyrage()
+        check_cost(sealed)
         with _refusals(sealed):
             if needs_passphrase(sealed):
                 return pyrage.passphrase.decrypt(sealed, self._passphrase())
@@ -87,6 +115,11 @@ class Opener:
         """What :meth:`Seal.close_file` sealed; ``target`` appears complete or not at all. Raises as :meth:`open`."""
         pyrage = _pyrage()
         head = read_head(sealed)
+        check_cost(head)
+        if needs_passphrase(head) and sealed.stat().st_size > MAX_WITH_PASSPHRASE + 2**20:
+            raise DiffPrivacyError(
+                f"{sealed} is too large for a passphrase: more than {MAX_WITH_PASSPHRASE >> 20} MiB."
+            )
         with appearing(target) as temporary, _refusals(head):
             if needs_passphrase(head):
                 temporary.write_bytes(pyrage.passphrase.decrypt(sealed.read_bytes(), self._passphrase()))
@@ -113,6 +146,10 @@ def _refusals(sealed: bytes) -> Iterator[None]:
     except pyrage.DecryptError as error:
         if needs_passphrase(sealed) and "Decryption failed" in str(error):
             raise DiffPrivacyError("The passphrase is wrong.") from None
+        if "Excessive work" in str(error):
+            raise DiffPrivacyError(
+                "The sealed key's work factor is more than this machine can try now: stop other programs and try again."
+            ) from None
         if not needs_passphrase(sealed) and "No matching keys" in str(error):
             raise DiffPrivacyError("None of the identities given opens the key: it is sealed to others.") from None
         raise DiffPrivacyError(DAMAGED) from None
@@ -126,7 +163,7 @@ def read_head(sealed: Path) -> bytes:
     """The beginning of a sealed file, which tells what opens it; raises DiffPrivacyError that names the file."""
     try:
         with sealed.open("rb") as file:
-            return file.read(2**10)
+            return file.read(MAX_RECIPIENTS)
     except OSError as error:
         raise DiffPrivacyError(f"{sealed}, the key file, cannot be read: {error.strerror}.") from None
 
@@ -138,6 +175,24 @@ def needs_passphrase(sealed: bytes) -> bool:
     if not sealed.startswith(HEADER):
         raise DiffPrivacyError("This is no sealed key: it does not begin as an age file does.")
     return sealed.startswith(HEADER + b"-> scrypt ")
+
+
+def check_cost(sealed: bytes) -> int:
+    """What it costs to try a secret on a sealed key, in scrypt's N, 0 for public keys.
+
+    Raises DiffPrivacyError for what is no sealed key, and for one that costs more than any that age writes.
+    """
+    if not needs_passphrase(sealed):
+        if sealed.find(_END_OF_RECIPIENTS, 0, MAX_RECIPIENTS) < 0:
+            raise DiffPrivacyError("The sealed key is damaged, or names more recipients than are tried.")
+        return 0
+    if (found := _SCRYPT.match(sealed)) is None:
+        raise DiffPrivacyError(DAMAGED)
+    if (work := int(found[1])) > MAX_WORK:
+        raise DiffPrivacyError(
+            f"The sealed key's work factor is {work}, and no more than {MAX_WORK} (1 GiB of memory) is tried."
+        )
+    return 2**work
 
 
 def check_source(source: str, what: str = "secret") -> None:
@@ -159,7 +214,7 @@ def read_secret(source: str, what: str = "secret") -> str:
     kind, _, name = source.partition(":")
     if kind == "file":
         return read_secret_file(Path(name), what)
-    secret = os.environ.get(name, "")
+    secret = os.environ.get(name, "").removeprefix(BYTE_ORDER_MARK)
     if not secret.strip():
         raise DiffPrivacyError(
             f"The {what} is to come from the environment variable {name}, which is not set or empty."
@@ -168,17 +223,17 @@ def read_secret(source: str, what: str = "secret") -> str:
 
 
 def read_secret_file(path: Path, what: str = "secret") -> str:
-    """The text of a small file, without the line end; raises DiffPrivacyError that names the file."""
+    """The text of a small file, without a byte order mark and the line end; raises DiffPrivacyError that names the file."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_SECRET + 1)
         if len(content) > MAX_SECRET:
             raise DiffPrivacyError(f"{path} is too large for a {what}.")
-        secret = content.decode().rstrip("\r\n")
+        secret = content.decode().removeprefix(BYTE_ORDER_MARK).rstrip("\r\n")
     except OSError as error:
         raise DiffPrivacyError(f"{path}, the file of the {what}, cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
-        raise DiffPrivacyError(f"{path}, the file of the {what}, is no text.") from None
+        raise DiffPrivacyError(f"{path}, the file of the {what}, is no UTF-8 text; save it as UTF-8.") from None
     if not secret.strip():
         raise DiffPrivacyError(f"{path}, the file of the {what}, is empty.")
     return secret

@@ -1,7 +1,8 @@
 """What brings protected faces back, to and from safetensors bytes.
 
-A recovery key is the faces themselves: it is written only sealed (:mod:`diffprivacy.recovery.encryption`). Reading trusts nothing,
-as anybody can seal a key for a public recipient: every field is checked in the header before a tensor is made.
+A recovery key is the faces themselves: it is written only sealed (:mod:`diffprivacy.recovery.encryption`), with what
+:mod:`diffprivacy.recovery.envelope` adds. Reading trusts nothing, as anybody can seal a key for a public recipient:
+every field is checked in the header before a tensor is made.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,23 +20,34 @@ from torch import Tensor
 
 from ..diffusion.sampling import check_sigmas
 from ..errors import DiffPrivacyError
-from ..faces.geometry import Face
+from ..faces.geometry import Face, masks_meet
 from ..media.images import Picture
+from .envelope import check_rest, verify, wrap
 from .fingerprints import picture_fingerprint
 
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+    from .fields import KeyFields
+
 FORMAT = "diffprivacy recovery key"
-VERSION = 1
-FIDELITIES = ("latent", "lossless", "compact")
-METHODS = ("fixed point", "belm", "ddim")
+VERSIONS = ("1", "2")
+"""Those that are read; the last one is written. Version 1 knows no neighbours, carries no signature and is not padded."""
+Fidelity = Literal["latent", "lossless", "compact"]
+FIDELITIES: tuple[str, ...] = get_args(Fidelity)
+Method = Literal["fixed point", "belm", "ddim"]
+Option = Literal["start_percent", "end_percent", "strength"]
+"""What an entry of a graph's conditioning may carry in a key besides its tensors."""
+OPTIONS: tuple[str, ...] = get_args(Option)
 MAX_BYTES = 64 * 2**20
 """Most bytes of a key, which is also the most that reading one allocates for tensors."""
 MAX_HEADER = 2**20
 MAX_ROWS = 256
 MAX_SIDE = 1024
-MAX_SPAN = 1e6
-"""Farthest coordinate of a face, in pixels."""
+
 
 _ITEM_BYTES = {"F32": 4, "I8": 1, "U8": 1}
+_PLAIN = ("fidelity", "method", "prompt", "size", "margin", "precision", "fingerprints", "picture", "shape")
 _STATES = ("noise_map", "second_state")
 _KINDS = {
     "noise_map": (4, {"F32", "I8"}),
@@ -79,6 +91,8 @@ class RecoveryKey:
     prompt, pseudo_words: the conditioning's recipe, pseudo_words (F,S,D) with one row for each of S equal time stages;
     or ``embeddings``: a graph's conditioning itself.
     faces, size, margin: where the crops of size x size pixels were cut; patches: one for each face.
+    neighbours: other faces whose masks meet these faces', where they lie and not what they look like: what belongs to them
+    (:func:`diffprivacy.faces.geometry.own_pixels`) is not in the key. None for keys of version 1.
     precision: of the network; fingerprints: of what recovery must have, by name.
     picture: fingerprint of the protected picture, empty while the key is bound to none; shape: its (height, width).
     """
@@ -92,6 +106,7 @@ class RecoveryKey:
     pseudo_words: Tensor | None = None
     embeddings: Sequence[Embedding] = ()
     faces: Sequence[Face] = ()
+    neighbours: Sequence[Face] | None = ()
     size: int = 0
     margin: float = 1.0
     patches: Sequence[Patch] = ()
@@ -105,17 +120,22 @@ class RecoveryKey:
         return dataclasses.replace(self, picture=picture_fingerprint(protected), shape=tuple(protected.rgb.shape[:2]))
 
     def only(self, face: int) -> RecoveryKey:
-        """The key of one of its faces."""
+        """The key of one of its faces, to which the others are neighbours."""
 
         def row(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[face : face + 1]
 
+        one, neighbours = self.faces[face], self.neighbours
+        if neighbours is not None:
+            others = (*self.faces[:face], *self.faces[face + 1 :], *neighbours)
+            neighbours = tuple(other for other in others if masks_meet(one, other, self.margin))
         return dataclasses.replace(
             self,
             noise_map=row(self.noise_map),
             second_state=row(self.second_state),
             pseudo_words=row(self.pseudo_words),
-            faces=(self.faces[face],),
+            faces=(one,),
+            neighbours=neighbours,
             patches=tuple(self.patches[face : face + 1]),
         )
 
@@ -125,8 +145,12 @@ class RecoveryKey:
             raise DiffPrivacyError("The key was made in a graph: open it there, with the block Open Recovery Key.")
         return [self.only(i) for i in range(len(self.faces))]
 
-    def to_bytes(self) -> bytes:
-        """The key as safetensors; a compact one holds its noise map in 8 bits a value, scaled to each face's largest."""
+    def to_bytes(self, signer: Ed25519PrivateKey | None = None) -> bytes:
+        """The key as safetensors, signed if there is a signer, and padded to one of a few lengths.
+
+        A compact one holds its noise map in 8 bits a value, scaled to each face's largest.
+        Raises DiffPrivacyError for a key that could not be read again, such as a too large one.
+        """
         from safetensors.torch import save
 
         tensors = {"sigmas": self.sigmas, "pseudo_words": self.pseudo_words}
@@ -150,6 +174,7 @@ class RecoveryKey:
             "picture": self.picture,
             "shape": list(self.shape),
             "faces": [face_fields(face) for face in self.faces],
+            "neighbours": None if self.neighbours is None else [face_fields(face) for face in self.neighbours],
             "patches": [[patch.top, patch.left] for patch in self.patches],
             "embeddings": [dict(embedding.options) for embedding in self.embeddings],
         }
@@ -159,27 +184,32 @@ class RecoveryKey:
                 for name, tensor in tensors.items()
                 if tensor is not None
             },
-            {"format": FORMAT, "version": str(VERSION), "content": json.dumps(content)},
+            {"format": FORMAT, "version": VERSIONS[-1], "content": json.dumps(content)},
         )
-        if len(data) > MAX_BYTES:
-            raise DiffPrivacyError(
-                f"The recovery key has {len(data) / 2**20:.0f} MiB and may have {MAX_BYTES >> 20}: "
-                "protect fewer faces at once, or choose the fidelity latent."
-            )
-        return data
+        wrapped = wrap(data, signer)
+        self.from_bytes(wrapped)
+        return wrapped
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> RecoveryKey:
-        """The key in safetensors bytes. Raises DiffPrivacyError, naming the field, for anything that is not one."""
-        header = _header(data)
-        content = _content(header.pop("__metadata__", None))
-        _check_tensors(header, len(data))
-        values = {name: _field(content, name, check) for name, check in _CHECKS.items()}
+    def from_bytes(cls, data: bytes, signer: Ed25519PublicKey | None = None) -> RecoveryKey:
+        """The key that :meth:`to_bytes` wrote. Raises DiffPrivacyError, naming the field, for bytes that are none.
+
+        signer: whose signature it must have.
+        """
         from safetensors import SafetensorError
         from safetensors.torch import load
 
+        from .fields import key_fields
+
+        header, length = _header(data)
+        content = _content(header.pop("__metadata__", None))
+        _check_tensors(header, length)
+        fields = key_fields(content)
+        check_rest(data[length:])
+        if signer is not None:
+            verify(data[:length], data[length:], signer)
         try:
-            tensors = load(data)
+            tensors = load(data[:length])
         except SafetensorError as error:
             raise DiffPrivacyError(f"The recovery key is damaged: {error}.") from None
         for name, tensor in tensors.items():
@@ -191,11 +221,11 @@ class RecoveryKey:
                 if scale is None or tuple(scale.shape) != (len(tensors[name]), 1, 1, 1):
                     raise _wrong(f"{name}_scale", "it must be one number for each noise map")
                 tensors[name] = tensors[name] * scale
-        return _assemble(values, tensors)
+        return _assemble(fields, tensors)
 
 
-def _header(data: bytes) -> dict[str, Any]:
-    """The JSON header of safetensors bytes."""
+def _header(data: bytes) -> tuple[dict[str, Any], int]:
+    """The JSON header of safetensors bytes, and where these end."""
     if len(data) > MAX_BYTES:
         raise DiffPrivacyError(f"The recovery key has {len(data)} bytes; more than {MAX_BYTES} are not read.")
     if len(data) < 8 or not 2 <= (length := struct.unpack("<Q", data[:8])[0]) <= min(MAX_HEADER, len(data) - 8):
@@ -206,22 +236,26 @@ def _header(data: bytes) -> dict[str, Any]:
         raise DiffPrivacyError("This is no recovery key: its safetensors header is no JSON.") from None
     if not isinstance(header, dict):
         raise DiffPrivacyError("This is no recovery key: its safetensors header is no table.")
-    return header
+    try:
+        ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+    except (TypeError, KeyError, IndexError, ValueError, OverflowError):
+        ends = []  # What is wrong with the tensor is said where tensors are checked.
+    end = 8 + length + max(ends, default=0)
+    return header, end if 0 <= end <= len(data) else len(data)
 
 
-def _content(metadata: Any) -> dict[str, Any]:
+def _content(metadata: Any) -> str:
+    """The JSON of a key's fields."""
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise DiffPrivacyError("This is no recovery key: its header does not say so.")
-    if metadata.get("version") != str(VERSION):
+    if metadata.get("version") not in VERSIONS:
         raise DiffPrivacyError(
-            f"The recovery key has version {metadata.get('version')!r:.20} and this program reads {VERSION}: update it."
+            f"The recovery key has version {metadata.get('version')!r:.20} and this program reads {VERSIONS[-1]}: "
+            "update it."
         )
-    try:
-        content = json.loads(metadata.get("content", ""))
-    except (TypeError, ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise _wrong("content", "it is no JSON table")
+    content = metadata.get("content")
+    if not isinstance(content, str):
+        raise _wrong("content", "it is missing")
     return content
 
 
@@ -245,24 +279,34 @@ def _check_tensors(header: Mapping[str, Any], total: int) -> None:
             raise _wrong(name, f"its shape {shape} does not fit the key's {total} bytes")
 
 
-def _assemble(values: dict[str, Any], tensors: dict[str, Tensor]) -> RecoveryKey:
+def _assemble(fields: KeyFields, tensors: dict[str, Tensor]) -> RecoveryKey:
     """The key of checked fields and tensors, checked against each other."""
-    places, options = values.pop("patches"), values.pop("embeddings")
-    if sum(name.startswith("patch.") for name in tensors) != len(places):
+    if sum(name.startswith("patch.") for name in tensors) != len(fields.patches):
         raise _wrong("patches", "their number is not that of the patch tensors")
-    if sum(name.startswith("context.") for name in tensors) != len(options):
+    if fields.patches and len(fields.patches) != len(fields.faces):
+        raise _wrong("patches", "their number is not that of the faces")
+    if sum(name.startswith("context.") for name in tensors) != len(fields.embeddings):
         raise _wrong("embeddings", "their number is not that of the context tensors")
     try:
         patches = tuple(
-            Patch(top, left, tensors[f"patch.{i}"].numpy().tobytes()) for i, (top, left) in enumerate(places)
+            Patch(top, left, tensors[f"patch.{i}"].numpy().tobytes()) for i, (top, left) in enumerate(fields.patches)
         )
         embeddings = tuple(
-            Embedding(tensors[f"context.{i}"], tensors.get(f"pooled.{i}"), option) for i, option in enumerate(options)
+            Embedding(tensors[f"context.{i}"], tensors.get(f"pooled.{i}"), {**options})
+            for i, options in enumerate(fields.embeddings)
         )
     except KeyError as error:
         raise _wrong(error.args[0], "it is missing") from None
-    values |= {name: tensors.get(name) for name in (*_STATES, "sigmas", "pseudo_words")}
-    key = RecoveryKey(**values, patches=patches, embeddings=embeddings)
+    values: dict[str, Any] = {name: getattr(fields, name) for name in _PLAIN} | {
+        name: tensors.get(name) for name in (*_STATES, "sigmas", "pseudo_words")
+    }
+    key = RecoveryKey(
+        **values,
+        faces=tuple(face.face() for face in fields.faces),
+        neighbours=None if fields.neighbours is None else tuple(face.face() for face in fields.neighbours),
+        patches=patches,
+        embeddings=embeddings,
+    )
     if key.noise_map is None and not key.patches:
         raise _wrong("noise_map", "it is missing")
     if key.noise_map is not None:
@@ -284,91 +328,6 @@ def _wrong(name: str, reason: str) -> DiffPrivacyError:
     return DiffPrivacyError(f"The recovery key's field `{name}` is wrong: {reason}.")
 
 
-def _field(content: Mapping[str, Any], name: str, check: Callable[[Any], Any]) -> Any:
-    try:
-        return check(content[name])
-    except KeyError:
-        raise _wrong(name, "it is missing") from None
-    except (TypeError, ValueError, OverflowError):
-        raise _wrong(name, "its value is not allowed") from None
-
-
-def _text(limit: int) -> Callable[[Any], str]:
-    def check(value: Any) -> str:
-        if not isinstance(value, str) or len(value) > limit:
-            raise ValueError
-        return value
-
-    return check
-
-
-def _choice(*options: str) -> Callable[[Any], str]:
-    def check(value: Any) -> str:
-        if value not in options:
-            raise ValueError
-        return value
-
-    return check
-
-
-def _number(low: float, high: float, kind: type = float) -> Callable[[Any], Any]:
-    def check(value: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise ValueError
-        if kind is int and not isinstance(value, int):
-            raise ValueError
-        return kind(value)
-
-    return check
-
-
-def _many(item: Callable[[Any], Any], length: int | None = None) -> Callable[[Any], tuple]:
-    def check(value: Any) -> tuple:
-        if not isinstance(value, list) or len(value) > MAX_ROWS or (length is not None and len(value) != length):
-            raise ValueError
-        return tuple(item(entry) for entry in value)
-
-    return check
-
-
-def _table(value_check: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
-    def check(value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict) or len(value) > 16 or any(len(name) > 64 for name in value):
-            raise ValueError
-        return {name: value_check(entry) for name, entry in value.items()}
-
-    return check
-
-
-_coordinate = _number(-MAX_SPAN, MAX_SPAN)
-_pixel = _number(0, MAX_SPAN, int)
-
-
 def face_fields(face: Face) -> dict[str, Any]:
     """A face as JSON."""
     return {"box": list(map(float, face.box)), "landmarks": face.landmarks.tolist(), "score": float(face.score)}
-
-
-def check_face(value: Any) -> Face:
-    """A face from JSON; raises KeyError, TypeError or ValueError for anything else."""
-    box = _many(_coordinate, 4)(value["box"])
-    landmarks = np.array(_many(_many(_coordinate, 2), 5)(value["landmarks"]), dtype=np.float32)
-    if np.ptp(landmarks, axis=0).max() < 1:
-        raise ValueError
-    return Face((box[0], box[1], box[2], box[3]), landmarks, _number(-MAX_SPAN, MAX_SPAN)(value["score"]))
-
-
-_CHECKS: dict[str, Callable[[Any], Any]] = {
-    "fidelity": _choice(*FIDELITIES),
-    "method": _choice(*METHODS),
-    "prompt": _text(2000),
-    "size": _number(0, 8 * MAX_SIDE, int),
-    "margin": _number(1, 4),
-    "precision": _choice("float32", "float16", "bfloat16"),
-    "fingerprints": _table(_text(64)),
-    "picture": _text(64),
-    "shape": _many(_pixel, 2),
-    "faces": _many(check_face),
-    "patches": _many(_many(_pixel, 2)),
-    "embeddings": _many(_table(_number(-1e6, 1e6))),
-}

@@ -27,7 +27,8 @@ from ..diffusion.model import Backbone
 from ..diffusion.sampling import Callback, ddim_sigmas, sample_euler
 from ..errors import DiffPrivacyError
 from ..faces.geometry import Face, crop_face, face_mask, paste_faces
-from .key import MAX_SIDE, check_face, face_fields
+from .key import RecoveryKey, face_fields
+from .replay import ReplayBackbone, check_crops, check_places
 
 VERSION = 1
 MAX_PUBLIC = 2**18
@@ -59,17 +60,22 @@ class Public:
     @classmethod
     def from_bytes(cls, data: bytes) -> Public:
         """Raises DiffPrivacyError for anything that :meth:`to_bytes` would not write."""
+        from pydantic import ValidationError
+
+        from .fields import PublicFields
+
+        if len(data) > MAX_PUBLIC:
+            raise DiffPrivacyError(f"What the picture carries for keyed recovery has more than {MAX_PUBLIC} bytes.")
         try:
-            fields = json.loads(data[:MAX_PUBLIC])
-            salt, faces = bytes.fromhex(fields["salt"]), [check_face(face) for face in fields["faces"]]
-            size, margin = int(fields["size"]), float(fields["margin"])
-        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+            fields = PublicFields.model_validate_json(data)
+        except ValidationError as error:
+            if any(wrong["loc"] == ("version",) and wrong["type"] == "literal_error" for wrong in error.errors()):
+                raise DiffPrivacyError(
+                    "The picture was protected by a newer version in keyed mode: update this program."
+                ) from None
             raise DiffPrivacyError("What the picture carries for keyed recovery is damaged.") from None
-        if fields.get("version") != VERSION:
-            raise DiffPrivacyError("The picture was protected by a newer version in keyed mode: update this program.")
-        if len(salt) != SALT_BYTES or not 8 <= size <= 8 * MAX_SIDE or not 1 <= margin <= 4 or not faces:
-            raise DiffPrivacyError("What the picture carries for keyed recovery is damaged.")
-        return cls(salt, tuple(faces), size, margin)
+        faces = tuple(face.face() for face in fields.faces)
+        return cls(bytes.fromhex(fields.salt), faces, fields.size, fields.margin)
 
 
 def rotate(noise_map: Tensor, mask: Tensor, seed: bytes, back: bool = False) -> Tensor:
@@ -98,7 +104,7 @@ def rotate(noise_map: Tensor, mask: Tensor, seed: bytes, back: bool = False) -> 
 def anonymize_keyed(
     picture: Tensor,
     faces: Sequence[Face],
-    backbone: Backbone,
+    backbone: ReplayBackbone,
     size: int,
     secret: str,
     margin: float,
@@ -113,9 +119,12 @@ def anonymize_keyed(
 
 
 def recover_keyed(
-    picture: Tensor, public: Public, backbone: Backbone, secret: str, callback: Callback | None = None
+    picture: Tensor, public: Public, backbone: ReplayBackbone, secret: str, callback: Callback | None = None
 ) -> Tensor:
-    """The original of a picture (H,W,3) in keyed mode, approximately; with a wrong secret, other faces."""
+    """The original of a picture (H,W,3) in keyed mode, approximately; with a wrong secret, other faces.
+
+    Raises DiffPrivacyError for faces and crops that the picture and the backbone don't explain.
+    """
     return _turned(picture, public, backbone, secret, True, callback)
 
 
@@ -126,8 +135,11 @@ def keyed_sigmas(backbone: Backbone) -> Tensor:
 
 
 def _turned(
-    picture: Tensor, public: Public, backbone: Backbone, secret: str, back: bool, callback: Callback | None
+    picture: Tensor, public: Public, backbone: ReplayBackbone, secret: str, back: bool, callback: Callback | None
 ) -> Tensor:
+    check_crops(public.size, backbone)
+    places = [RecoveryKey("latent", faces=(face,), neighbours=None, margin=public.margin) for face in public.faces]
+    check_places(picture.shape, places)
     key = derive(secret, public.salt)
     crops = []
     for i in range(len(public.faces)):

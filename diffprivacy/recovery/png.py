@@ -5,7 +5,7 @@ Their type is ancillary, private and safe to copy: viewers ignore them, and edit
 
 from __future__ import annotations
 
-import glob
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -24,6 +24,7 @@ NO_KEY = (
     "protected without one."
 )
 MAX_CHUNKS = 2**16
+MAX_KEYS = 256
 _END = b"IEND"
 
 
@@ -60,15 +61,24 @@ def with_chunks(data: bytes, kind: bytes, contents: Sequence[bytes]) -> bytes:
 def read_chunks(data: bytes, kind: bytes) -> list[bytes]:
     """The contents of all chunks of a type. Raises DiffPrivacyError as :func:`chunks`, and for too large ones."""
     found = [content for name, content in chunks(data) if name == kind]
+    _check_count(len(found))
     if sum(map(len, found)) > MAX_SEALED:
         raise DiffPrivacyError(f"The PNG file carries more than {MAX_SEALED} bytes of keys, which are not read.")
     return found
+
+
+def _check_count(keys: int) -> None:
+    if keys > MAX_KEYS:
+        raise DiffPrivacyError(
+            f"A picture has {MAX_KEYS} sealed keys at most, not {keys}: seal one key for all its faces."
+        )
 
 
 def save(
     path: Path, picture: Picture, sealed: Sequence[bytes] = (), beside: bool = False, kind: bytes = SEALED_KEY
 ) -> None:
     """Write a picture with its sealed keys inside or beside it: the keys first, each file complete or not at all."""
+    _check_count(len(sealed))
     data = encode_png(picture)
     if beside:
         for file, content in zip(names_beside(path, len(sealed)), sealed, strict=True):
@@ -85,14 +95,29 @@ def names_beside(picture: Path, count: int) -> list[Path]:
 
 
 def found_beside(picture: Path) -> list[Path]:
-    """The sealed keys that lie beside a picture."""
-    return sorted(picture.parent.glob(f"{glob.escape(picture.name)}*.age"))
+    """The sealed keys that lie beside a picture under the names of :func:`names_beside`, in their numbers' order."""
+    name = re.compile(re.escape(picture.name) + r"(?:\.(\d+))?\.age", re.ASCII)
+    found = {path: match for path in picture.parent.iterdir() if (match := name.fullmatch(path.name))}
+    return sorted(found, key=lambda path: int(found[path][1] or -1))
 
 
 def carried(picture: Path) -> list[bytes]:
-    """The sealed keys inside a picture file, or else beside it; raises DiffPrivacyError for a damaged PNG."""
-    inside = read_file_chunks(picture, SEALED_KEY)
-    return inside or [read_sealed(path) for path in found_beside(picture)]
+    """The sealed keys inside a picture file, or else beside it.
+
+    Raises DiffPrivacyError for a damaged PNG, for too many keys, and where the file is one of keyed mode as well: one of
+    the two was put there by somebody else.
+    """
+    sealed = read_file_chunks(picture, SEALED_KEY)
+    if not sealed:
+        beside = found_beside(picture)
+        _check_count(len(beside))
+        sealed = [read_sealed(path) for path in beside]
+    if sealed and read_file_chunks(picture, KEYED):
+        raise DiffPrivacyError(
+            "The picture has a sealed key and carries what belongs to keyed mode as well, so somebody changed it: "
+            "name the key's file to recover with it."
+        )
+    return sealed
 
 
 def read_sealed(path: Path) -> bytes:

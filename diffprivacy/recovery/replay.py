@@ -1,4 +1,8 @@
-"""Recording what brings faces back before they are redrawn, and bringing them back (arXiv 2309.05330, section on recovery)."""
+"""Recording what brings faces back before they are redrawn, and bringing them back (arXiv 2309.05330, section on recovery).
+
+A face's key holds the pixels that belong to it (:func:`diffprivacy.faces.geometry.own_pixels`) and nothing of its
+neighbours; the rest of a recovered picture is the protected one's.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..diffusion.conditioning import stage_denoiser
@@ -18,12 +23,22 @@ from ..diffusion.inversion import invert_belm, invert_ddim, invert_fixed_point, 
 from ..diffusion.model import Backbone
 from ..diffusion.sampling import Callback, ddim_sigmas, sample_euler
 from ..errors import DiffPrivacyError
-from ..faces.geometry import MARGIN, Face, crop_face, paste_faces, protected_mask
+from ..faces.geometry import MARGIN, Face, Region, crop_face, own_pixels, put_face
 from ..media.images import Picture, decode_picture, encode_png, levels
 from .fingerprints import picture_fingerprint
-from .key import Patch, RecoveryKey
+from .key import MAX_ROWS, Patch, RecoveryKey
 
 STEPS = 20
+MAX_STEPS = 200
+"""Most steps that a key asks for; keys made here have ``STEPS``."""
+LARGEST_CROP = 4
+"""Largest side of a crop, in sides of the pictures that a checkpoint was trained on."""
+SHARED = 0.02
+"""How much of the smaller face two keys may share, as rounding differs between machines."""
+SHARED_MASKS = 0.6
+"""The same for two keys of version 1, which hold whole masks: their intersection over their union."""
+ROUNDING = 2
+"""Pixels by which a patch may reach beyond its face's mask, for the same reason."""
 HALF_TOLERANCE = 1e-4
 """Where fixed-point inversion stops for networks in half precision, whose rounding is no finer."""
 
@@ -33,6 +48,11 @@ class ReplayBackbone(Backbone, Protocol):
 
     @property
     def dtype(self) -> torch.dtype: ...
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the pictures it was trained on."""
+        ...
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -56,19 +76,29 @@ def record(
     """The key of the faces in a picture that is about to be protected with the same faces, size and margin.
 
     latent: each crop's latent inverted to its noise map under the prompt, in which ``*`` stands for the face's
-    pseudo-words (S,D). compact: the same, kept in 8 bits a value. lossless: the pixels of the faces' masks themselves,
-    which take less room than what a replay leaves over and need no backbone, neither here nor later.
+    pseudo-words (S,D). What belongs to other faces is filled from around before. compact: the same, kept in 8 bits a
+    value. lossless: the faces' own pixels, which take less room than what a replay leaves over and need no backbone,
+    neither here nor later.
 
+    ``faces`` are all that are protected in the picture, so that a key of one of them (:meth:`RecoveryKey.only`) tells
+    nothing of the others. Pseudo-words say what the pictures showed that they were made from.
     Bind the key to the protected picture with :meth:`RecoveryKey.bound_to`.
+
+    Raises DiffPrivacyError for a face without a pixel of its own, and crops that are too large for the backbone.
     """
+    others = [[*faces[:i], *faces[i + 1 :]] for i in range(len(faces))]
+    places = [own_pixels(original.rgb.shape, face, rest, margin) for face, rest in zip(faces, others, strict=True)]
+    if not all(own.any() for _, own in places):
+        raise DiffPrivacyError("A face lies outside the picture, or behind another one: leave it out.")
     if fidelity == "lossless":
-        patches = [_patch(original, protected_mask(original.rgb.shape, [face], margin) > 0) for face in faces]
+        patches = [_patch(original, region, own) for region, own in places]
         return RecoveryKey(fidelity, faces=tuple(faces), margin=margin, patches=tuple(patches))
     assert backbone is not None
+    check_crops(size, backbone)
     sigmas = ddim_sigmas(backbone.noise_levels, steps)
     states = []
     for i, face in enumerate(faces):
-        crop = crop_face(original.rgb, face, size, margin).movedim(-1, 0)[None]
+        crop = crop_face(original.rgb, face, size, margin, without=others[i]).movedim(-1, 0)[None]
         words = None if pseudo_words is None else pseudo_words[i]
         invert = _inversion(method, backbone.dtype)
         denoiser = stage_denoiser(backbone, prompt, words)
@@ -102,26 +132,30 @@ def recover(
     backbone: the one that recorded, needed where a key has no patches. changed: accept a picture whose pixels are no
     longer those that the key was made for, such as one that went through JPEG.
 
-    Raises DiffPrivacyError for a key of another picture, checkpoint or kind.
+    Raises DiffPrivacyError for a key of another picture, checkpoint or kind, for two keys of one face, and for keys that
+    would change what lies outside their faces' masks or ask for more work than the picture and the backbone explain.
     """
     for key in keys:
         check_picture(protected, key, changed)
-    crops, faces, margin = [], [], MARGIN
-    replayed = [key for key in keys if not key.patches]
-    total = sum(len(key.faces) for key in replayed)
-    for key in replayed:
+    singles = [single for key in keys for single in key.each()]
+    check_places(protected.rgb.shape, singles)
+    replayed = [single for single in singles if not single.patches]
+    for single in replayed:
         if backbone is None:
             raise DiffPrivacyError("This key needs the checkpoint that the picture was protected with.")
-        _check_backbone(key, backbone)
-        for face in key.each():
-            latent = replay(face, backbone, _progress(callback, len(crops), total))
-            crops.append(backbone.decode(latent)[0].movedim(0, -1).cpu())
-        faces += key.faces
-        margin = key.margin
-    rgb = paste_faces(protected.rgb, crops, faces, margin, opaque=True) if crops else protected.rgb.clone()
-    for key in keys:
-        for patch in key.patches:
-            _apply(rgb, patch)
+        _check_backbone(single, backbone)
+    rgb = protected.rgb.clone()
+    done = 0
+    for single in singles:
+        (face,) = single.faces
+        if single.patches or backbone is None:
+            _apply(rgb, single)
+            continue
+        latent = replay(single, backbone, _progress(callback, done, len(replayed)))
+        crop = backbone.decode(latent)[0].movedim(0, -1).cpu()
+        neighbours = [*(single.neighbours or ()), *(other.faces[0] for other in singles if other is not single)]
+        put_face(rgb, crop, face, neighbours, single.margin)
+        done += 1
     return dataclasses.replace(protected, rgb=rgb)
 
 
@@ -148,13 +182,57 @@ def check_picture(protected: Picture, key: RecoveryKey, changed: bool = False) -
         )
 
 
+def check_places(shape: Sequence[int], keys: Sequence[RecoveryKey]) -> None:
+    """Raises DiffPrivacyError unless keys of one face each belong to as many different faces in a picture of ``shape``.
+
+    Pixels belong to one face only. Keys of version 1 hold whole masks, of which neighbours share a part.
+    """
+    if len(keys) > MAX_ROWS:
+        raise DiffPrivacyError(f"There are keys of {len(keys)} faces; more than {MAX_ROWS} are not recovered at once.")
+    claimed = torch.full(tuple(shape[:2]), -1, dtype=torch.int16)
+    areas: list[int] = []
+    for i, key in enumerate(keys):
+        region, own = own_pixels(shape, key.faces[0], key.neighbours or (), key.margin)
+        areas.append(int(own.sum()))
+        if not areas[i]:
+            raise DiffPrivacyError("The key's face lies outside the picture: the key was not made for it.")
+        for other, shared in zip(*claimed[region][own].unique(return_counts=True), strict=True):
+            if other < 0:
+                continue
+            old = key.neighbours is None and keys[int(other)].neighbours is None
+            both = areas[i] + areas[int(other)] - shared
+            if shared > (SHARED_MASKS * both if old else SHARED * min(areas[i], areas[int(other)])):
+                x, y = key.faces[0].centre
+                raise DiffPrivacyError(
+                    f"Two keys are for one face, that at {x:.0f}, {y:.0f}, and one of them may be forged: "
+                    "recover with one of them at a time."
+                )
+        claimed[region][own] = i
+
+
+def check_crops(size: int, backbone: ReplayBackbone) -> None:
+    """Raises DiffPrivacyError for crops whose side in pixels is no multiple of the backbone's downscale, or far beyond
+    what it was made for."""
+    limit = LARGEST_CROP * backbone.image_size
+    if size % backbone.downscale or not 0 < size <= limit:
+        raise DiffPrivacyError(
+            f"Crops of {size} pixels do not go with this checkpoint: their side is a multiple of {backbone.downscale}, "
+            f"up to {limit}."
+        )
+
+
 def _check_backbone(key: RecoveryKey, backbone: ReplayBackbone) -> None:
     found = backbone.fingerprints
     if different := [name for name, value in key.fingerprints.items() if found.get(name, value) != value]:
         raise DiffPrivacyError(
             f"The picture was protected with another {' and '.join(different)}: name the same one with --checkpoint."
         )
-    assert key.noise_map is not None
+    assert key.noise_map is not None and key.sigmas is not None
+    check_crops(key.size, backbone)
+    if len(key.sigmas) > MAX_STEPS + 1:
+        raise DiffPrivacyError(
+            f"The recovery key's field `sigmas` is wrong: {len(key.sigmas) - 1} steps, and {MAX_STEPS} are the most."
+        )
     shape = (backbone.latent_channels, key.size // backbone.downscale, key.size // backbone.downscale)
     if tuple(key.noise_map.shape[1:]) != shape:
         raise DiffPrivacyError("The recovery key's field `noise_map` is wrong: its shape is not that of the crops.")
@@ -178,15 +256,12 @@ def _progress(callback: Callback | None, done: int, total: int) -> Callback:
     return report
 
 
-def _patch(picture: Picture, where: Tensor) -> Patch:
-    """The pixels of a picture (H,W,3) at a mask (H,W), without loss; nothing of the others."""
-    rows, cols = (where.any(dim=axis).nonzero().flatten().tolist() for axis in (1, 0))
-    if not rows:
-        raise DiffPrivacyError("A face lies outside the picture: leave it out.")
-    region = slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)
-    alpha = where[region].float()
+def _patch(picture: Picture, region: Region, own: Tensor) -> Patch:
+    """Those pixels (h,w) of a region of a picture that are a face's own, without loss; nothing of the others."""
+    alpha = own.float()
     part = Picture(picture.rgb[region] * alpha[..., None], alpha, picture.bit_depth)
-    return Patch(rows[0], cols[0], encode_png(part) if picture.bit_depth == 16 else _encode_webp(part))
+    rows, cols = region
+    return Patch(rows.start, cols.start, encode_png(part) if picture.bit_depth == 16 else _encode_webp(part))
 
 
 def _encode_webp(picture: Picture) -> bytes:
@@ -200,21 +275,37 @@ def _encode_webp(picture: Picture) -> bytes:
     return file.getvalue()
 
 
-def _apply(rgb: Tensor, patch: Patch) -> None:
-    """Put a patch's pixels into a picture (H,W,3), in place."""
+def _apply(rgb: Tensor, key: RecoveryKey) -> None:
+    """Put the patch of a key's single face into a picture (H,W,3), in place; no pixel outside the face's mask."""
     from PIL import Image
 
-    wrong = DiffPrivacyError("The recovery key's field `patches` is wrong: they do not fit the picture.")
+    (patch,), (face,) = key.patches, key.faces
+    wrong = DiffPrivacyError("The recovery key's field `patches` is wrong: they reach beyond their faces' masks.")
+    rows, cols, allowed = _allowed(rgb.shape, face, key)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             width, height = Image.open(io.BytesIO(patch.file), formats=("WEBP", "PNG")).size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise wrong from None
-    region = rgb[patch.top : patch.top + height, patch.left : patch.left + width]
-    if tuple(region.shape[:2]) != (height, width):
+        raise DiffPrivacyError("The recovery key's field `patches` is wrong: one is no picture.") from None
+    top, left = patch.top - rows.start, patch.left - cols.start
+    if top < 0 or left < 0 or top + height > allowed.shape[0] or left + width > allowed.shape[1]:
         raise wrong
     part = decode_picture(patch.file, "The recovery key's patch")
-    if part.alpha is None or part.rgb.shape != region.shape:
+    if part.alpha is None or part.rgb.shape != (height, width, 3):
         raise wrong
-    region[part.alpha > 0] = part.rgb[part.alpha > 0]
+    where = part.alpha > 0
+    if (where & ~allowed[top : top + height, left : left + width]).any():
+        raise wrong
+    rgb[patch.top : patch.top + height, patch.left : patch.left + width][where] = part.rgb[where]
+
+
+def _allowed(shape: Sequence[int], face: Face, key: RecoveryKey) -> tuple[slice, slice, Tensor]:
+    """Rows and columns around a face, and where in them (h,w) its key may change pixels."""
+    (rows, cols), own = own_pixels(shape, face, key.neighbours or (), key.margin)
+    near = F.pad(own.float(), (ROUNDING,) * 4)[None, None]
+    near = F.max_pool2d(near, 2 * ROUNDING + 1, stride=1, padding=ROUNDING)[0, 0] > 0
+    top, left = rows.start - ROUNDING, cols.start - ROUNDING
+    bottom, right = min(shape[0], rows.stop + ROUNDING), min(shape[1], cols.stop + ROUNDING)
+    inside = near[max(0, -top) : bottom - top, max(0, -left) : right - left]
+    return slice(max(0, top), bottom), slice(max(0, left), right), inside

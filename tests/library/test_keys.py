@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import struct
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors.torch import load, save
 
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.faces.geometry import ARCFACE_TEMPLATE, Face
+from diffprivacy.recovery import envelope
 from diffprivacy.recovery import key as keys
 from diffprivacy.recovery.key import Embedding, Patch, RecoveryKey
 
@@ -79,6 +81,7 @@ def test_the_key_of_one_face_holds_nothing_of_the_other():
     key = full_key()
     single = key.only(1)
     data = single.to_bytes()
+    assert [tuple(other.box) for other in single.neighbours] == [key.faces[0].box]
     for tensor in (key.noise_map, key.second_state, key.pseudo_words):
         assert tensor[1].numpy().tobytes() in data
         assert tensor[0].numpy().tobytes() not in data
@@ -94,21 +97,28 @@ def test_compact_takes_a_quarter_and_loses_little():
     sizes = {}
     for fidelity in ("latent", "compact"):
         data = full_key(fidelity=fidelity, **values).to_bytes()
-        sizes[fidelity] = len(data)
+        sizes[fidelity] = len(body(data))
         noise_map = RecoveryKey.from_bytes(data).noise_map
         error = (noise_map - values["noise_map"]).abs().max() / values["noise_map"].abs().max()
         assert error <= (0 if fidelity == "latent" else 0.5 / 127 + 1e-6)
     assert 64_000 < sizes["latent"] < 68_000
-    assert sizes["compact"] < 0.28 * sizes["latent"]
+    assert sizes["compact"] < 0.3 * sizes["latent"]
+
+
+def body(data: bytes) -> bytes:
+    """The safetensors of a key, without what follows them."""
+    length = struct.unpack("<Q", data[:8])[0]
+    tensors = json.loads(data[8 : 8 + length])
+    return data[: 8 + length + max(tensor["data_offsets"][1] for name, tensor in tensors.items() if name[0] != "_")]
 
 
 def test_tensors_are_plain_safetensors():
-    assert torch.equal(load(full_key().to_bytes())["noise_map"], full_key().noise_map)
+    assert torch.equal(load(body(full_key().to_bytes()))["noise_map"], full_key().noise_map)
 
 
 def changed(**fields: Any) -> bytes:
     """The full key with fields of its content replaced; None removes one."""
-    data = full_key().to_bytes()
+    data = body(full_key().to_bytes())
     length = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + length])
     content = json.loads(header["__metadata__"]["content"])
@@ -146,6 +156,8 @@ def with_header(header: Any, body: bytes) -> bytes:
         ("patches", [[-1, 0], [0, 0]]),
         ("patches", [[0, 0]]),
         ("embeddings", [{}]),
+        ("embeddings", [{"control": 1.0}]),
+        ("neighbours", [{"box": [0, 0, 1, 1], "landmarks": [[0, 0]] * 5, "score": 1}]),
     ],
 )
 def test_a_wrong_field_is_named(field, value):
@@ -165,7 +177,7 @@ METADATA = {"format": keys.FORMAT, "version": "1", "content": "{}"}
     [
         ([], "no table"),
         ({}, "does not say so"),
-        ({"__metadata__": {**METADATA, "version": "2"}}, "update it"),
+        ({"__metadata__": {**METADATA, "version": "3"}}, "update it"),
         ({"__metadata__": {**METADATA, "content": "["}}, "`content`"),
         ({"__metadata__": METADATA, "code": entry([1])}, "`code`"),
         ({"__metadata__": METADATA, "patch.x": entry([1], "U8")}, "patch.x"),
@@ -196,7 +208,8 @@ def test_a_wrong_header_is_refused_before_any_tensor_is_made(header, message, mo
         ({"sigmas": None}, "`sigmas`"),
         ({"second_state": None}, "`second_state`"),
         ({"second_state": draw(2, 4, 8, 4)}, "`second_state`"),
-        ({"faces": (face(),) * 3}, "`faces`"),
+        ({"faces": (face(),) * 3, "patches": ()}, "`faces`"),
+        ({"faces": (face(),)}, "`patches`"),
         ({"pseudo_words": draw(1, 10, 16)}, "`pseudo_words`"),
     ],
 )
@@ -210,8 +223,45 @@ def test_keys_beyond_the_cap_are_neither_written_nor_read(monkeypatch):
     monkeypatch.setattr(keys, "MAX_BYTES", len(data) - 1)
     with pytest.raises(DiffPrivacyError, match="are not read"):
         RecoveryKey.from_bytes(data)
+    monkeypatch.setattr(envelope, "LENGTHS", (len(body(data)),))
     with pytest.raises(DiffPrivacyError, match="fewer faces"):
         full_key().to_bytes()
+
+
+def test_a_key_that_could_not_be_read_again_is_not_written():
+    """More faces than a key may have, and more of what a graph may give it."""
+    many = keys.MAX_ROWS + 1
+    for changes, field in (
+        ({"faces": (face(),) * many, "noise_map": draw(many, 4, 2, 2)}, "noise_map"),
+        ({"embeddings": [Embedding(draw(1, 7, 4), None, {"area": 1.0})]}, "embeddings"),
+    ):
+        with pytest.raises(DiffPrivacyError, match=f"`{field}`"):
+            full_key(
+                **{"second_state": None, "pseudo_words": None, "patches": (), "method": "ddim"} | changes
+            ).to_bytes()
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_lengths_tell_neither_fidelity_nor_faces(count):
+    """Sealed keys have one of a few lengths, whatever is in them."""
+    lengths = set()
+    for fidelity in ("latent", "compact"):
+        key = full_key(fidelity=fidelity, noise_map=draw(count, 4, 8, 8), second_state=None, method="ddim")
+        key = dataclasses.replace(key, faces=(face(),) * count, patches=(), pseudo_words=None, prompt="x" * count)
+        lengths.add(len(key.to_bytes()))
+    lossless = full_key(faces=(face(),) * count, patches=(Patch(0, 0, bytes(5000)),) * count)
+    lengths.add(len(dataclasses.replace(lossless, noise_map=None, second_state=None, pseudo_words=None).to_bytes()))
+    assert lengths == {envelope.LENGTHS[0]}
+
+
+def test_padding_holds_nothing(monkeypatch):
+    data = full_key().to_bytes()
+    rest = data[len(body(data)) :]
+    assert not any(rest)
+    for wrong in (data[:-1] + b"x", body(data) + b"\0" * 63):
+        with pytest.raises(DiffPrivacyError, match="no padding"):
+            RecoveryKey.from_bytes(wrong)
+    assert RecoveryKey.from_bytes(body(data)).prompt == "a photo of *"
 
 
 def test_other_safetensors_are_no_key():
