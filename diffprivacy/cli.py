@@ -10,6 +10,7 @@ import sys
 
 from . import __version__
 from .commands import COMMANDS
+from .commands.options import option_at_fault
 from .errors import DiffPrivacyError
 
 
@@ -19,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.run(options)
     except DiffPrivacyError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {option_at_fault(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: what is finished is complete; the same command goes on from here", file=sys.stderr)

@@ -121,7 +121,7 @@ def anonymizing(recognizer: FaceMatcher | None, variants: int = 1, target: Seque
 def hiding(recognizer: FaceMatcher | None) -> EnergyOf:
     """Toward the original's identity and away from its looks; raises DiffPrivacyError without a recognizer."""
     if recognizer is None:
-        raise DiffPrivacyError("Hiding needs a recognizer that keeps the identity; name one with --recognizer.")
+        raise DiffPrivacyError("Hiding needs a recognizer that keeps the identity; name one.", "recognizer")
 
     def energy(crops: Tensor, landmarks: Tensor) -> Energy:
         toward = identity_toward(recognizer, recognizer.reference(crops, landmarks), landmarks)

@@ -1,13 +1,14 @@
-"""The pack's graph blocks."""
+"""The pack's nodes."""
 
 from __future__ import annotations
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 
 from . import demo, faces, frames, guidance, msi, pictures, recovery, report, schedule
+from .errors import naming_sockets
 
 
 class DiffPrivacyExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         modules = (demo, faces, frames, pictures, schedule, guidance, msi, recovery, report)
-        return [node for module in modules for node in module.NODES]
+        return [naming_sockets(node) for module in modules for node in module.NODES]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
+import numpy as np
 import torch
 from comfy_api.v0_0_2 import io, ui
 
@@ -13,6 +13,8 @@ from ..diffprivacy.faces.detectors import load_detector
 from ..diffprivacy.faces.geometry import MARGIN, crop_face, face_mask, paste_faces, protected_mask
 from ..diffprivacy.faces.preview import draw_faces
 from ..diffprivacy.faces.selection import select_faces, select_person
+from ..diffprivacy.identity.embedding import embed_face
+from ..diffprivacy.identity.thresholds import SAME_PERSON, person_threshold
 from . import models, sockets
 
 CATEGORY = "Diff-Privacy/faces"
@@ -95,13 +97,14 @@ class DetectFaces(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "person_threshold",
-                    default=0.35,
+                    default=0.0,
                     min=0.0,
                     max=1.0,
                     step=0.01,
                     optional=True,
                     advanced=True,
-                    tooltip="Cosine from which the recognizer takes two faces for one person.",
+                    tooltip="Cosine from which two faces are one person. 0: the threshold measured for the recognizer, "
+                    f"or {SAME_PERSON} if there is none.",
                 ),
             ],
             outputs=[
@@ -121,27 +124,23 @@ class DetectFaces(io.ComfyNode):
         recognizer=None,
         person=None,
         person_mode="only this person",
-        person_threshold=0.35,
+        person_threshold=0.0,
     ) -> io.NodeOutput:
-        reference = None
-        if person is not None:
-            if recognizer is None:
-                raise DiffPrivacyError("Socket `recognizer`: connect a face recognizer to choose faces by `person`.")
-            reference = _embedding_of_person(person, detector, recognizer)
+        known = None if person is None else _embedding_of_person(person, detector, recognizer)
+        keep = "only" if person_mode == "only this person" else "all but"
         chosen, previews = [], []
         for i, picture in enumerate(image.cpu().float()):
             found = detector.detect(picture)
             try:
-                faces = select_faces(found, select, mask=None if mask is None else mask[i % len(mask)].cpu())
-                if reference is not None:
-                    embed = functools.partial(_embed, recognizer, picture)
-                    keep = "only" if person_mode == "only this person" else "all but"
-                    faces = select_person(faces, embed, reference, person_threshold, keep)
+                faces = _selected(found, select, None if mask is None else mask[i % len(mask)].cpu())
+                if known is not None:
+                    faces = _of_person(faces, picture, known, recognizer, person_threshold, keep)
             except NoFaceError as error:
                 if without_face == "error":
                     raise NoFaceError(
-                        f"Picture {i + 1} of {len(image)}: {error} To leave such pictures as they are, "
-                        "set `without_face` to `keep unchanged`."
+                        f"Image {i + 1} of {len(image)}: {error.message} To leave such images as they are, "
+                        "set `without_face` to `keep unchanged`.",
+                        error.field,
                     ) from error
                 faces = []
             chosen.append(tuple(faces))
@@ -151,17 +150,29 @@ class DetectFaces(io.ComfyNode):
         return io.NodeOutput(batch, len(batch), ui=ui.PreviewImage(torch.stack(previews)))
 
 
-def _embed(recognizer, picture, face):
-    landmarks = torch.from_numpy(face.landmarks)[None]
-    return recognizer.reference(picture.movedim(-1, 0)[None], landmarks, mirrored=True)
+def _selected(found, select, mask):
+    try:
+        return select_faces(found, select, mask)
+    except DiffPrivacyError as error:
+        error.field = "select" if error.field == "faces" else error.field
+        raise
+
+
+def _of_person(faces, picture, known, recognizer, threshold, keep):
+    """The faces of the person with the embeddings ``known``, or all others; threshold: 0 for the recognizer's own."""
+    embeddings = np.stack([embed_face(recognizer, picture, face) for face in faces])
+    return select_person(faces, embeddings, known, threshold or person_threshold(recognizer), keep)
 
 
 def _embedding_of_person(person, detector, recognizer):
+    """(1,D) of the only face in an IMAGE."""
+    if recognizer is None:
+        raise DiffPrivacyError("Connect a face recognizer to choose faces by `person`.", "recognizer")
     picture = person[0].cpu().float()
     found = detector.detect(picture)
     if len(found) != 1:
-        raise DiffPrivacyError(f"Socket `person`: {len(found)} faces found; give a picture with exactly one face.")
-    return _embed(recognizer, picture, found[0])
+        raise DiffPrivacyError(f"{len(found)} faces found; give an image with exactly one face.", "person")
+    return embed_face(recognizer, picture, found[0])[None]
 
 
 class CropFaces(io.ComfyNode):
@@ -213,7 +224,7 @@ class CropFaces(io.ComfyNode):
     def execute(cls, image, faces, size, margin, variants) -> io.NodeOutput:
         check_pictures(image, faces)
         if not len(faces):
-            raise NoFaceError("Socket `faces`: there is no face to crop in any picture of the batch.")
+            raise NoFaceError("There is no face to crop in any picture of the batch.", "faces")
         crops = [
             crop_face(picture, face, size, margin)
             for picture, found in zip(image.cpu().float(), faces.faces, strict=True)
@@ -252,14 +263,13 @@ class PasteFaces(io.ComfyNode):
     def execute(cls, image, crops, faces) -> io.NodeOutput:
         check_pictures(image, faces)
         if faces.margin is None:
-            raise DiffPrivacyError(
-                "Socket `faces`: connect the output of Crop Faces, which knows how faces were cropped."
-            )
+            raise DiffPrivacyError("Connect the output of Crop Faces, which knows how faces were cropped.", "faces")
         expected = len(faces) * faces.variants
         if len(crops) != expected:
             raise DiffPrivacyError(
-                f"Socket `crops`: {len(crops)} crops for {expected} ({len(faces)} faces, {faces.variants} variant(s) "
-                "each); every face needs its crop, or it would stay unprotected."
+                f"{len(crops)} crops for {expected} ({len(faces)} faces, {faces.variants} variant(s) "
+                "each); every face needs its crop, or it would stay unprotected.",
+                "crops",
             )
         rows = iter(crops.cpu().float().split(faces.variants))
         pictures, masks = [], []
@@ -277,8 +287,9 @@ def check_pictures(image, faces) -> None:
     found = (len(faces.faces), *faces.size)
     if tuple(image.shape[:3]) != found:
         raise DiffPrivacyError(
-            f"Socket `image`: {image.shape[0]} pictures of {image.shape[2]}x{image.shape[1]}, but the faces were found in "
-            f"{found[0]} of {found[2]}x{found[1]}; connect the pictures that went into Detect Faces."
+            f"{image.shape[0]} pictures of {image.shape[2]}x{image.shape[1]}, but the faces were found in "
+            f"{found[0]} of {found[2]}x{found[1]}; connect the pictures that went into Detect Faces.",
+            "image",
         )
 
 

@@ -11,6 +11,7 @@ from ..diffprivacy.diffusion.temporal import ABOVE, moving_average, radius
 from ..diffprivacy.errors import DiffPrivacyError, NoFaceError
 from ..diffprivacy.faces.preview import draw_people
 from ..diffprivacy.identity.embedding import embed_face
+from ..diffprivacy.identity.thresholds import SAME_PERSON, person_threshold
 from ..diffprivacy.video.protect import is_cut, thumbnail
 from ..diffprivacy.video.tracks import Track, track_faces
 from . import sockets
@@ -64,17 +65,19 @@ class FollowFaces(io.ComfyNode):
         check_pictures(image, faces)
         if not len(faces):
             raise NoFaceError(
-                "Socket `faces`: there is no face in any frame, so nothing would be protected. "
-                "Look at the preview of Detect Faces, and try another detector."
+                "There is no face in any frame, so nothing would be protected. "
+                "Look at the preview of Detect Faces, and try another detector.",
+                "faces",
             )
         frames = image.cpu().float()
-        embeddings = None
+        embeddings, same_person = None, SAME_PERSON
         if recognizer is not None:
+            same_person = person_threshold(recognizer)
             embeddings = [
                 [embed_face(recognizer, frame, face) for face in found]
                 for frame, found in zip(frames, faces.faces, strict=True)
             ]
-        tracks = track_faces(faces.faces, faces.size, frame_rate, _cuts(frames), embeddings)
+        tracks = track_faces(faces.faces, faces.size, frame_rate, _cuts(frames), embeddings, same_person)
         chosen, numbers, previews = [], [], []
         for i, frame in enumerate(frames):
             present = _in_frame(tracks, i)
@@ -122,9 +125,7 @@ class SteadyFrames(io.ComfyNode):
     @classmethod
     def execute(cls, model, faces, frame_rate) -> io.NodeOutput:
         if faces.tracks is None or faces.variants is None:
-            raise DiffPrivacyError(
-                "Socket `faces`: connect Follow Faces before Crop Faces, and here the faces of Crop Faces."
-            )
+            raise DiffPrivacyError("Connect Follow Faces before Crop Faces, and here the faces of Crop Faces.", "faces")
         tracks = torch.tensor([track for of_frame in faces.tracks for track in of_frame])
         rows = len(faces) * faces.variants
         reach = radius(frame_rate)

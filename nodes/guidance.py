@@ -288,8 +288,9 @@ def _reference(reference: torch.Tensor, faces: sockets.FaceBatch) -> tuple[torch
     variants, rest = divmod(len(reference), len(landmarks))
     if rest or variants != faces.variants:
         raise DiffPrivacyError(
-            f"Socket `reference`: {len(reference)} pictures for {len(faces)} faces with {faces.variants} variant(s) each; "
-            "connect the crops of Crop Faces."
+            f"{len(reference)} pictures for {len(faces)} faces with {faces.variants} variant(s) each; "
+            "connect the crops of Crop Faces.",
+            "reference",
         )
     return reference[::variants].movedim(-1, 1).cpu().float(), landmarks
 

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ..diffprivacy.diffusion.conditioning import EmbeddingSchedule, percent_range
-from ..diffprivacy.errors import DiffPrivacyError
+from ..diffprivacy.errors import DiffPrivacyError, at_field
 from ..diffprivacy.evaluation.drawing import loss_curve
 from ..diffprivacy.msi.module import load_msi, new_msi, save_msi, textual_inversions
 from ..diffprivacy.msi.training import Settings, Training
@@ -115,10 +115,8 @@ class TrainMSI(io.ComfyNode):
         with torch.inference_mode(False), torch.enable_grad():
             start = new_msi(backbone, seed=seed) if msi is None else msi
             _check(start, backbone)
-        try:
+        with at_field("images"):
             data = prepare(backbone, _pixels(images), flips)
-        except DiffPrivacyError as error:
-            raise DiffPrivacyError(f"Socket `images`: {error}") from error
         settings = Settings(
             steps=steps, batch=batch, chunk=chunk, lr=learning_rate, checkpointing=checkpointing, seed=seed
         )
@@ -158,10 +156,8 @@ def _pixels(images) -> torch.Tensor:
 
 def _check(msi, backbone) -> None:
     _ = backbone.text_encoder_identity, backbone.image_encoder_identity  # Their own errors name their own sockets.
-    try:
+    with at_field("msi"):
         msi.check(backbone)
-    except DiffPrivacyError as error:
-        raise DiffPrivacyError(f"Socket `msi`: {error}") from error
 
 
 class SaveMSI(io.ComfyNode):
@@ -252,9 +248,7 @@ class InvertMSI(io.ComfyNode):
     @classmethod
     def execute(cls, msi, image, clip, clip_vision, prompt, save_embeddings="") -> io.NodeOutput:
         if "*" not in prompt:
-            raise DiffPrivacyError(
-                "Input `prompt`: it holds no `*`; write one where the face belongs, as in `a photo of *`."
-            )
+            raise DiffPrivacyError("It holds no `*`; write one where the face belongs, as in `a photo of *`.", "prompt")
         backbone = ComfyBackbone(clip=clip, clip_vision=clip_vision)
         _check(msi, backbone)
         words = msi.words(backbone, _pixels(image))
@@ -283,7 +277,7 @@ def _batched(faces: list) -> list:
 
 def _save_embeddings(name: str, words, text_encoder) -> None:
     if not re.fullmatch(r"[\w-]+", name):
-        raise DiffPrivacyError(f"Input `save_embeddings`: {name!r} is no name; use letters, digits, - and _ only.")
+        raise DiffPrivacyError(f"{name!r} is no name; use letters, digits, - and _ only.", "save_embeddings")
     folder = Path(folder_paths.get_folder_paths("embeddings")[0])
     folder.mkdir(parents=True, exist_ok=True)
     for face, of_face in enumerate(words):

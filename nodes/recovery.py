@@ -8,7 +8,7 @@ from comfy_api.v0_0_2 import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..diffprivacy.diffusion import inversion, sampling
-from ..diffprivacy.errors import DiffPrivacyError
+from ..diffprivacy.errors import DiffPrivacyError, at_field
 from ..diffprivacy.media.images import Picture
 from ..diffprivacy.recovery import encryption, png, replay
 from ..diffprivacy.recovery.key import FIDELITIES, Embedding, RecoveryKey
@@ -61,14 +61,10 @@ class InvertLatent(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, latent_image, sigmas, method, iterations) -> io.NodeOutput:
         noise_levels(model)
-        try:
+        with at_field("latent_image"):
             sampling.check_latent(latent_image["samples"], model.get_model_object("latent_format").latent_channels)
-        except DiffPrivacyError as error:
-            raise DiffPrivacyError(f"Socket `latent_image`: {error}") from error
-        try:
+        with at_field("sigmas"):
             sampling.check_sigmas(sigmas)
-        except DiffPrivacyError as error:
-            raise DiffPrivacyError(f"Socket `sigmas`: {error}") from error
         if method == "belm":
             states = []
 
@@ -160,7 +156,7 @@ class SealKey(io.ComfyNode):
         faces=None,
     ) -> io.NodeOutput:
         if len(protected) != 1 or (faces is not None and len(faces.faces) != 1):
-            raise DiffPrivacyError("Socket `protected`: a key belongs to one picture; give a batch of one.")
+            raise DiffPrivacyError("A key belongs to one picture; give a batch of one.", "protected")
         named = [line.strip() for line in recipients.splitlines() if line.strip()]
         secret = encryption.read_secret(passphrase, "passphrase") if passphrase else None
         seal = encryption.Seal(secret, named)
@@ -210,9 +206,9 @@ class OpenKey(io.ComfyNode):
     @classmethod
     def execute(cls, protected, sealed_key, secret) -> io.NodeOutput:
         if len(protected) != 1:
-            raise DiffPrivacyError("Socket `protected`: a key belongs to one picture; give a batch of one.")
+            raise DiffPrivacyError("A key belongs to one picture; give a batch of one.", "protected")
         if not sealed_key.files:
-            raise DiffPrivacyError(f"Socket `sealed_key`: the picture was loaded, but {png.NO_KEY}")
+            raise DiffPrivacyError(f"The picture was loaded, but {png.NO_KEY}", "sealed_key")
         opener = encryption.opener(encryption.read_secret(secret))
         picture = Picture(protected[0].cpu().float())
         keys = [RecoveryKey.from_bytes(opener.open(sealed)) for sealed in sealed_key.files]
@@ -262,11 +258,9 @@ def _replayed(fidelity, noise_map, positive, sigmas, faces) -> RecoveryKey:
     if noise_map is None or positive is None or sigmas is None:
         raise DiffPrivacyError(f"Sockets `noise_map`, `positive` and `sigmas`: a {fidelity} key needs all three.")
     if "noise_mask" in noise_map:
-        raise DiffPrivacyError("Socket `noise_map`: invert the latent without a noise mask; a key holds whole crops.")
-    try:
+        raise DiffPrivacyError("Invert the latent without a noise mask; a key holds whole crops.", "noise_map")
+    with at_field("sigmas"):
         sampling.check_sigmas(sigmas)
-    except DiffPrivacyError as error:
-        raise DiffPrivacyError(f"Socket `sigmas`: {error}") from error
     second_state = noise_map.get(SECOND_STATE)
     return RecoveryKey(
         fidelity,
@@ -286,8 +280,9 @@ def _embedding(context, options) -> Embedding:
     pooled = rest.pop("pooled_output", None)
     if foreign := rest.keys() - EMBEDDING_OPTIONS:
         raise DiffPrivacyError(
-            f"Socket `positive`: it carries {', '.join(sorted(foreign))}, which a key cannot hold; invert with prompts and "
-            "time ranges only."
+            f"It carries {', '.join(sorted(foreign))}, which a key cannot hold; invert with prompts and "
+            "time ranges only.",
+            "positive",
         )
     return Embedding(context, pooled, {name: float(value) for name, value in rest.items()})
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from comfy_api.v0_0_2 import io, ui
 
-from ..diffprivacy.errors import DiffPrivacyError
+from ..diffprivacy.errors import DiffPrivacyError, at_field
 from ..diffprivacy.evaluation.comparison import Judged, judge, table
 from ..diffprivacy.evaluation.drawing import cosine_plot
 from ..diffprivacy.faces.detectors import Detector
@@ -74,21 +74,20 @@ def _judged(
     variants, rest = divmod(len(batch), len(originals))
     if rest or not variants:
         raise DiffPrivacyError(
-            f"Socket `{name}`: {len(batch)} pictures are no whole number of variants of {len(originals)} originals; "
-            "connect the pictures of Paste Faces."
+            f"{len(batch)} pictures are no whole number of variants of {len(originals)} originals; "
+            "connect the pictures of Paste Faces.",
+            name,
         )
     if (len(originals), *originals.shape[1:3]) != (len(faces.faces), *faces.size):
-        raise DiffPrivacyError("Socket `faces`: these were found in other pictures; connect those of the originals.")
+        raise DiffPrivacyError("These were found in other pictures; connect those of the originals.", "faces")
     judged = []
     for i, found in enumerate(faces.faces):
-        people = [f"picture {i}, face {j}" for j in range(len(found))]
+        people = [f"image {i}, face {j}" for j in range(len(found))]
         for version in batch[i * variants : (i + 1) * variants]:
-            try:
+            with at_field(name):
                 judged += judge(originals[i].cpu().float(), version.cpu().float(), found, people, judges, detector)
-            except DiffPrivacyError as error:
-                raise DiffPrivacyError(f"Socket `{name}`: {error}") from error
     if not judged:
-        raise DiffPrivacyError("Socket `faces`: there is no face in it, so nothing can be judged.")
+        raise DiffPrivacyError("There is no face in it, so nothing can be judged.", "faces")
     return judged
 
 

@@ -90,8 +90,9 @@ def _restrict(socket: str, conditioning: list, span: Span, share: float) -> list
         entries += node_helpers.conditioning_set_values([entry], values)
     if uncovered:
         raise DiffPrivacyError(
-            f"Socket `{socket}`: its time ranges leave the steps {min(uncovered)} to {max(uncovered)} without any "
-            "conditioning, where the model would see nothing; extend a range or move the switch."
+            f"Its time ranges leave the steps {min(uncovered)} to {max(uncovered)} without any "
+            "conditioning, where the model would see nothing; extend a range or move the switch.",
+            socket,
         )
     return entries
 

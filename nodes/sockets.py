@@ -45,7 +45,7 @@ class FaceBatch:
     def crop_landmarks(self, size: int) -> torch.Tensor:
         """The five points (F,2) of all F faces in their crops of size x size pixels, as (F,5,2)."""
         if self.margin is None:
-            raise DiffPrivacyError("Socket `faces`: connect Crop Faces, which knows how the faces were cropped.")
+            raise DiffPrivacyError("Connect Crop Faces, which knows how the faces were cropped.", "faces")
         return torch.stack([crop_landmarks(face, size, self.margin) for face in self.flat])
 
 

@@ -196,7 +196,7 @@ class DiffusersBackbone:
     @property
     def _vision_encoder(self) -> Any:
         if self.vision_encoder is None:
-            raise DiffPrivacyError("No CLIP vision model is loaded; give one with --clip-vision to use MSI.")
+            raise DiffPrivacyError("MSI needs a CLIP vision model; load one.", "clip_vision")
         return self.vision_encoder
 
     @property

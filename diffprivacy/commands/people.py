@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..errors import DiffPrivacyError, NoFaceError
@@ -53,10 +52,8 @@ class People:
     def in_picture(self, picture: Tensor, faces: Sequence[Face]) -> list[Face]:
         """The faces to protect; raises NoFaceError if there is none."""
 
-        def embed(face: Face) -> list[Tensor]:
-            return [torch.from_numpy(embed_face(self.recognizer, picture, face))[None]]
-
-        return select_person(faces, embed, [torch.from_numpy(self.known)], self.threshold, self.keep)
+        embeddings = np.stack([embed_face(self.recognizer, picture, face) for face in faces])
+        return select_person(faces, embeddings, self.known, self.threshold, self.keep)
 
     def in_video(self, tracks: Sequence[Track]) -> list[Track]:
         """The tracks to protect; raises NoFaceError if there is none.
@@ -71,7 +68,7 @@ class People:
         else:
             chosen = [track for track in tracks if track not in alike]
         if not chosen:
-            raise NoFaceError("person: nobody in the video is to be protected.")
+            raise NoFaceError("Nobody in the video is to be protected.", "person")
         return chosen
 
 

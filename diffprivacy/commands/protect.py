@@ -25,7 +25,7 @@ from ..recovery.keyed import Public, anonymize_keyed
 from ..recovery.replay import record
 from .inputs import all_exist, is_video, plan
 from .model import add_model_options, add_vision_option
-from .options import SEED_WARNING, positive
+from .options import SEED_WARNING, option_at_fault, positive
 from .people import add_people_options
 from .protect_video import protect_video
 from .sealing import add_seal_options, write_sealed
@@ -113,7 +113,7 @@ def protect(options: argparse.Namespace) -> int:
             else:
                 _protect_picture(source, files, options, tools)
         except DiffPrivacyError as error:
-            print(f"error: {source}: {error}", file=sys.stderr)
+            print(f"error: {source}: {option_at_fault(error)}", file=sys.stderr)
             failed += 1
     return 1 if failed else 0
 

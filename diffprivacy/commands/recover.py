@@ -18,6 +18,7 @@ from ..recovery.key import RecoveryKey
 from ..recovery.keyed import Public, recover_keyed
 from .inputs import all_exist, is_video, plan
 from .model import add_checkpoint_options, load_checkpoint
+from .options import option_at_fault
 from .sealing import Secrets, add_passphrase_options
 
 
@@ -80,7 +81,7 @@ def recover(options: argparse.Namespace) -> int:
             else:
                 recovered = _recover(source, picture, keys, backbone, options)
         except DiffPrivacyError as error:
-            print(f"error: {source}: {error}", file=sys.stderr)
+            print(f"error: {source}: {option_at_fault(error)}", file=sys.stderr)
             failed += 1
             continue
         file.parent.mkdir(parents=True, exist_ok=True)

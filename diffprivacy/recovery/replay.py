@@ -225,7 +225,7 @@ def _check_backbone(key: RecoveryKey, backbone: ReplayBackbone) -> None:
     found = backbone.fingerprints
     if different := [name for name, value in key.fingerprints.items() if found.get(name, value) != value]:
         raise DiffPrivacyError(
-            f"The picture was protected with another {' and '.join(different)}: name the same one with --checkpoint."
+            f"The image was protected with another {' and '.join(different)}: name the same one.", "checkpoint"
         )
     assert key.noise_map is not None and key.sigmas is not None
     check_crops(key.size, backbone)

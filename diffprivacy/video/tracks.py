@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import DiffPrivacyError, NoFaceError
 from ..faces.geometry import TEMPLATE_SIZE, Face, align_matrix
+from ..faces.selection import parse_selection
 from ..identity.thresholds import SAME_PERSON
 
 REACH = 0.6
@@ -74,6 +75,7 @@ def track_faces(
     rate: float,
     cuts: Collection[int] = (),
     embeddings: Sequence[Sequence[np.ndarray]] | None = None,
+    same_person: float = SAME_PERSON,
 ) -> list[Track]:
     """The appearances of all faces that were detected in the frames of a video, sorted by start and from the left.
 
@@ -82,6 +84,7 @@ def track_faces(
     picture. Landmarks are smoothed over time, so that a crop does not tremble with the detector.
     size: height and width of the frames. rate: frames per second. cuts: frames that begin another shot.
     embeddings: unit vectors (D,) of the same faces, which also tell who is who where people cross.
+    same_person: cosine from which two appearances are one person's.
     """
     gap, carry = round(GAP * rate), round(CARRY * rate)
     tracks = []
@@ -96,7 +99,7 @@ def track_faces(
         closed = [_closed(track, rate) for track in done + active]
         tracks += [_carried(track, (first, stop), size, carry, closed) for track in closed]
     tracks.sort(key=lambda track: (track.start, track.landmarks[0].mean(axis=0)[0]))
-    return _with_people(tracks)
+    return _with_people(tracks, same_person)
 
 
 def select_people(tracks: Sequence[Track], which: str) -> list[Track]:
@@ -107,22 +110,18 @@ def select_people(tracks: Sequence[Track], which: str) -> list[Track]:
     if not tracks:
         raise NoFaceError("No face was found in any frame, so nothing would be protected.")
     people = sorted({track.person for track in tracks})
-    word = which.strip().lower()
-    if word == "all":
+    chosen = parse_selection(which)
+    if chosen == "all":
         return list(tracks)
-    if word == "largest":
+    if chosen == "largest":
         areas = {person: sum(track.area for track in tracks if track.person == person) for person in people}
         chosen = {max(people, key=areas.__getitem__)}
-    else:
-        try:
-            chosen = {int(number) for number in which.split(",")}
-        except ValueError as error:
-            raise DiffPrivacyError(f"faces: {which!r} is none of all, largest, or numbers such as 0,2.") from error
-        if unknown := sorted(chosen - set(people)):
-            raise DiffPrivacyError(
-                f"faces: there is no person {unknown[0]}; the video has {len(people)}, numbered 0 to {len(people) - 1} "
-                "in the order in which they appear."
-            )
+    elif unknown := sorted(chosen - set(people)):
+        raise DiffPrivacyError(
+            f"There is no person {unknown[0]}; the video has {len(people)}, numbered 0 to {len(people) - 1} in the order "
+            "in which they appear.",
+            "faces",
+        )
     return [track for track in tracks if track.person in chosen]
 
 
@@ -223,14 +222,14 @@ def _taken(points: np.ndarray, frame: int, track: Track, others: Sequence[Track]
     return any(np.linalg.norm(points.mean(axis=0) - centre) < _side(points) / 2 for centre in centres)
 
 
-def _with_people(tracks: Sequence[Track]) -> list[Track]:
+def _with_people(tracks: Sequence[Track], same_person: float) -> list[Track]:
     """Number the people: appearances that share no frame and look alike are one person's."""
     people: list[list[Track]] = []
     numbered = []
     for track in tracks:
         likeness = [_likeness(track, person) for person in people]
         best = int(np.argmax(likeness)) if likeness else 0
-        if not likeness or likeness[best] < SAME_PERSON:
+        if not likeness or likeness[best] < same_person:
             best = len(people)
             people.append([])
         people[best].append(track)

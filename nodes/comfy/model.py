@@ -39,8 +39,9 @@ def noise_levels(model: Any) -> NoiseLevels:
     sampling = model.get_model_object("model_sampling")
     if not isinstance(sampling, comfy.model_sampling.EPS) or not hasattr(sampling, "sigmas"):
         raise DiffPrivacyError(
-            "Socket `model`: this checkpoint is a flow model (SD3, Flux or alike), which has no noise map to invert; "
-            "load a Stable Diffusion 1.x, 2.x or XL checkpoint."
+            "This checkpoint is a flow model (SD3, Flux or alike), which has no noise map to invert; "
+            "load a Stable Diffusion 1.x, 2.x or XL checkpoint.",
+            "model",
         )
     return NoiseLevels(sampling.sigmas.detach().clone().cpu())
 
@@ -106,7 +107,7 @@ class ComfyBackbone:
     def _token_tables(self) -> list[Tensor]:
         models = [getattr(self.clip.cond_stage_model, f"clip_{name}") for name in self._text_names]
         if not models:
-            raise DiffPrivacyError("Socket `clip`: this is no CLIP text encoder of Stable Diffusion 1.x, 2.x or XL.")
+            raise DiffPrivacyError("This is no CLIP text encoder of Stable Diffusion 1.x, 2.x or XL.", "clip")
         return [model.transformer.get_input_embeddings().weight for model in models]
 
     @property
@@ -121,7 +122,7 @@ class ComfyBackbone:
         patches = getattr(getattr(network, "embeddings", None), "patch_embedding", None)
         if network is None or patches is None or self.clip_vision.model_type != "clip_vision_model":
             raise DiffPrivacyError(
-                "Socket `clip_vision`: this image encoder is no CLIP vision model; load ViT-L/14 or ViT-H/14 of CLIP."
+                "This image encoder is no CLIP vision model; load ViT-L/14 or ViT-H/14 of CLIP.", "clip_vision"
             )
         return EncoderIdentity.of([patches.weight.shape[0]], len(network.encoder.layers), [patches.weight])
 

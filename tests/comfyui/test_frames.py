@@ -157,7 +157,7 @@ def test_each_persons_variants_are_steadied_for_themselves(server):
 def test_steady_frames_need_faces_that_were_followed_and_cropped(server, shot, clip):
     steady = clip(shot).steady()
     steady.graph.add("PreviewAny", source=steady.model)
-    with pytest.raises(PromptError, match="Socket `faces`: connect Follow Faces before Crop Faces"):
+    with pytest.raises(PromptError, match="Socket `faces`: Connect Follow Faces before Crop Faces"):
         server.run(steady.graph)
 
 
@@ -179,5 +179,5 @@ def test_frames_other_than_those_with_the_faces(server, shot):
 def test_frames_without_any_face(server):
     file = write_frames(server.base / "input" / "empty.png", np.full((3, 96, 96, 3), 128, np.uint8))
     clip = Clip(file).follow().crop()
-    with pytest.raises(PromptError, match="Socket `faces`: there is no face in any frame"):
+    with pytest.raises(PromptError, match="Socket `faces`: There is no face in any frame"):
         clip.run(server, clip.crops)

@@ -297,7 +297,7 @@ def test_a_person_to_look_for_is_one_face(server, person, message):
         **{"select": "all", "without_face": "error"},
     )
     graph.add("PreviewAny", source=slot(found, 1))
-    with pytest.raises(PromptError, match=rf"Socket `person`: {message}; give a picture with exactly one face"):
+    with pytest.raises(PromptError, match=rf"Socket `person`: {message}; give an image with exactly one face"):
         server.run(graph)
 
 

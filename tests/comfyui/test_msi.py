@@ -320,7 +320,7 @@ def test_pictures_too_small_to_learn_from(server):
 @pytest.mark.parametrize(
     ("kind", "mark", "message"),
     [
-        ("dinov2", "encoder.layer.23.layer_scale2.lambda1", '"Socket `clip_vision`: this .* is no CLIP vision model'),
+        ("dinov2", "encoder.layer.23.layer_scale2.lambda1", '"Socket `clip_vision`: This .* is no CLIP vision model'),
         ("vit-h", "vision_model.encoder.layers.30.layer_norm1.weight", "`msi`.*vision model.*32 layers of 1280"),
     ],
 )

@@ -13,7 +13,7 @@ import torch
 from diffprivacy.cli import main
 from diffprivacy.demo.backend import load_backbone
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.identity.verification import psnr
+from diffprivacy.evaluation.fidelity import psnr
 from diffprivacy.media.images import read_picture
 from diffprivacy.recovery import png
 from diffprivacy.recovery.encryption import Opener
