@@ -60,7 +60,7 @@ class DetectFaces(io.ComfyNode):
             node_id="DiffPrivacyDetectFaces",
             display_name="Detect Faces",
             category=CATEGORY,
-            description="Finds the faces of each picture and chooses those to protect; shows them numbered.",
+            description="Finds the faces of each image and chooses those to protect; shows them numbered.",
             search_aliases=[
                 "face privacy",
                 "find faces",
@@ -81,13 +81,13 @@ class DetectFaces(io.ComfyNode):
                 io.Combo.Input(
                     "without_face",
                     options=["error", "keep unchanged"],
-                    tooltip="What to do with a picture of the batch in which no face is found or chosen.",
+                    tooltip="What to do with an image of the batch in which no face is found or chosen.",
                 ),
                 io.Mask.Input("mask", optional=True, tooltip="Only faces whose centre lies in the mask."),
                 sockets.FaceRecognizer.Input(
                     "recognizer", optional=True, tooltip="Needed to compare faces with the person."
                 ),
-                io.Image.Input("person", optional=True, tooltip="A picture of one person to look for."),
+                io.Image.Input("person", optional=True, tooltip="An image of one person to look for."),
                 io.Combo.Input(
                     "person_mode",
                     options=["only this person", "all but this person"],
@@ -224,7 +224,7 @@ class CropFaces(io.ComfyNode):
     def execute(cls, image, faces, size, margin, variants) -> io.NodeOutput:
         check_pictures(image, faces)
         if not len(faces):
-            raise NoFaceError("There is no face to crop in any picture of the batch.", "faces")
+            raise NoFaceError("There is no face to crop in any image of the batch.", "faces")
         crops = [
             crop_face(picture, face, size, margin)
             for picture, found in zip(image.cpu().float(), faces.faces, strict=True)
@@ -246,16 +246,16 @@ class PasteFaces(io.ComfyNode):
             display_name="Paste Faces",
             category=CATEGORY,
             description="Puts new faces where the old ones were, with a soft border. "
-            "Outside the mask the picture stays the same to the last bit.",
+            "Pixels outside the face masks are unchanged.",
             search_aliases=["face swap", "composite face", "blend face"],
             inputs=[
-                io.Image.Input("image", tooltip="The original pictures."),
+                io.Image.Input("image", tooltip="The original images."),
                 io.Image.Input("crops", tooltip="The new faces, in the order of Crop Faces; any size."),
                 sockets.Faces.Input("faces", tooltip="From Crop Faces."),
             ],
             outputs=[
-                io.Image.Output(display_name="image", tooltip="With several variants: all of picture 1 first."),
-                io.Mask.Output(display_name="mask", tooltip="Where the pictures were changed."),
+                io.Image.Output(display_name="image", tooltip="With several variants: all of image 1 first."),
+                io.Mask.Output(display_name="mask", tooltip="Where the images were changed."),
             ],
         )
 
@@ -287,8 +287,8 @@ def check_pictures(image, faces) -> None:
     found = (len(faces.faces), *faces.size)
     if tuple(image.shape[:3]) != found:
         raise DiffPrivacyError(
-            f"{image.shape[0]} pictures of {image.shape[2]}x{image.shape[1]}, but the faces were found in "
-            f"{found[0]} of {found[2]}x{found[1]}; connect the pictures that went into Detect Faces.",
+            f"{image.shape[0]} images of {image.shape[2]}x{image.shape[1]}, but the faces were found in "
+            f"{found[0]} of {found[2]}x{found[1]}; connect the images that went into Detect Faces.",
             "image",
         )
 

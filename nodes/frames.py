@@ -134,7 +134,7 @@ class SteadyFrames(io.ComfyNode):
             denoised = args["denoised"]
             if len(denoised) != rows:
                 raise DiffPrivacyError(
-                    f"Steady Frames: the sampler draws {len(denoised)} pictures for {rows} ({len(faces)} faces, "
+                    f"Steady Frames: the sampler predicts {len(denoised)} images for {rows} ({len(faces)} faces, "
                     f"{faces.variants} variant(s) each); connect the latent of all crops of the same Crop Faces."
                 )
             return _averaged(denoised, tracks, reach) if args["sigma"][0] > ABOVE else denoised

@@ -87,7 +87,7 @@ def _augmentation_input() -> io.Int.Input:
         min=0,
         max=32,
         advanced=True,
-        tooltip="Random views of each picture the energy is averaged over, against patterns that fool one network only. "
+        tooltip="Random views of each image the energy is averaged over, against patterns that fool one network only. "
         "0 for none, as in the paper.",
     )
 
@@ -99,12 +99,17 @@ class AnonymizeEnergy(io.ComfyNode):
             node_id="DiffPrivacyAnonymizeEnergy",
             display_name="Anonymize Energy",
             category=CATEGORY,
-            description="Low where machines see somebody else, and where the variants of a face differ from each other.",
+            description="Falls as recognizers stop matching the original, and as variants differ from each other.",
             search_aliases=["identity loss", "face privacy", "anonymize", "deidentify", "blur face alternative"],
             inputs=[
                 *_energy_inputs(),
                 io.Float.Input(
-                    "identity", default=1.0, min=0.0, max=10.0, step=0.05, tooltip="Weight: away from the original."
+                    "identity",
+                    default=1.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Weight of leaving the original identity.",
                 ),
                 io.Float.Input(
                     "diversity",
@@ -112,13 +117,13 @@ class AnonymizeEnergy(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="Weight: variants away from each other.",
+                    tooltip="Weight of variants differing from each other.",
                 ),
                 io.Combo.Input(
                     "form",
                     options=["smooth", "paper"],
                     advanced=True,
-                    tooltip="paper: max(cos, 0), which stops pulling once the cosine is 0. smooth: goes on, ever weaker.",
+                    tooltip="paper: max(cos, 0), which stops pulling once the cosine is 0. smooth: softplus; its gradient decays but never vanishes.",
                 ),
                 _augmentation_input(),
             ],
@@ -142,15 +147,15 @@ class HideEnergy(io.ComfyNode):
             node_id="DiffPrivacyHideEnergy",
             display_name="Hide Energy",
             category=CATEGORY,
-            description="Low where machines still see the original person while the picture looks different.",
+            description="Falls as recognizers match the original person while the image looks different.",
             search_aliases=["identity loss", "visual identity hiding", "face privacy"],
             inputs=[
                 *_energy_inputs(),
                 io.Float.Input(
-                    "identity", default=1.0, min=0.0, max=10.0, step=0.05, tooltip="Weight: machines match."
+                    "identity", default=1.0, min=0.0, max=10.0, step=0.05, tooltip="Weight of recognizers matching."
                 ),
                 io.Float.Input(
-                    "visual_distance", default=1.0, min=0.0, max=10.0, step=0.05, tooltip="Weight: look different."
+                    "visual_distance", default=1.0, min=0.0, max=10.0, step=0.05, tooltip="Weight of looking different."
                 ),
                 _augmentation_input(),
             ],
@@ -245,7 +250,7 @@ class EnergyGuidance(io.ComfyNode):
                     min=0,
                     max=64,
                     advanced=True,
-                    tooltip="Pictures decoded at once, to save memory; 0 for all.",
+                    tooltip="Images decoded at once, to save memory; 0 for all.",
                 ),
             ],
             outputs=[io.Model.Output()],
@@ -288,7 +293,7 @@ def _reference(reference: torch.Tensor, faces: sockets.FaceBatch) -> tuple[torch
     variants, rest = divmod(len(reference), len(landmarks))
     if rest or variants != faces.variants:
         raise DiffPrivacyError(
-            f"{len(reference)} pictures for {len(faces)} faces with {faces.variants} variant(s) each; "
+            f"{len(reference)} images for {len(faces)} faces with {faces.variants} variant(s) each; "
             "connect the crops of Crop Faces.",
             "reference",
         )

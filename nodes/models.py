@@ -28,7 +28,7 @@ def files(suffix: str, *names: str) -> list[str]:
 def find(file: str, what: str, *names: str) -> Path:
     """The path of a relative name; raises DiffPrivacyError that lists where it was looked for, and what belongs there.
 
-    A block whose list of files holds ``file`` must take any name in ``validate_inputs``, or ComfyUI refuses one that is
+    A node whose list of files holds ``file`` must take any name in ``validate_inputs``, or ComfyUI refuses one that is
     gone before this message can.
     """
     places = [folder / file for folder in folders(*names)]

@@ -36,8 +36,8 @@ class TrainMSI(io.ComfyNode):
             node_id="DiffPrivacyTrainMSI",
             display_name="Train MSI",
             category=CATEGORY,
-            description="Learns to say a face, or the faces of many people, in the checkpoint's own language: one "
-            "pseudo-word for each time stage. Interrupting ends the training, and the graph goes on with what was learnt.",
+            description="Learns pseudo-words that describe a face, one for each time stage. Interrupting ends the training; "
+            "the graph continues with what was learnt.",
             search_aliases=["textual inversion", "image inversion", "learn face", "multi-scale image inversion"],
             inputs=[
                 io.Image.Input("images", tooltip="Crops from Crop Faces: one face, or many."),
@@ -50,10 +50,10 @@ class TrainMSI(io.ComfyNode):
                     default=Settings.steps,
                     min=1,
                     max=100000,
-                    tooltip="At most; it stops once nothing is gained.",
+                    tooltip="Maximum; stops early when the validation loss plateaus.",
                 ),
                 io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="The same seed gives the same MSI."),
-                sockets.MSI.Input("msi", optional=True, tooltip="Begin here instead of at the word `face`."),
+                sockets.MSI.Input("msi", optional=True, tooltip="Start from this MSI instead of the word `face`."),
                 io.Int.Input(
                     "batch",
                     default=Settings.batch,
@@ -74,7 +74,7 @@ class TrainMSI(io.ComfyNode):
                     "checkpointing",
                     default=True,
                     advanced=True,
-                    tooltip="Less memory for more time: activations are computed again.",
+                    tooltip="Saves memory by recomputing activations, which takes more time.",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -83,7 +83,7 @@ class TrainMSI(io.ComfyNode):
                     max=1.0,
                     step=1e-5,
                     advanced=True,
-                    tooltip="0 for what suits: a lower one where a trained MSI goes on.",
+                    tooltip="0: automatic; lower when resuming from a trained MSI.",
                 ),
                 io.Boolean.Input("flips", default=True, advanced=True, tooltip="Learn from the mirror images too."),
             ],
@@ -167,7 +167,7 @@ class SaveMSI(io.ComfyNode):
             node_id="DiffPrivacySaveMSI",
             display_name="Save MSI",
             category=CATEGORY,
-            description="Writes an MSI to models/msi, where Load MSI finds it. One trained on a face can draw that face: "
+            description="Writes an MSI to models/msi, where Load MSI finds it. One trained on a face can generate that face: "
             "keep it as you would keep the photo.",
             search_aliases=["save msi", "save embedding"],
             is_output_node=True,
@@ -222,8 +222,8 @@ class InvertMSI(io.ComfyNode):
             node_id="DiffPrivacyInvertMSI",
             display_name="Face to Conditioning (MSI)",
             category=CATEGORY,
-            description="Says each crop's face in pseudo-words, one for each time stage, and puts them into a prompt. The "
-            "conditioning holds in ten time ranges and goes into any sampler.",
+            description="Describes each crop's face by pseudo-words, one for each time stage, and puts them into a prompt. "
+            "The conditioning holds in ten time ranges and works with any sampler.",
             search_aliases=["invert", "textual inversion", "face prompt", "image to conditioning"],
             inputs=[
                 sockets.MSI.Input("msi"),

@@ -1,4 +1,4 @@
-"""Write and read protected pictures: PNG without prompt, workflow, EXIF or any other metadata."""
+"""Write and read protected images: PNG without prompt, workflow, EXIF or any other metadata."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..diffprivacy.media.images import Picture, read_picture
 from ..diffprivacy.recovery import png
 from . import sockets
 
-CATEGORY = "Diff-Privacy/pictures"
+CATEGORY = "Diff-Privacy/images"
 
 
 class SaveProtected(io.ComfyNode):
@@ -21,9 +21,9 @@ class SaveProtected(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffPrivacySaveProtected",
-            display_name="Save Protected Picture",
+            display_name="Save Protected Image",
             category=CATEGORY,
-            description="Saves PNG files that hold the picture and nothing else: no prompt, no workflow, no EXIF. "
+            description="Saves PNG files that hold the image and nothing else: no prompt, no workflow, no EXIF. "
             "A sealed recovery key goes with them if one is connected.",
             search_aliases=["save without metadata", "save image no workflow", "face privacy"],
             is_output_node=True,
@@ -32,7 +32,7 @@ class SaveProtected(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="protected/picture",
-                    tooltip="Name in the output folder, without the ending; choose one that tells nothing.",
+                    tooltip="Name in the output folder, without the ending; choose one that reveals nothing.",
                 ),
                 sockets.SealedKeys.Input("sealed_key", optional=True, tooltip="From Seal Recovery Key."),
             ],
@@ -60,9 +60,9 @@ class LoadProtected(io.ComfyNode):
         files = sorted(file.name for file in folder.iterdir() if file.is_file())
         return io.Schema(
             node_id="DiffPrivacyLoadProtected",
-            display_name="Load Picture (upright, sRGB)",
+            display_name="Load Image (upright, sRGB)",
             category=CATEGORY,
-            description="Reads a photo or a protected picture from the input folder: turned upright, converted to sRGB.",
+            description="Reads a photo or a protected image from the input folder: turned upright, converted to sRGB.",
             search_aliases=["load image", "load photo", "exif rotation"],
             inputs=[
                 io.Combo.Input(
@@ -74,9 +74,9 @@ class LoadProtected(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(display_name="image"),
-                io.Mask.Output(display_name="mask", tooltip="Where the picture is transparent."),
+                io.Mask.Output(display_name="mask", tooltip="Where the image is transparent."),
                 sockets.SealedKeys.Output(
-                    display_name="sealed_key", tooltip="The recovery key inside or beside a protected picture."
+                    display_name="sealed_key", tooltip="The recovery key inside or beside a protected image."
                 ),
             ],
         )

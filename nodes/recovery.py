@@ -41,7 +41,7 @@ class InvertLatent(io.ComfyNode):
                     "method",
                     options=["fixed point", "belm", "ddim"],
                     tooltip="fixed point: exact, replays with the stock euler sampler. belm: exact in one evaluation a "
-                    "step, needs the replay sampler of this block. ddim: the paper's, approximate.",
+                    "step, needs the replay sampler of this node. ddim: the paper's, approximate.",
                 ),
                 io.Int.Input(
                     "iterations",
@@ -101,17 +101,17 @@ class SealKey(io.ComfyNode):
             node_id="DiffPrivacySealKey",
             display_name="Seal Recovery Key",
             category=CATEGORY,
-            description="Encrypts what brings a protected picture's original back, for Save Protected Picture. "
-            "To public keys: then this machine cannot open it again. Or to a passphrase.",
+            description="Encrypts what brings a protected image's original back, for Save Protected Image. "
+            "To public keys (if only to others', you cannot decrypt it yourself) or to a passphrase.",
             search_aliases=["encrypt", "age", "recovery key", "passphrase", "seal"],
             has_intermediate_output=True,
             inputs=[
-                io.Image.Input("protected", tooltip="The protected picture, one, as it will be saved."),
+                io.Image.Input("protected", tooltip="The protected image, one, as it will be saved."),
                 io.Combo.Input(
                     "fidelity",
                     options=list(FIDELITIES),
-                    tooltip="latent: as good as the VAE. lossless: every bit of the faces, needs original and faces only. "
-                    "compact: latent in a quarter of the room.",
+                    tooltip="latent: as good as the VAE. lossless: the exact pixels of the faces, needs original and faces only. "
+                    "compact: latent in a quarter of the size.",
                 ),
                 io.String.Input(
                     "recipients",
@@ -131,7 +131,7 @@ class SealKey(io.ComfyNode):
                 io.Latent.Input("noise_map", optional=True, tooltip="From Invert Latent to Noise Map."),
                 io.Conditioning.Input("positive", optional=True, tooltip="The conditioning of the inversion."),
                 io.Sigmas.Input("sigmas", optional=True, tooltip="The sigmas of the inversion."),
-                io.Image.Input("original", optional=True, tooltip="For lossless: the original picture."),
+                io.Image.Input("original", optional=True, tooltip="For lossless: the original image."),
                 sockets.Faces.Input("faces", optional=True, tooltip="From Crop Faces, for pasting back."),
             ],
             outputs=[sockets.SealedKeys.Output(display_name="sealed_key")],
@@ -156,7 +156,7 @@ class SealKey(io.ComfyNode):
         faces=None,
     ) -> io.NodeOutput:
         if len(protected) != 1 or (faces is not None and len(faces.faces) != 1):
-            raise DiffPrivacyError("A key belongs to one picture; give a batch of one.", "protected")
+            raise DiffPrivacyError("A key belongs to one image; give a batch of one.", "protected")
         named = [line.strip() for line in recipients.splitlines() if line.strip()]
         secret = encryption.read_secret(passphrase, "passphrase") if passphrase else None
         seal = encryption.Seal(secret, named)
@@ -176,12 +176,12 @@ class OpenKey(io.ComfyNode):
             node_id="DiffPrivacyOpenKey",
             display_name="Open Recovery Key",
             category=CATEGORY,
-            description="Opens the sealed key of a protected picture. Sample its noise map with its conditioning, sigmas "
+            description="Opens the sealed key of a protected image. Sample its noise map with its conditioning, sigmas "
             "and sampler (SamplerCustomAdvanced, DisableNoise, BasicGuider), decode and paste: the original.",
             search_aliases=["decrypt", "age", "recovery key", "deanonymize", "unseal"],
             inputs=[
-                io.Image.Input("protected", tooltip="The protected picture, one."),
-                sockets.SealedKeys.Input("sealed_key", tooltip="From Load Picture."),
+                io.Image.Input("protected", tooltip="The protected image, one."),
+                sockets.SealedKeys.Input("sealed_key", tooltip="From Load Image (upright, sRGB)."),
                 io.String.Input(
                     "secret",
                     default="env:DIFFPRIVACY_SECRET",
@@ -194,7 +194,7 @@ class OpenKey(io.ComfyNode):
                 io.Conditioning.Output(display_name="positive"),
                 io.Sigmas.Output(display_name="sigmas"),
                 io.Sampler.Output(display_name="replay_sampler"),
-                sockets.Faces.Output(display_name="faces", tooltip="For Paste Faces, onto the protected picture."),
+                sockets.Faces.Output(display_name="faces", tooltip="For Paste Faces, onto the protected image."),
                 io.Image.Output(display_name="original", tooltip="Of a lossless key: the original, without sampling."),
             ],
         )
@@ -206,9 +206,9 @@ class OpenKey(io.ComfyNode):
     @classmethod
     def execute(cls, protected, sealed_key, secret) -> io.NodeOutput:
         if len(protected) != 1:
-            raise DiffPrivacyError("A key belongs to one picture; give a batch of one.", "protected")
+            raise DiffPrivacyError("A key belongs to one image; give a batch of one.", "protected")
         if not sealed_key.files:
-            raise DiffPrivacyError(f"The picture was loaded, but {png.NO_KEY}", "sealed_key")
+            raise DiffPrivacyError(f"The image was loaded, but {png.NO_KEY}", "sealed_key")
         opener = encryption.opener(encryption.read_secret(secret))
         picture = Picture(protected[0].cpu().float())
         keys = [RecoveryKey.from_bytes(opener.open(sealed)) for sealed in sealed_key.files]
@@ -247,9 +247,7 @@ def _source_fault(source) -> bool | str:
 
 def _lossless(original, faces) -> RecoveryKey:
     if original is None or faces is None or faces.margin is None or len(original) != 1:
-        raise DiffPrivacyError(
-            "Sockets `original` and `faces`: a lossless key needs one picture and Crop Faces' faces."
-        )
+        raise DiffPrivacyError("Sockets `original` and `faces`: a lossless key needs one image and Crop Faces' faces.")
     picture = Picture(original[0].cpu().float())
     return replay.record(picture, faces.flat, None, fidelity="lossless", margin=faces.margin)
 

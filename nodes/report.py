@@ -1,4 +1,4 @@
-"""Judging protected and recovered pictures against their originals."""
+"""Judging protected and recovered images against their originals."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ class Report(io.ComfyNode):
             node_id="DiffPrivacyReport",
             display_name="Privacy Report",
             category=CATEGORY,
-            description="Do machines still take the faces for the same people, and how close is what was recovered? "
+            description="Do recognizers still match the faces, and how close is the recovery to the original? "
             "Judge with a recognizer that did not guide.",
             search_aliases=["evaluate", "face verification", "identity similarity", "psnr", "ssim"],
             is_output_node=True,
             inputs=[
                 io.Image.Input("original"),
-                io.Image.Input("protected", tooltip="From Paste Faces: all variants of picture 1, then of picture 2."),
-                sockets.Faces.Input("faces", tooltip="The faces of the original pictures."),
+                io.Image.Input("protected", tooltip="From Paste Faces: all variants of image 1, then of image 2."),
+                sockets.Faces.Input("faces", tooltip="The faces of the original images."),
                 sockets.FaceRecognizer.Input("judge", tooltip="A recognizer that did not guide."),
                 io.Image.Input("recovered", optional=True),
                 sockets.FaceDetector.Input(
                     "detector",
                     optional=True,
-                    tooltip="Finds the faces again, to tell whether they still look like faces, and where they moved.",
+                    tooltip="Detects the faces again, to tell whether they still look like faces and how far they moved.",
                 ),
             ],
             outputs=[
@@ -74,12 +74,12 @@ def _judged(
     variants, rest = divmod(len(batch), len(originals))
     if rest or not variants:
         raise DiffPrivacyError(
-            f"{len(batch)} pictures are no whole number of variants of {len(originals)} originals; "
-            "connect the pictures of Paste Faces.",
+            f"{len(batch)} images are no whole number of variants of {len(originals)} originals; "
+            "connect the images of Paste Faces.",
             name,
         )
     if (len(originals), *originals.shape[1:3]) != (len(faces.faces), *faces.size):
-        raise DiffPrivacyError("These were found in other pictures; connect those of the originals.", "faces")
+        raise DiffPrivacyError("These were found in other images; connect those of the originals.", "faces")
     judged = []
     for i, found in enumerate(faces.faces):
         people = [f"image {i}, face {j}" for j in range(len(found))]

@@ -20,8 +20,8 @@ class ScheduleEmbeddings(io.ComfyNode):
             node_id="DiffPrivacyEmbeddingSchedule",
             display_name="Embedding Schedule",
             category=CATEGORY,
-            description="One conditioning while the picture is mostly noise, another after. At every time step exactly "
-            "one holds, so any sampler and any scheduler may follow. Chain two of these blocks for a second switch.",
+            description="One conditioning while the image is mostly noise, another after. At every time step exactly "
+            "one holds, so any sampler and any scheduler may follow. Chain two of these nodes for a second switch.",
             search_aliases=["prompt schedule", "timestep range", "prompt switch", "diff-privacy schedule"],
             inputs=[
                 io.Conditioning.Input("early", tooltip="Holds first, at high noise: the identity (MSI) or a prompt."),

@@ -20,11 +20,11 @@ SealedKeys = io.Custom("SEALED_KEY")
 
 @dataclass(frozen=True)
 class FaceBatch:
-    """The chosen faces of a batch of pictures, and how Crop Faces cropped them.
+    """The chosen faces of a batch of images, and how Crop Faces cropped them.
 
-    faces: for each picture its faces, in the order of the crops; size: (height, width) of the pictures in pixels;
+    faces: for each image its faces, in the order of the crops; size: (height, width) of the images in pixels;
     margin and variants: those of the crops, None before cropping; opaque: crops are pasted without a soft border;
-    tracks: for each picture the numbers of its faces' tracks, None where Follow Faces did not follow them.
+    tracks: for each image the numbers of its faces' tracks, None where Follow Faces did not follow them.
     """
 
     faces: tuple[tuple[Face, ...], ...]
@@ -51,7 +51,7 @@ class FaceBatch:
 
 @dataclass(frozen=True)
 class SealedKey:
-    """Recovery keys as age files, none where a picture carries none, and whether a saved picture carries them inside or beside it."""
+    """Recovery keys as age files, none where an image carries none, and whether a saved image carries them inside or beside it."""
 
     files: tuple[bytes, ...]
     beside: bool = False

@@ -164,7 +164,7 @@ def test_steady_frames_need_faces_that_were_followed_and_cropped(server, shot, c
 def test_steady_frames_need_all_crops(server, shot):
     clip = Clip(shot).follow().crop(variants=2).steady()
     some = clip.graph.add("ImageFromBatch", image=clip.crops, batch_index=0, length=5)
-    with pytest.raises(PromptError, match=r"draws 5 pictures for 12 \(6 faces, 2 variant\(s\) each\)"):
+    with pytest.raises(PromptError, match=r"predicts 5 images for 12 \(6 faces, 2 variant\(s\) each\)"):
         clip.run(server, clip.redrawn(some))
 
 
@@ -172,7 +172,7 @@ def test_frames_other_than_those_with_the_faces(server, shot):
     clip = Clip(shot)
     clip.image = clip.graph.add("ImageFromBatch", image=clip.image, batch_index=0, length=5)
     clip.follow().crop()
-    with pytest.raises(PromptError, match="Socket `image`: 5 pictures of 288x288, but the faces were found in 6"):
+    with pytest.raises(PromptError, match="Socket `image`: 5 images of 288x288, but the faces were found in 6"):
         clip.run(server, clip.crops)
 
 

@@ -272,8 +272,8 @@ def energy_of(server, picture: str, reference: str) -> None:
     ("picture", "reference", "message"),
     [
         ("no-face.png", "crops", "No face was found"),
-        ("astronaut.png", "twice", r"Socket `reference`: 2 pictures for 1 faces with 1 variant\(s\) each"),
-        ("group.png", "picture", r"Socket `reference`: 1 pictures for 6 faces"),
+        ("astronaut.png", "twice", r"Socket `reference`: 2 images for 1 faces with 1 variant\(s\) each"),
+        ("group.png", "picture", r"Socket `reference`: 1 images for 6 faces"),
     ],
 )
 def test_a_reference_that_does_not_fit_its_faces(server, picture, reference, message):
