@@ -39,6 +39,7 @@ from diffprivacy.recovery import keyed
 from diffprivacy.recovery.encryption import Opener, Seal
 from diffprivacy.recovery.key import RecoveryKey
 from diffprivacy.recovery.replay import record, recover
+from diffprivacy.regeneration import Regeneration, anonymizing
 
 JUDGES = {"mobilefacenet_ms1m": 0.301, "mobileface_v2": 0.356}
 """Recognizer and its threshold at FAR 1e-3 on the 6000 LFW pairs."""
@@ -81,8 +82,8 @@ def main() -> None:
         key = os.urandom(32)
         keyed_protections(case, backbone, key)
         if len(cases) < options.faces:
-            geometry = {"size": demo.IMAGE_SIZE, "margin": demo.MARGIN}
-            (rgb,) = pipeline.anonymize(original.rgb, faces, backbone, preset=preset, recognizer=guide, **geometry)
+            how = Regeneration(preset, anonymizing(guide))
+            (rgb,) = pipeline.protect(original.rgb, faces, backbone, demo.CROP, how)
             stored_key(case, Picture(as_file(rgb)), backbone, seal, opener)
             keyed_attacks(case, backbone, key)
         cases.append(case)

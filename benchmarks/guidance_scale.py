@@ -26,6 +26,7 @@ from diffprivacy.identity.embedding import embed_face
 from diffprivacy.identity.recognizers import load_recognizer
 from diffprivacy.media.images import Picture, read_picture, write_picture
 from diffprivacy.presets import PRESETS
+from diffprivacy.regeneration import Regeneration, anonymizing
 
 SCALES = (0.0, 0.015, 0.03, 0.06, 0.1)
 PHOTOS = ("000", "003", "007", "012")
@@ -48,16 +49,8 @@ def main() -> None:
         for name in PHOTOS:
             picture = read_picture(data / "photos" / "celebahq512" / f"{name}.jpg").rgb
             (face,) = select_faces(detector.detect(picture), "largest")
-            (protected,) = pipeline.anonymize(
-                picture,
-                [face],
-                backbone,
-                size=demo.IMAGE_SIZE,
-                margin=demo.MARGIN,
-                preset=preset,
-                recognizer=guide if scale else None,
-                noise_key=NoiseKey.from_seed(1),
-            )
+            how = Regeneration(preset, anonymizing(guide if scale else None))
+            (protected,) = pipeline.protect(picture, [face], backbone, demo.CROP, how, NoiseKey.from_seed(1))
             cosines.append([embed_face(r, picture, face) @ embed_face(r, protected, face) for r in (guide, judge)])
             crops.append(crop_face(protected, face, 192, 2.0))
             labels.append(f"scale {scale}\nguide {cosines[-1][0]:.2f} judge {cosines[-1][1]:.2f}")

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ from diffprivacy.identity.verification import operating_point
 from diffprivacy.media.images import Picture, read_picture, write_picture
 from diffprivacy.presets import PRESETS, Preset
 from diffprivacy.recovery import replay as recovery
+from diffprivacy.regeneration import Regeneration, Task, task_energy
 
 SETS = ("celebahq512", "lfw250")
 CROP = {"size": demo.IMAGE_SIZE, "margin": demo.MARGIN}
@@ -55,11 +57,11 @@ class Tools:
     backbone: DiffusersBackbone
     detector: Detector
     judges: dict[str, FaceMatcher]
-    presets: dict[str, Preset]
+    presets: dict[Task, Preset]
 
 
 def tools(data: Path, detector: str, steps: int | None) -> Tools:
-    presets = {task: PRESETS[task]["default"] for task in ("anonymize", "hide")}
+    presets: dict[Task, Preset] = {task: PRESETS[task]["default"] for task in get_args(Task)}
     if steps:
         presets = {task: dataclasses.replace(preset, steps=steps) for task, preset in presets.items()}
     judges: dict[str, FaceMatcher] = {
@@ -73,18 +75,10 @@ def tools(data: Path, detector: str, steps: int | None) -> Tools:
 
 def versions(picture: Picture, face: Face, use: Tools, seed: int) -> dict[str, Tensor]:
     """What the jobs make of one face of a picture, each (H,W,3)."""
-    redraw, backbone = {"anonymize": pipeline.anonymize, "hide": pipeline.hide}, use.backbone
-    protected = {}
-    for task in redraw:
-        (protected[task],) = redraw[task](
-            picture.rgb,
-            [face],
-            backbone,
-            preset=use.presets[task],
-            recognizer=use.judges["guide"],
-            noise_key=NoiseKey.from_seed(seed),
-            **CROP,
-        )
+    backbone, protected = use.backbone, {}
+    for task, preset in use.presets.items():
+        how = Regeneration(preset, task_energy(task, use.judges["guide"]))
+        (protected[task],) = pipeline.protect(picture.rgb, [face], backbone, demo.CROP, how, NoiseKey.from_seed(seed))
     crop = crop_face(picture.rgb, face, **CROP).movedim(-1, 0)[None]
     restored = backbone.decode(backbone.encode(crop))[0].movedim(0, -1)
     key = recovery.record(picture, [face], backbone, **CROP)

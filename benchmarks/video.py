@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffprivacy import demo, pipeline
+from diffprivacy import demo
 from diffprivacy.demo.backend import load_backbone
 from diffprivacy.diffusion.temporal import radius
 from diffprivacy.faces.detectors import Detector, load_detector
@@ -27,6 +27,7 @@ from diffprivacy.faces.geometry import Face, crop_face, crop_landmarks
 from diffprivacy.identity.recognizers import FaceMatcher, load_recognizer
 from diffprivacy.media.images import read_picture
 from diffprivacy.presets import PRESETS
+from diffprivacy.regeneration import Regeneration, anonymizing, latent_shape, regenerate_crops
 from diffprivacy.video.regeneration import mean_face
 from diffprivacy.video.tracks import track_faces
 
@@ -74,7 +75,7 @@ def tremble(crops: Tensor) -> float:
 
 def steadiness(photos: Sequence[Path], frames: int, detector: Detector, judge: FaceMatcher) -> None:
     backbone, guide = load_backbone(), demo.load_recognizer("guide")
-    shape = pipeline.latent_shape(backbone, demo.IMAGE_SIZE)
+    shape = latent_shape(backbone, demo.IMAGE_SIZE)
     rows: dict[str, list[list[float]]] = {}
     for path in photos:
         pictures = filmed(path, frames)
@@ -94,8 +95,8 @@ def steadiness(photos: Sequence[Path], frames: int, detector: Detector, judge: F
             crops, landmarks = cropped(pictures, faces)
             new = crops
             if noise is not None:
-                energy = pipeline.anonymizing(guide)
-                new = pipeline.redraw_crops(crops, landmarks, noise, backbone, PRESET, energy, steadiness=reach)
+                how = Regeneration(PRESET, anonymizing(guide), smoothing=reach)
+                new = regenerate_crops(crops, landmarks, noise, backbone, how)
             before, after = (judge.reference(pictures, landmarks)[0] for pictures in (crops, new))
             within = after @ after.T
             result = [tremble(new), float(within.mean()), float(within.min()), float((before * after).sum(1).mean())]
@@ -133,15 +134,15 @@ def swing(crops: Tensor, landmarks: Tensor) -> float:
 
 def expressions(photos: Sequence[Path], frames: int, detector: Detector) -> None:
     backbone, guide = load_backbone(), demo.load_recognizer("guide")
-    shape = pipeline.latent_shape(backbone, demo.IMAGE_SIZE)
+    shape = latent_shape(backbone, demo.IMAGE_SIZE)
     noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).expand(frames, -1, -1, -1)
     rows: dict[int, list[list[float]]] = {}
     for path in photos:
         pictures, face = talking(path, detector, frames)
         crops, landmarks = cropped(pictures, [face] * frames)
         for reach in (0, 1, 2, 4):
-            energy = pipeline.anonymizing(guide)
-            new = pipeline.redraw_crops(crops, landmarks, noise, backbone, PRESET, energy, steadiness=reach)
+            how = Regeneration(PRESET, anonymizing(guide), smoothing=reach)
+            new = regenerate_crops(crops, landmarks, noise, backbone, how)
             rows.setdefault(reach, []).append([swing(new, landmarks), tremble(new)])
     print("\n| averaged over neighbours to both sides | the mouth's movement | tremble |\n|---|---|---|")
     whole = np.mean(rows[0], axis=0)
@@ -152,7 +153,7 @@ def expressions(photos: Sequence[Path], frames: int, detector: Detector) -> None
 
 def shots(people: Sequence[Path], detector: Detector, judge: FaceMatcher) -> None:
     backbone, guide = load_backbone(), demo.load_recognizer("guide")
-    shape = pipeline.latent_shape(backbone, demo.IMAGE_SIZE)
+    shape = latent_shape(backbone, demo.IMAGE_SIZE)
     generator = torch.Generator().manual_seed(0)
     rows: dict[str, tuple[list[Tensor], list[float]]] = {}
     for person in people:
@@ -169,9 +170,9 @@ def shots(people: Sequence[Path], detector: Detector, judge: FaceMatcher) -> Non
         ):
             new = crops
             if noise is not None:
-                energy = pipeline.anonymizing(guide, target=target if name == "one face" else None)
+                how = Regeneration(PRESET, anonymizing(guide, target=target if name == "one face" else None))
                 noise = noise.expand(3, -1, -1, -1)
-                new = pipeline.redraw_crops(crops, landmarks, noise, backbone, PRESET, energy)
+                new = regenerate_crops(crops, landmarks, noise, backbone, how)
             if name == "one noise":
                 target = mean_face(guide, new[:1], landmarks[:1])
             after = judge.reference(new, landmarks)[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from ..errors import DiffPrivacyError
 from ..evaluation.comparison import Judged, clean_pairs, judge, table
 from ..evaluation.drawing import cosine_plot
 from ..faces.detectors import load_detector
-from ..identity.recognizers import Recognizer
+from ..identity.recognizers import Recognizer, load_recognizer
 from ..identity.thresholds import FAR, kept_thresholds, write_threshold
 from ..identity.verification import operating_point
 from ..media.images import Picture, read_picture, write_picture
 from .inputs import pictures_in, plan
-from .model import named_recognizer
+from .options import add_detector_option, recognizer_file
+from .requests import EvaluateRequest, RecognizerFile
 
 
 def add_parser(commands: Any) -> None:
@@ -32,10 +33,12 @@ def add_parser(commands: Any) -> None:
     add(
         "--recognizer",
         action="append",
+        default=[],
+        type=recognizer_file,
         metavar="FILE[:BGR]",
         help="judge as ONNX, several allowed; take one that did not guide (default: the demo model's judge)",
     )
-    add("--detector", default="builtin", metavar="FILE", help="detector as ONNX, or builtin (default)")
+    add_detector_option(parser)
     add(
         "--clean",
         type=Path,
@@ -49,36 +52,50 @@ def add_parser(commands: Any) -> None:
         help="write those measured on --clean beside the recognizers, for the next time",
     )
     add("--plot", type=Path, metavar="PNG", help="write a plot of all cosines")
-    parser.set_defaults(run=evaluate)
+    parser.set_defaults(run=lambda options: evaluate(_request(options)))
 
 
-def evaluate(options: argparse.Namespace) -> int:
+def _request(options: argparse.Namespace) -> EvaluateRequest:
+    return EvaluateRequest(
+        originals=options.originals,
+        protected=options.protected,
+        recovered=options.recovered,
+        recognizers=tuple(options.recognizer),
+        detector=options.detector,
+        clean=options.clean,
+        keep_thresholds=options.keep_thresholds,
+        plot=options.plot,
+    )
+
+
+def evaluate(request: EvaluateRequest) -> int:
     """Print the table; returns the exit code."""
     from tqdm import tqdm
 
-    if options.keep_thresholds and not (options.clean and options.recognizer):
+    if request.keep_thresholds and not (request.clean and request.recognizers):
         raise DiffPrivacyError(
             "--keep-thresholds needs --clean, the photos, and --recognizer, the file to keep it beside."
         )
-    detector = load_detector(None if options.detector == "builtin" else Path(options.detector))
-    judges = _judges(options.recognizer)
+    detector = load_detector(request.detector)
+    judges = _judges(request.recognizers)
     thresholds = kept_thresholds(judges)
-    if options.clean:
-        pairs = clean_pairs(pictures_in(options.clean), judges, detector)
+    if request.clean:
+        pairs = clean_pairs(pictures_in(request.clean), judges, detector)
         points = {name: operating_point(*cosines, FAR) for name, cosines in pairs.items()}
         for name, point in points.items():
             print(f"{name}: threshold {point.threshold:.3f}, TAR of clean pairs {100 * point.tar:.1f} %")
         thresholds = {name: point.threshold for name, point in points.items()}
-    if options.keep_thresholds:
-        photos = f"photos of {options.clean.resolve().name}, {Path(options.detector).name} detector"
-        for file, (name, cosines) in zip(options.recognizer, pairs.items(), strict=True):
+    if request.keep_thresholds and request.clean:
+        detected_by = "builtin" if request.detector is None else request.detector.name
+        photos = f"photos of {request.clean.resolve().name}, {detected_by} detector"
+        for file, (name, cosines) in zip(request.recognizers, pairs.items(), strict=True):
             source = f"{photos}, {judges[name].channels}, embeddings fused with the mirror image's"
-            write_threshold(file.removesuffix(":BGR"), *cosines, FAR, source)
-    folders = {"protected": options.protected} | ({"recovered": options.recovered} if options.recovered else {})
+            write_threshold(file.path, *cosines, FAR, source)
+    folders = {"protected": request.protected} | ({"recovered": request.recovered} if request.recovered else {})
     versions: dict[str, list[Judged]] = {}
     for name, folder in folders.items():
         judged = versions.setdefault(name, [])
-        for original, others in tqdm(_matches(options.originals, folder), desc=name, unit="picture", disable=None):
+        for original, others in tqdm(_matches(request.originals, folder), desc=name, unit="picture", disable=None):
             picture = read_picture(original).rgb
             faces = detector.detect(picture)
             if not faces:
@@ -90,22 +107,24 @@ def evaluate(options: argparse.Namespace) -> int:
                 except DiffPrivacyError as error:
                     raise DiffPrivacyError(f"{other}: {error}") from error
         if not judged:
-            raise DiffPrivacyError(f"No face was found in {options.originals}; name a better one with --detector.")
+            raise DiffPrivacyError(f"No face was found in {request.originals}; name a better one with --detector.")
     print(table(versions, thresholds))
     for name in judges.keys() - thresholds.keys():
         print(f"no TAR for {name}: no threshold at FAR {FAR:g} is kept beside it; give --clean", file=sys.stderr)
-    if options.plot:
-        write_picture(options.plot, Picture(cosine_plot(versions, thresholds)))
+    if request.plot:
+        write_picture(request.plot, Picture(cosine_plot(versions, thresholds)))
     return 0
 
 
-def _judges(names: list[str] | None) -> dict[str, Recognizer]:
-    if not names:
+def _judges(files: Sequence[RecognizerFile]) -> dict[str, Recognizer]:
+    if not files:
         judge = demo.load_recognizer("judge")
         return {judge.name: judge}
-    judges = {Path(judge.name).stem: judge for judge in map(named_recognizer, names)}
-    if len(judges) < len(names):
-        raise DiffPrivacyError(f"{', '.join(names)}: two of these have one file name; give each another.")
+    judges = {file.path.stem: load_recognizer(file.path, file.channels) for file in files}
+    if len(judges) < len(files):
+        raise DiffPrivacyError(
+            f"{', '.join(str(file.path) for file in files)}: two of these have one file name; give each another."
+        )
     return judges
 
 

@@ -1,10 +1,14 @@
-"""Values that several commands' options take."""
+"""The border of the command line: options that several commands share, and the requests that they become."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from ..errors import DiffPrivacyError
+from ..identity.thresholds import SAME_PERSON
+from ..recovery.key import FIDELITIES
+from .requests import ModelRequest, PassphraseRequest, PeopleRequest, RecognizerFile, SealRequest
 
 SEED_WARNING = (
     "warning: --seed is for tests only: whoever guesses the number can remove the noise from the images and come close "
@@ -30,3 +34,147 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
     return number
+
+
+def recognizer_file(text: str) -> RecognizerFile:
+    """``FILE``, or ``FILE:BGR`` for a recognizer that takes its images in BGR."""
+    file = text.removesuffix(":BGR")
+    return RecognizerFile(Path(file), "RGB" if file == text else "BGR")
+
+
+def add_detector_option(parser: argparse.ArgumentParser) -> None:
+    """``detector``, None for the built-in one."""
+    parser.add_argument(
+        "--detector",
+        type=lambda text: None if text == "builtin" else Path(text),
+        metavar="FILE",
+        help="detector as ONNX, or builtin (default)",
+    )
+
+
+def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
+    """The checkpoint and where it runs, for :func:`model_request`."""
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE|DIR",
+        help="SD 1.x .safetensors, or a diffusers folder (default: demo model)",
+    )
+    parser.add_argument("--device", metavar="NAME", help="cuda, mps or cpu (default: the first of them that is there)")
+
+
+def add_guide_options(parser: argparse.ArgumentParser) -> None:
+    """The recognizers that guide, for :func:`model_request`."""
+    parser.add_argument(
+        "--recognizer",
+        action="append",
+        type=recognizer_file,
+        metavar="FILE[:BGR]",
+        help="recognizer as ONNX to guide with; several make an ensemble; :BGR for those that take BGR, as AdaFace does",
+    )
+
+
+def add_crop_options(parser: argparse.ArgumentParser) -> None:
+    """The face crops, for :func:`model_request`."""
+    parser.add_argument(
+        "--size",
+        type=positive,
+        metavar="PIXELS",
+        help="side of the face crops (default: what the checkpoint was made for)",
+    )
+
+
+def add_vision_option(parser: argparse.ArgumentParser) -> None:
+    """The CLIP vision model, for :func:`model_request`."""
+    parser.add_argument(
+        "--clip-vision",
+        type=Path,
+        metavar="FILE|DIR",
+        help="CLIP vision model for MSI, such as ViT-L/14 (the demo model has one)",
+    )
+
+
+def model_request(options: argparse.Namespace) -> ModelRequest:
+    """From those of the options above that the command has."""
+    return ModelRequest(
+        checkpoint=options.checkpoint,
+        device=options.device,
+        recognizers=tuple(getattr(options, "recognizer", None) or ()),
+        size=getattr(options, "size", None),
+        clip_vision=getattr(options, "clip_vision", None),
+    )
+
+
+def add_people_options(parser: argparse.ArgumentParser) -> None:
+    """The options that :func:`people_request` reads."""
+    group = parser.add_mutually_exclusive_group()
+    photos = {"action": "append", "type": Path, "metavar": "PHOTO", "default": []}
+    group.add_argument("--only", **photos, help="protect only the people in these photos, of one face each, or folders")
+    group.add_argument("--except", dest="spared", **photos, help="protect everybody but the people in these photos")
+    parser.add_argument(
+        "--person-threshold",
+        type=float,
+        metavar="COSINE",
+        help=f"from which two faces are one person (default: kept beside the recognizer, else {SAME_PERSON})",
+    )
+
+
+def people_request(options: argparse.Namespace) -> PeopleRequest:
+    """People told by photos."""
+    return PeopleRequest(tuple(options.only), tuple(options.spared), options.person_threshold)
+
+
+def add_passphrase_options(parser: argparse._ActionsContainer) -> None:
+    """Where a passphrase comes from; never from the command line itself, which others can read."""
+    parser.add_argument("--passphrase-file", type=Path, metavar="FILE", help="file that holds the passphrase")
+    parser.add_argument("--passphrase-env", metavar="NAME", help="environment variable that holds the passphrase")
+
+
+def passphrase_request(options: argparse.Namespace) -> PassphraseRequest:
+    """Where the passphrase is."""
+    return PassphraseRequest(options.passphrase_file, options.passphrase_env)
+
+
+def add_seal_options(parser: argparse.ArgumentParser) -> None:
+    """The options that :func:`seal_request` reads."""
+    group = parser.add_argument_group("recovery key (without one the original cannot be brought back)")
+    add = group.add_argument
+    add(
+        "--seal-to",
+        action="append",
+        default=[],
+        metavar="RECIPIENT",
+        help="public key that may open the recovery key: age1... or an SSH public key; several may",
+    )
+    add_passphrase_options(group)
+    add("--ask-passphrase", action="store_true", help="seal to a passphrase typed at the terminal")
+    add(
+        "--fidelity",
+        choices=FIDELITIES,
+        default="latent",
+        help="latent (default): as good as the autoencoder; lossless: every bit, larger; compact: a quarter of latent",
+    )
+    add("--key-beside", action="store_true", help="write the sealed key to NAME.png.age instead of into the PNG")
+    add(
+        "--key-per-face",
+        action="store_true",
+        help="a sealed key for each face, so that each can be shared individually",
+    )
+    add(
+        "--keyed",
+        action="store_true",
+        help="store no key: the picture and the passphrase bring the faces back, roughly (anonymize only, not guided)",
+    )
+
+
+def seal_request(options: argparse.Namespace) -> SealRequest:
+    """The recovery key."""
+    return SealRequest(
+        recipients=tuple(options.seal_to),
+        passphrase=passphrase_request(options),
+        ask_passphrase=options.ask_passphrase,
+        fidelity=options.fidelity,
+        beside=options.key_beside,
+        per_face=options.key_per_face,
+        keyed=options.keyed,
+    )

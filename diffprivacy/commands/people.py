@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -17,24 +15,11 @@ from ..faces.geometry import Face
 from ..faces.selection import select_person
 from ..identity.embedding import embed_face
 from ..identity.recognizers import FaceMatcher
-from ..identity.thresholds import SAME_PERSON, person_threshold
+from ..identity.thresholds import person_threshold
 from ..media.images import read_picture
 from ..video.tracks import Track
 from .inputs import pictures_in
-
-
-def add_people_options(parser: argparse.ArgumentParser) -> None:
-    """The options that :func:`load_people` reads."""
-    group = parser.add_mutually_exclusive_group()
-    photos = {"action": "append", "type": Path, "metavar": "PHOTO"}
-    group.add_argument("--only", **photos, help="protect only the people in these photos, of one face each, or folders")
-    group.add_argument("--except", dest="spared", **photos, help="protect everybody but the people in these photos")
-    parser.add_argument(
-        "--person-threshold",
-        type=float,
-        metavar="COSINE",
-        help=f"from which two faces are one person (default: kept beside the recognizer, else {SAME_PERSON})",
-    )
+from .requests import PeopleRequest
 
 
 @dataclass(frozen=True)
@@ -72,12 +57,12 @@ class People:
         return chosen
 
 
-def load_people(options: argparse.Namespace, detector: Detector, recognizer: FaceMatcher | None) -> People | None:
-    """The people that the options name, None for none.
+def load_people(request: PeopleRequest, detector: Detector, recognizer: FaceMatcher | None) -> People | None:
+    """The people asked for, None for none.
 
     Raises DiffPrivacyError, naming the photo, where one does not show exactly one face, and without a recognizer.
     """
-    given = options.only or options.spared
+    given = request.only or request.spared
     if not given:
         return None
     if recognizer is None:
@@ -91,5 +76,5 @@ def load_people(options: argparse.Namespace, detector: Detector, recognizer: Fac
         if len(faces) != 1:
             raise DiffPrivacyError(f"{photo}: {len(faces)} faces found; give photos with exactly one face.")
         embeddings.append(embed_face(recognizer, picture, faces[0]))
-    threshold = person_threshold(recognizer) if options.person_threshold is None else options.person_threshold
-    return People(recognizer, np.stack(embeddings), threshold, "only" if options.only else "all but")
+    threshold = person_threshold(recognizer) if request.threshold is None else request.threshold
+    return People(recognizer, np.stack(embeddings), threshold, "only" if request.only else "all but")

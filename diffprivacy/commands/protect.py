@@ -3,57 +3,54 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
-from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-
-from .. import pipeline
-from ..diffusion.noise import NoiseKey
-from ..errors import DiffPrivacyError, NoFaceError
-from ..faces.geometry import crop_face
-from ..faces.selection import select_faces
-from ..media.images import Picture, read_picture, write_picture
-from ..recovery import png
-from ..recovery.encryption import Seal
-from ..recovery.key import RecoveryKey
-from ..recovery.keyed import Public, anonymize_keyed
-from ..recovery.replay import record
+from ..errors import DiffPrivacyError
 from .inputs import all_exist, is_video, plan
-from .model import add_model_options, add_vision_option
-from .options import SEED_WARNING, option_at_fault, positive
-from .people import add_people_options
+from .options import (
+    SEED_WARNING,
+    add_checkpoint_options,
+    add_crop_options,
+    add_detector_option,
+    add_guide_options,
+    add_people_options,
+    add_seal_options,
+    add_vision_option,
+    model_request,
+    option_at_fault,
+    people_request,
+    positive,
+    seal_request,
+)
+from .protect_picture import protect_picture
 from .protect_video import protect_video
-from .sealing import add_seal_options, write_sealed
-from .tools import Tools, load_tools
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
+from .requests import ProtectRequest
+from .resources import load_resources
 
 TASKS = {
-    "anonymize": (pipeline.anonymize, "make every face somebody else"),
-    "hide": (pipeline.hide, "make every face look like somebody else whom machines still take for the same person"),
+    "anonymize": "make every face somebody else",
+    "hide": "make every face look like somebody else whom machines still take for the same person",
 }
 
 
 def add_parser(commands: Any) -> None:
     """Declare both commands."""
-    for task, (_, help_text) in TASKS.items():
+    for task, help_text in TASKS.items():
         parser = commands.add_parser(task, help=help_text)
         _add_options(parser)
-        parser.set_defaults(run=protect, task=task)
+        parser.set_defaults(run=lambda options: protect(_request(options)), task=task)
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("inputs", nargs="+", type=Path, metavar="INPUT", help="picture, video, or folder of them")
     add("-o", "--output", required=True, type=Path, metavar="OUT", help="folder for the PNG and MP4 files")
-    add_model_options(parser)
-    add("--detector", default="builtin", metavar="FILE", help="detector as ONNX, or builtin (default)")
+    add_checkpoint_options(parser)
+    add_guide_options(parser)
+    add_crop_options(parser)
+    add_detector_option(parser)
     add(
         "--faces",
         default="all",
@@ -94,101 +91,47 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add_seal_options(parser)
 
 
-def protect(options: argparse.Namespace) -> int:
-    """Protect all inputs as ``options.task`` says; returns the exit code."""
-    targets = plan(options.inputs, options.output, options.variants, lambda video: f"{video.stem}.mp4")
-    todo = {source: files for source, files in targets.items() if options.overwrite or not all_exist(files)}
+def _request(options: argparse.Namespace) -> ProtectRequest:
+    return ProtectRequest(
+        task=options.task,
+        inputs=tuple(options.inputs),
+        output=options.output,
+        model=model_request(options),
+        detector=options.detector,
+        faces=options.faces,
+        people=people_request(options),
+        without_face=options.without_face,
+        preset=options.preset,
+        strength=options.strength,
+        steps=options.steps,
+        msi=options.msi,
+        variants=options.variants,
+        seed=options.seed,
+        sound=not options.no_sound,
+        sealing=seal_request(options),
+        overwrite=options.overwrite,
+    )
+
+
+def protect(request: ProtectRequest) -> int:
+    """Protect all inputs; returns the exit code."""
+    targets = plan(request.inputs, request.output, request.variants, lambda video: f"{video.stem}.mp4")
+    todo = {source: files for source, files in targets.items() if request.overwrite or not all_exist(files)}
     if len(todo) < len(targets):
         print(f"{len(targets) - len(todo)} already done (--overwrite does them again)")
     if not todo:
         return 0
-    if options.seed is not None:
+    if request.seed is not None:
         print(SEED_WARNING, file=sys.stderr)
-    tools = load_tools(options)
+    use = load_resources(request)
     failed = 0
     for source, files in todo.items():
         try:
             if is_video(source):
-                protect_video(source, files[0], options, tools)
+                protect_video(source, files[0], request, use)
             else:
-                _protect_picture(source, files, options, tools)
+                protect_picture(source, files, request, use)
         except DiffPrivacyError as error:
             print(f"error: {source}: {option_at_fault(error)}", file=sys.stderr)
             failed += 1
     return 1 if failed else 0
-
-
-def _protect_picture(source: Path, files: Sequence[Path], options: argparse.Namespace, tools: Tools) -> None:
-    from tqdm import tqdm
-
-    with tqdm(desc=source.name, unit="step", disable=None, leave=False) as bar:
-        pictures, key = _protected(source, options, tools, bar)
-    files[0].parent.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        _write(file, next(pictures), key, tools.seal, options)
-
-
-def _write(
-    file: Path, picture: Picture, key: RecoveryKey | Public | None, seal: Seal | None, options: argparse.Namespace
-) -> None:
-    if isinstance(key, Public):
-        png.save(file, picture, [key.to_bytes()], kind=png.KEYED)
-        print(f"{file} (keyed)")
-    elif seal is None or key is None:
-        write_picture(file, picture)
-        print(file)
-    else:
-        write_sealed(file, picture, key, seal, options)
-
-
-def _protected(
-    source: Path, options: argparse.Namespace, tools: Tools, bar: tqdm
-) -> tuple[Iterator[Picture], RecoveryKey | Public | None]:
-    """The protected variants, each made when it is asked for, and what brings the faces back where that is wanted."""
-    model, seal = tools.model, tools.seal
-    picture = read_picture(source)
-    try:
-        faces = select_faces(tools.detector.detect(picture.rgb), options.faces)
-        if tools.people is not None:
-            faces = tools.people.in_picture(picture.rgb, faces)
-    except NoFaceError:
-        if options.without_face == "error":
-            raise
-        return repeat(picture), None
-
-    redraw, _ = TASKS[options.task]
-
-    def progress(step: dict) -> None:
-        bar.total = step["steps"]
-        bar.update(1)
-
-    if options.keyed and seal is not None:
-        secret = seal.passphrase or ""
-        rgb, public = anonymize_keyed(
-            picture.rgb, faces, model.backbone, model.size, secret, model.margin, callback=progress
-        )
-        return iter([dataclasses.replace(picture, rgb=rgb)]), public
-
-    words = None
-    if tools.msi is not None:
-        crops = torch.stack([crop_face(picture.rgb, face, model.size, model.margin) for face in faces])
-        words = list(tools.msi.words(model.backbone, crops.movedim(-1, 1)))
-    protected = redraw(
-        picture.rgb,
-        faces,
-        model.backbone,
-        size=model.size,
-        preset=tools.preset,
-        pseudo_words=words,
-        recognizer=model.recognizer,
-        variants=options.variants,
-        margin=model.margin,
-        noise_key=NoiseKey.from_seed(options.seed),
-        callback=progress,
-    )
-    pictures = (dataclasses.replace(picture, rgb=rgb) for rgb in protected)
-    if seal is None:
-        return pictures, None
-    return pictures, record(
-        picture, faces, model.backbone, model.size, options.fidelity, margin=model.margin, callback=progress
-    )

@@ -2,104 +2,86 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import sys
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from .. import __version__
+from torch import Tensor
+
 from ..diffusion.noise import NoiseKey
 from ..diffusion.sampling import strength_steps
+from ..diffusion.temporal import radius
 from ..errors import DiffPrivacyError, NoFaceError
+from ..regeneration import Regeneration, task_energy
 from ..video.files import Video, join, open_video
 from ..video.protect import Followed, follow_faces, pieces, protect_pieces, tracks_in
-from ..video.regeneration import one_face_each
-from ..video.resume import Job
+from ..video.regeneration import one_face_each, words_of_people
+from ..video.resume import ResumeState
 from ..video.tracks import Track, select_people
-from .tools import Tools
+from .requests import ProtectRequest, content_digest, digest
+from .resources import Resources
 
-SETTINGS = (
-    *("task", "checkpoint", "recognizer", "size", "detector", "faces", "without_face", "preset", "strength", "steps"),
-    *("seed", "msi", "clip_vision", "only", "spared", "person_threshold"),
-)
-"""The options that a video's new faces depend on."""
 MOST_GAPS = 10
 """Gaps that are named one by one."""
 
 
-def protect_video(source: Path, target: Path, options: argparse.Namespace, tools: Tools) -> None:
-    """Protect a video as ``options.task`` says; an earlier run that was interrupted goes on.
+def protect_video(source: Path, target: Path, request: ProtectRequest, use: Resources) -> None:
+    """Protect a video; an earlier run that was interrupted goes on.
 
     Raises DiffPrivacyError, and writes nothing, for a video without a face and options that are for pictures.
     """
     from tqdm import tqdm
 
-    if options.variants > 1 or options.keyed or options.key_per_face:
+    if request.variants > 1 or request.sealing.keyed or request.sealing.per_face:
         raise DiffPrivacyError("--variants, --keyed and --key-per-face are for pictures; leave them out for videos.")
-    if tools.seal is not None:
-        tools.seal.check_file(source)
-    model = tools.model
+    if use.seal is not None:
+        use.seal.check_file(source)
+    model = use.model
     video = open_video(source)
     with tqdm(
         desc=f"{source.name}: finding faces", total=video.frames or None, unit="frame", disable=None, leave=False
     ) as bar:
-        followed = follow_faces(video, tools.detector, model.recognizer, lambda _: bar.update(1))
+        followed = follow_faces(video, use.detector, model.recognizer, lambda _: bar.update(1))
     try:
-        tracks = select_people(followed.tracks, options.faces)
-        if tools.people is not None:
-            tracks = tools.people.in_video(tracks)
+        tracks = select_people(followed.tracks, request.faces)
+        if use.people is not None:
+            tracks = use.people.in_video(tracks)
     except NoFaceError:
-        if options.without_face == "error":
+        if request.without_face == "error":
             raise
         tracks = []
-    job = Job(target, _settings(source, options), NoiseKey.from_seed(options.seed))
-    plan = [(piece, job.piece(number)) for number, piece in enumerate(pieces(video, followed.frames))]
+    settings = hashlib.sha256(content_digest(source) + digest(request)).hexdigest()
+    state = ResumeState(target, settings, NoiseKey.from_seed(request.seed))
+    plan = [(piece, state.piece(number)) for number, piece in enumerate(pieces(video, followed.frames))]
     todo = [(piece, path) for piece, path in plan if not path.exists()]
     steps = sum(len(tracks_in(tracks, piece)) for piece, _ in todo) * strength_steps(
-        tools.preset.steps, tools.preset.strength
+        use.preset.steps, use.preset.strength
     )
     with tqdm(desc=source.name, total=steps, unit="step", disable=None, leave=False) as bar:
-        redraw = one_face_each(
-            video,
-            tracks,
-            job,
-            options.task,
-            model.backbone,
-            model.size,
-            model.margin,
-            tools.preset,
-            model.recognizer,
-            tools.msi,
-            callback=lambda _: bar.update(1),
-        )
-        protect_pieces(video, todo, tracks, redraw, model.size, model.margin)
-    if tools.seal is not None:
-        tools.seal.close_file(source, sealed_beside(target, source))
-    join([path for _, path in plan], video, target, sound=not options.no_sound)
-    job.remove()
+        words = words_of_people(video, tracks, model.backbone, model.crop, use.msi)
+
+        def how(person: int, target: Sequence[Tensor] | None) -> Regeneration:
+            energy = task_energy(request.task, model.recognizer, target=target)
+            return Regeneration(use.preset, energy, words.get(person), smoothing=radius(float(video.rate)))
+
+        keep = model.recognizer if request.task == "anonymize" else None
+        redraw = one_face_each(state, model.backbone, model.crop, how, keep, lambda _: bar.update(1))
+        protect_pieces(video, todo, tracks, redraw, model.crop)
+    if use.seal is not None:
+        use.seal.close_file(source, sealed_beside(target, source))
+    join([path for _, path in plan], video, target, sound=request.sound)
+    state.remove()
     print(f"{target} ({_summary(followed.frames, tracks)})")
     _warn_of_gaps(source, video, followed)
-    if tools.seal is not None:
+    if use.seal is not None:
         print(f"{sealed_beside(target, source)} (the original, sealed)")
 
 
 def sealed_beside(target: Path, source: Path) -> Path:
     """Where the sealed original of a protected video lies."""
     return target.with_name(f"{target.stem}{source.suffix}.age")
-
-
-def _settings(source: Path, options: argparse.Namespace) -> str:
-    """A digest of the original and of what its protected form depends on."""
-    digest = hashlib.sha256()
-    with source.open("rb") as file:
-        for block in iter(lambda: file.read(2**20), b""):
-            digest.update(block)
-    chosen = {name: str(getattr(options, name)) for name in SETTINGS}
-    digest.update(json.dumps([__version__, chosen]).encode())
-    return digest.hexdigest()
 
 
 def _summary(frames: int, tracks: Sequence[Track]) -> str:

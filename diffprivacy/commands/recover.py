@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import glob
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from ..recovery import replay as recovery
 from ..recovery.key import RecoveryKey
 from ..recovery.keyed import Public, recover_keyed
 from .inputs import all_exist, is_video, plan
-from .model import add_checkpoint_options, load_checkpoint
-from .options import option_at_fault
-from .sealing import Secrets, add_passphrase_options
+from .model import load_checkpoint
+from .options import add_checkpoint_options, add_passphrase_options, model_request, option_at_fault, passphrase_request
+from .requests import RecoverRequest
+from .sealing import Secrets
 
 
 def add_parser(commands: Any) -> None:
@@ -28,11 +30,19 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument
     add("inputs", nargs="+", type=Path, metavar="PROTECTED", help="protected picture or video, or folder of them")
     add("-o", "--output", required=True, type=Path, metavar="OUT", help="folder for the recovered files")
-    add("--identity-file", action="append", type=Path, metavar="FILE", help="age identity or SSH private key")
+    add(
+        "--identity-file",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="age identity or SSH private key",
+    )
     add_passphrase_options(parser)
     add(
         "--key-file",
         action="append",
+        default=[],
         type=Path,
         metavar="FILE",
         help="sealed key of a single picture (default: inside it, or NAME.png.age beside it), or sealed video",
@@ -45,41 +55,55 @@ def add_parser(commands: Any) -> None:
     )
     add_checkpoint_options(parser)
     add("--overwrite", action="store_true", help="do finished pictures again")
-    parser.set_defaults(run=recover)
+    parser.set_defaults(run=lambda options: recover(_request(options)))
 
 
-def recover(options: argparse.Namespace) -> int:
+def _request(options: argparse.Namespace) -> RecoverRequest:
+    return RecoverRequest(
+        inputs=tuple(options.inputs),
+        output=options.output,
+        identity_files=tuple(options.identity_file),
+        passphrase=passphrase_request(options),
+        key_files=tuple(options.key_file),
+        faces=options.faces,
+        accept_changed=options.accept_changed,
+        model=model_request(options),
+        overwrite=options.overwrite,
+    )
+
+
+def recover(request: RecoverRequest) -> int:
     """Recover all inputs; returns the exit code."""
-    targets = plan(options.inputs, options.output, video_name=_recovered_video)
-    if options.key_file and len(targets) > 1:
+    targets = plan(request.inputs, request.output, video_name=_recovered_video)
+    if request.key_files and len(targets) > 1:
         raise DiffPrivacyError("--key-file belongs to one picture; name a single one.")
-    todo = {source: files for source, files in targets.items() if options.overwrite or not all_exist(files)}
+    todo = {source: files for source, files in targets.items() if request.overwrite or not all_exist(files)}
     if len(todo) < len(targets):
         print(f"{len(targets) - len(todo)} already done (--overwrite does them again)")
-    secrets = Secrets(options)
+    secrets = Secrets(request)
     backbone = None
     failed = 0
     for source, (file,) in todo.items():
         try:
             if is_video(source):
-                sealed = _sealed_video(source, options)
+                sealed = _sealed_video(source, request)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 secrets.open_file(sealed, file)
                 print(file)
                 continue
             picture = read_picture(source)
-            keyed = None if options.key_file else _public(source)
-            keys = [] if keyed else _keys(source, options, secrets)
+            keyed = None if request.key_files else _public(source)
+            keys = [] if keyed else _keys(source, request, secrets)
             for key in keys:
-                recovery.check_picture(picture, key, options.accept_changed)
+                recovery.check_picture(picture, key, request.accept_changed)
             if backbone is None and not (keys and all(key.patches for key in keys)):
-                backbone = load_checkpoint(options)
+                backbone = load_checkpoint(request.model)
             if keyed and backbone is not None:
                 print("keyed: a wrong passphrase gives another face, not an error", file=sys.stderr)
                 rgb = recover_keyed(picture.rgb, keyed, backbone, secrets.asked())
                 recovered = dataclasses.replace(picture, rgb=rgb)
             else:
-                recovered = _recover(source, picture, keys, backbone, options)
+                recovered = _recover(source, picture, keys, backbone, request)
         except DiffPrivacyError as error:
             print(f"error: {source}: {option_at_fault(error)}", file=sys.stderr)
             failed += 1
@@ -90,10 +114,10 @@ def recover(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _sealed_video(source: Path, options: argparse.Namespace) -> Path:
+def _sealed_video(source: Path, request: RecoverRequest) -> Path:
     """The sealed original of a protected video: the file given, or the one beside it; raises where it is not there."""
-    if options.key_file:
-        return options.key_file[0]
+    if request.key_files:
+        return request.key_files[0]
     found = _sealed_beside(source)
     if len(found) != 1:
         there = ", ".join(path.name for path in found) or "nothing"
@@ -119,7 +143,7 @@ def _recover(
     picture: Picture,
     keys: list[RecoveryKey],
     backbone: DiffusersBackbone | None,
-    options: argparse.Namespace,
+    request: RecoverRequest,
 ) -> Picture:
     from tqdm import tqdm
 
@@ -129,7 +153,7 @@ def _recover(
             bar.total = step["steps"]
             bar.update(1)
 
-        return recovery.recover(picture, keys, backbone, options.accept_changed, progress)
+        return recovery.recover(picture, keys, backbone, request.accept_changed, progress)
 
 
 def _public(source: Path) -> Public | None:
@@ -138,19 +162,19 @@ def _public(source: Path) -> Public | None:
     return Public.from_bytes(found[0]) if found else None
 
 
-def _keys(source: Path, options: argparse.Namespace, secrets: Secrets) -> list[RecoveryKey]:
+def _keys(source: Path, request: RecoverRequest, secrets: Secrets) -> list[RecoveryKey]:
     """The keys of the chosen faces, opened, one for each face."""
-    keys = [RecoveryKey.from_bytes(secrets.open(sealed)) for sealed in _sealed(source, options.key_file)]
+    keys = [RecoveryKey.from_bytes(secrets.open(sealed)) for sealed in _sealed(source, request.key_files)]
     faces = [face for key in keys for face in key.each()]
-    if options.faces == "all":
+    if request.faces == "all":
         return faces
     try:
-        return [faces[int(number)] for number in options.faces.split(",")]
+        return [faces[int(number)] for number in request.faces.split(",")]
     except (ValueError, IndexError):
-        raise DiffPrivacyError(f"--faces {options.faces}: give numbers from 0 to {len(faces) - 1}, or all.") from None
+        raise DiffPrivacyError(f"--faces {request.faces}: give numbers from 0 to {len(faces) - 1}, or all.") from None
 
 
-def _sealed(source: Path, key_files: list[Path] | None) -> list[bytes]:
+def _sealed(source: Path, key_files: Sequence[Path]) -> list[bytes]:
     """The sealed keys of a picture: from the files given, from inside it, or from beside it."""
     if key_files:
         return [png.read_sealed(path) for path in key_files]

@@ -11,17 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import demo
 from ..errors import DiffPrivacyError
 from ..faces.detectors import load_detector
-from ..faces.geometry import MARGIN, crop_face
+from ..faces.geometry import crop_face
 from ..faces.selection import select_faces
 from ..msi.module import DEFAULT, PAPER, load_msi, new_msi, save_msi
 from ..msi.training import Progress, Settings, Training
 from ..msi.training_data import prepare, readable_crops
 from .inputs import pictures_in
-from .model import add_checkpoint_options, add_vision_option, load_checkpoint, load_vision
-from .options import positive
+from .model import crop_of, load_checkpoint, load_vision
+from .options import (
+    add_checkpoint_options,
+    add_crop_options,
+    add_detector_option,
+    add_vision_option,
+    model_request,
+    positive,
+)
+from .requests import TrainRequest
 
 MANY = 20
 """Faces from which on some are held out to measure with."""
@@ -35,8 +42,8 @@ def add_parser(commands: Any) -> None:
     add("-o", "--output", required=True, type=Path, metavar="FILE", help="the .safetensors file to write")
     add_checkpoint_options(parser)
     add_vision_option(parser)
-    add("--size", type=positive, metavar="PIXELS", help="side of the crops (default: what the checkpoint was made for)")
-    add("--detector", default="builtin", metavar="FILE", help="detector as ONNX, or builtin (default)")
+    add_crop_options(parser)
+    add_detector_option(parser)
     add("--faces", default="largest", metavar="WHICH", help="largest (default), all, or numbers from the left")
     add("--init", type=Path, metavar="MSI", help="begin at a trained MSI (default: at the word face)")
     add("--preset", choices=["default", "paper"], default="default", help="what measured best, or the paper's module")
@@ -54,37 +61,10 @@ def add_parser(commands: Any) -> None:
     add("--lr", type=float, default=Settings.lr, metavar="LR", help="learning rate (default: what suits the module)")
     add("--no-flips", action="store_true", help="do not learn from the mirror images too")
     add("--seed", type=int, default=0, metavar="N", help="of all draws (default 0): the same seed gives the same file")
-    parser.set_defaults(run=train_msi)
+    parser.set_defaults(run=lambda options: train_msi(_request(options)))
 
 
-def train_msi(options: argparse.Namespace) -> int:
-    """Train, or go on where an interrupted run stopped; returns the exit code."""
-    from tqdm import tqdm
-
-    sources = [picture for given in options.inputs for picture in pictures_in(given)]
-    if options.output.suffix != ".safetensors":
-        raise DiffPrivacyError(f"{options.output}: an MSI is a .safetensors file; give such a name to --output.")
-    backbone = load_checkpoint(options)
-    load_vision(options, backbone)
-    size = options.size or (demo.IMAGE_SIZE if options.checkpoint is None else backbone.image_size)
-    margin = demo.MARGIN if options.checkpoint is None else MARGIN
-    if options.init is None:
-        start = new_msi(backbone, PAPER if options.preset == "paper" else DEFAULT, options.seed)
-    else:
-        start = load_msi(options.init)
-    start.check(backbone)
-    detector = load_detector(None if options.detector == "builtin" else Path(options.detector))
-
-    def crops(rgb: Tensor) -> list[Tensor]:
-        return [crop_face(rgb, face, size, margin) for face in select_faces(detector.detect(rgb), options.faces)]
-
-    images = readable_crops(tqdm(sources, desc="faces", disable=None), crops, size)
-    held_out = min(16, len(images) // 10) if len(images) >= MANY else 0
-    data = prepare(backbone, images[: len(images) - held_out], flips=not options.no_flips)
-    validation = prepare(backbone, images[len(images) - held_out :], flips=False) if held_out else None
-    print(f"{len(images)} face(s), {held_out} of them held out")
-    if backbone.device.type == "cuda":
-        backbone.to(backbone.device, torch.bfloat16)
+def _request(options: argparse.Namespace) -> TrainRequest:
     settings = Settings(
         steps=options.steps,
         batch=options.batch,
@@ -93,10 +73,54 @@ def train_msi(options: argparse.Namespace) -> int:
         checkpointing=options.checkpointing,
         seed=options.seed,
     )
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = options.output.with_name(options.output.name + ".unfinished")
-    training = Training(start, backbone, data, settings, validation, backbone.device, unfinished, options.minutes)
-    with tqdm(total=settings.steps, initial=training.step, unit="step", disable=None) as bar:
+    return TrainRequest(
+        inputs=tuple(options.inputs),
+        output=options.output,
+        model=model_request(options),
+        detector=options.detector,
+        faces=options.faces,
+        init=options.init,
+        preset=options.preset,
+        settings=settings,
+        minutes=options.minutes,
+        flips=not options.no_flips,
+    )
+
+
+def train_msi(request: TrainRequest) -> int:
+    """Train, or go on where an interrupted run stopped; returns the exit code."""
+    from tqdm import tqdm
+
+    sources = [picture for given in request.inputs for picture in pictures_in(given)]
+    if request.output.suffix != ".safetensors":
+        raise DiffPrivacyError(f"{request.output}: an MSI is a .safetensors file; give such a name to --output.")
+    backbone = load_checkpoint(request.model)
+    load_vision(request.model, backbone)
+    crop = crop_of(request.model, backbone)
+    if request.init is None:
+        start = new_msi(backbone, PAPER if request.preset == "paper" else DEFAULT, request.settings.seed)
+    else:
+        start = load_msi(request.init)
+    start.check(backbone)
+    detector = load_detector(request.detector)
+
+    def crops(rgb: Tensor) -> list[Tensor]:
+        faces = select_faces(detector.detect(rgb), request.faces)
+        return [crop_face(rgb, face, crop.size, crop.margin) for face in faces]
+
+    images = readable_crops(tqdm(sources, desc="faces", disable=None), crops, crop.size)
+    held_out = min(16, len(images) // 10) if len(images) >= MANY else 0
+    data = prepare(backbone, images[: len(images) - held_out], flips=request.flips)
+    validation = prepare(backbone, images[len(images) - held_out :], flips=False) if held_out else None
+    print(f"{len(images)} face(s), {held_out} of them held out")
+    if backbone.device.type == "cuda":
+        backbone.to(backbone.device, torch.bfloat16)
+    request.output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = request.output.with_name(request.output.name + ".unfinished")
+    training = Training(
+        start, backbone, data, request.settings, validation, backbone.device, unfinished, request.minutes
+    )
+    with tqdm(total=request.settings.steps, initial=training.step, unit="step", disable=None) as bar:
 
         def progress(now: Progress) -> None:
             bar.set_postfix(loss=f"{now.validation:.5f}")
@@ -105,11 +129,11 @@ def train_msi(options: argparse.Namespace) -> int:
         try:
             training.run(progress)
         except KeyboardInterrupt:
-            save_msi(training.learnt(), options.output)
-            print(f"interrupted: {options.output} holds what was learnt; the same command goes on", file=sys.stderr)
+            save_msi(training.learnt(), request.output)
+            print(f"interrupted: {request.output} holds what was learnt; the same command goes on", file=sys.stderr)
             raise
-    save_msi(training.learnt(), options.output)
+    save_msi(training.learnt(), request.output)
     unfinished.unlink(missing_ok=True)
     first = training.history[0][2]
-    print(f"{options.output}: validation loss {first:.5f} -> {training.best_loss:.5f} in {training.step} steps")
+    print(f"{request.output}: validation loss {first:.5f} -> {training.best_loss:.5f} in {training.step} steps")
     return 0

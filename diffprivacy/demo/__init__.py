@@ -1,6 +1,7 @@
 """The embedded demo model: a small latent-diffusion model of faces at 128x128 pixels, with every part of the method."""
 
 from .load import (
+    CROP,
     IMAGE_SIZE,
     LATENT_CHANNELS,
     MARGIN,
@@ -15,6 +16,7 @@ from .load import (
 )
 
 __all__ = [
+    "CROP",
     "IMAGE_SIZE",
     "LATENT_CHANNELS",
     "MARGIN",

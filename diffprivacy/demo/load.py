@@ -16,6 +16,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from ..errors import DiffPrivacyError
+from ..faces.geometry import Crop
 from ..identity.recognizers import Recognizer
 from ..identity.thresholds import read_thresholds
 from ..msi.module import MSI
@@ -35,6 +36,7 @@ IMAGE_SIZE = 128
 LATENT_CHANNELS = 16
 MARGIN = 1.45
 """Side of the crops that the model was trained on, in sides of the ArcFace crop; see diffprivacy.faces.geometry."""
+CROP = Crop(IMAGE_SIZE, MARGIN)
 
 Part = Literal["autoencoder", "unet", "text_encoder", "image_encoder", "mobileface", "dlib"]
 

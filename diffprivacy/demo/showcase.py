@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import demo, pipeline
+from .. import demo
 from ..backends.diffusers import DiffusersBackbone
 from ..diffusion.noise import NoiseKey
 from ..diffusion.sampling import Callback
@@ -24,9 +24,12 @@ from ..faces.detectors import load_detector
 from ..faces.geometry import Face, crop_face
 from ..faces.selection import select_faces
 from ..media.images import Picture, read_picture, write_atomically, write_picture
+from ..pipeline import protect
+from ..presets import PRESETS
 from ..recovery.encryption import Opener, Seal
 from ..recovery.key import RecoveryKey
 from ..recovery.replay import record, recover
+from ..regeneration import Regeneration, anonymizing, hiding
 from .backend import load_backbone
 
 VARIANTS = 4
@@ -89,14 +92,15 @@ def _protect(
     original: Picture, face: Face, backbone: DiffusersBackbone, seal: Seal, output: Path, seed: int | None
 ) -> None:
     """Write the protected versions, each with its sealed key beside it."""
-    crop: Any = {"size": demo.IMAGE_SIZE, "margin": demo.MARGIN}
-    redraw: Any = crop | {"recognizer": demo.load_recognizer("guide"), "noise_key": NoiseKey.from_seed(seed)}
+    guide, noise_key = demo.load_recognizer("guide"), NoiseKey.from_seed(seed)
+    anonymized = Regeneration(PRESETS["anonymize"]["default"], anonymizing(guide, VARIANTS), variants=VARIANTS)
     with _progress("anonymize") as bar:
-        variants = pipeline.anonymize(original.rgb, [face], backbone, variants=VARIANTS, callback=bar, **redraw)
+        variants = protect(original.rgb, [face], backbone, demo.CROP, anonymized, noise_key, bar)
     with _progress("hide") as bar:
-        hidden = pipeline.hide(original.rgb, [face], backbone, callback=bar, **redraw)
+        as_hidden = Regeneration(PRESETS["hide"]["default"], hiding(guide))
+        hidden = protect(original.rgb, [face], backbone, demo.CROP, as_hidden, noise_key, bar)
     with _progress("record the key") as bar:
-        key = record(original, [face], backbone, callback=bar, **crop)
+        key = record(original, [face], backbone, demo.IMAGE_SIZE, margin=demo.MARGIN, callback=bar)
 
     def write(version: str, picture: Picture) -> None:
         write_picture(_file(output, version), picture)

@@ -70,6 +70,14 @@ class Face:
         return (x1 - x0) * (y1 - y0)
 
 
+@dataclass(frozen=True)
+class Crop:
+    """How crops of faces are cut: ``size`` pixels a side, ``margin`` sides of the ArcFace crop wide."""
+
+    size: int
+    margin: float = MARGIN
+
+
 def align_matrix(face: Face, size: int, margin: float = MARGIN) -> np.ndarray:
     """Similarity (2,3) float64 from the picture's pixels to those of the face's crop of ``size`` x ``size``.
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..faces.detectors import Detector
-from ..faces.geometry import Face, crop_face, crop_landmarks, paste_faces
+from ..faces.geometry import Crop, Face, crop_face, crop_landmarks, paste_faces
 from ..identity.embedding import embed_face
 from ..identity.recognizers import FaceMatcher
 from ..media.images import levels, values
@@ -81,13 +81,9 @@ def protect_pieces(
     todo: Sequence[tuple[range, Path]],
     tracks: Sequence[Track],
     redraw: Redraw,
-    size: int,
-    margin: float,
+    crop: Crop,
 ) -> None:
-    """Write the given consecutive pieces of the video with the faces of all tracks made new.
-
-    size: side in pixels of the crops that are redrawn, cut with this margin.
-    """
+    """Write the given consecutive pieces of the video with the faces of all tracks made new."""
     if not todo:
         return
     first = max(0, todo[0][0].start - CONTEXT)
@@ -98,23 +94,23 @@ def protect_pieces(
             held[item[0]] = item[1]
         for number in [number for number in held if number < piece.start - CONTEXT]:
             del held[number]
-        new = _redrawn(held, piece, tracks, redraw, size, margin)
+        new = _redrawn(held, piece, tracks, redraw, crop)
         with part_writer(path, video) as write:
             for number in piece:
-                write(_protected(held[number], new.get(number, []), margin))
+                write(_protected(held[number], new.get(number, []), crop.margin))
 
 
-def face_at(video: Video, track: Track, size: int, margin: float) -> Tensor:
+def face_at(video: Video, track: Track, crop: Crop) -> Tensor:
     """The crop (3,S,S) of a track's largest detected face."""
     seen = np.flatnonzero(track.seen)
     spread = [float(np.ptp(track.landmarks[i], axis=0).sum()) for i in seen]
     number = track.start + int(seen[int(np.argmax(spread))])
     (frame,) = read_frames(video, number, number + 1)
-    return crop_face(values(frame.pixels), track.face(number), size, margin).movedim(-1, 0)
+    return crop_face(values(frame.pixels), track.face(number), crop.size, crop.margin).movedim(-1, 0)
 
 
 def _redrawn(
-    held: dict[int, Frame], piece: range, tracks: Sequence[Track], redraw: Redraw, size: int, margin: float
+    held: dict[int, Frame], piece: range, tracks: Sequence[Track], redraw: Redraw, crop: Crop
 ) -> dict[int, list[tuple[Face, Tensor]]]:
     """The new faces of a piece's frames, each with its crop (S,S,3)."""
     new: dict[int, list[tuple[Face, Tensor]]] = {}
@@ -122,13 +118,13 @@ def _redrawn(
         numbers = [number for number in held if track.start <= number < track.stop]
         faces = [track.face(number) for number in numbers]
         crops = [
-            crop_face(values(held[number].pixels), face, size, margin).movedim(-1, 0)
+            crop_face(values(held[number].pixels), face, crop.size, crop.margin).movedim(-1, 0)
             for number, face in zip(numbers, faces, strict=True)
         ]
-        landmarks = torch.stack([crop_landmarks(face, size, margin) for face in faces])
+        landmarks = torch.stack([crop_landmarks(face, crop.size, crop.margin) for face in faces])
         redrawn = redraw(torch.stack(crops), landmarks, track.person).movedim(1, -1).cpu()
-        for number, face, crop in zip(numbers, faces, redrawn, strict=True):
-            new.setdefault(number, []).append((face, crop))
+        for number, face, image in zip(numbers, faces, redrawn, strict=True):
+            new.setdefault(number, []).append((face, image))
     return new
 
 

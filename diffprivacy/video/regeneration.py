@@ -2,73 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import pipeline
 from ..diffusion.model import Backbone
 from ..diffusion.sampling import Callback
-from ..diffusion.temporal import radius
+from ..faces.geometry import Crop
 from ..identity.recognizers import FaceMatcher
 from ..msi.module import MSI
-from ..presets import Preset
+from ..regeneration import Regeneration, latent_shape, regenerate_crops
 from .files import Video
 from .protect import Redraw, face_at
-from .resume import Job
+from .resume import ResumeState
 from .tracks import Track
+
+HowOf = Callable[[int, Sequence[Tensor] | None], Regeneration]
+"""``how(person, target)``: how a person's faces are made new; target: embeddings (1,D) of the new face, one for each
+recognition network, where the person has got one already."""
 
 
 def one_face_each(
-    video: Video,
-    tracks: Sequence[Track],
-    job: Job,
-    task: Literal["anonymize", "hide"],
+    state: ResumeState,
     backbone: Backbone,
-    size: int,
-    margin: float,
-    preset: Preset,
-    recognizer: FaceMatcher | None = None,
-    msi: MSI | None = None,
+    crop: Crop,
+    how: HowOf,
+    keep: FaceMatcher | None = None,
     callback: Callback | None = None,
 ) -> Redraw:
-    """What makes crops of ``size`` pixels of the people in the tracks new.
+    """What makes crops of the people of a video new.
 
-    Each person's noise follows from the job's key. When anonymizing under a recognizer it keeps the face that a person first got,
-    toward which that person's later crops are guided. callback: of every sampling step.
+    Each person's noise, one for all frames, follows from the state's key. keep: measures the face that a
+    person first got, which the state keeps as the target of that person's later crops; None: there is no target.
+    callback: of every sampling step.
     """
-    people = max((track.person for track in tracks), default=-1) + 1
-    shape = pipeline.latent_shape(backbone, size)
-    noise = [job.noise_key.normal(shape, "person", person) for person in range(people)]
+    shape = latent_shape(backbone, crop.size)
+
+    def redraw(crops: Tensor, landmarks: Tensor, person: int) -> Tensor:
+        same = state.noise_key.normal(shape, "person", person).expand(len(crops), -1, -1, -1)
+        of_person = how(person, state.faces.get(person))
+        new = regenerate_crops(crops, landmarks, same, backbone, of_person, callback)
+        if keep is not None and person not in state.faces:
+            state.keep_face(person, mean_face(keep, new, landmarks))
+        return new
+
+    return redraw
+
+
+def words_of_people(
+    video: Video, tracks: Sequence[Track], backbone: Backbone, crop: Crop, msi: MSI | None
+) -> dict[int, Tensor]:
+    """Pseudo-words (S,D) that describe each person, by their largest face; none without an MSI."""
     words: dict[int, Tensor] = {}
     if msi is not None:
         for person in {track.person for track in tracks}:
             largest = max((track for track in tracks if track.person == person), key=lambda track: track.area)
-            words[person] = msi.words(backbone, face_at(video, largest, size, margin)[None])[0]
-
-    def redraw(crops: Tensor, landmarks: Tensor, person: int) -> Tensor:
-        if task == "anonymize":
-            energy = pipeline.anonymizing(recognizer, target=job.faces.get(person))
-        else:
-            energy = pipeline.hiding(recognizer)
-        new = pipeline.redraw_crops(
-            crops,
-            landmarks,
-            noise[person].expand(len(crops), -1, -1, -1),
-            backbone,
-            preset,
-            energy,
-            words.get(person),
-            steadiness=radius(float(video.rate)),
-            callback=callback,
-        )
-        if task == "anonymize" and recognizer is not None and person not in job.faces:
-            job.keep_face(person, mean_face(recognizer, new, landmarks))
-        return new
-
-    return redraw
+            words[person] = msi.words(backbone, face_at(video, largest, crop)[None])[0]
+    return words
 
 
 def mean_face(recognizer: FaceMatcher, crops: Tensor, landmarks: Tensor) -> list[Tensor]:

@@ -17,7 +17,7 @@ FORMAT = 2
 """Of the job file; a job in another is begun anew."""
 
 
-class Job:
+class ResumeState:
     """A hidden folder beside the protected video, there until that is complete. It holds nothing of the original.
 
     noise_key: what the noise follows from, in a file that only its owner can read. faces: of each person, the embeddings (1,D) of the new face, one for each recognition network.

@@ -6,19 +6,29 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from diffprivacy import demo, pipeline
 from diffprivacy.demo.backend import load_backbone
+from diffprivacy.diffusion.noise import NoiseKey
 from diffprivacy.diffusion.sampling import strength_steps
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import protected_mask
 from diffprivacy.media.images import Picture, read_picture, write_picture
 from diffprivacy.presets import PRESETS
+from diffprivacy.regeneration import Regeneration, anonymizing
 from tests.comfyui.graphs import Graph, slot
 from tests.comfyui.photos import pixels, write_astronaut
 
 SEED = 5
 PRESET = dataclasses.replace(PRESETS["anonymize"]["default"], steps=20)
+
+
+class RandomNoise(NoiseKey):
+    """The noise of ComfyUI's node of that name."""
+
+    def normal(self, shape: tuple[int, ...], *labels: str | int) -> torch.Tensor:
+        return torch.randn(shape, generator=torch.manual_seed(SEED))
 
 
 @pytest.fixture(scope="module")
@@ -71,16 +81,8 @@ def test_one_seed_one_picture(server, photo, tmp_path, guided, largest, mean):
     """
     picture = read_picture(photo).rgb
     faces = load_detector(None).detect(picture)
-    (made,) = pipeline.anonymize(
-        picture,
-        faces,
-        load_backbone(),
-        size=demo.IMAGE_SIZE,
-        margin=demo.MARGIN,
-        preset=PRESET,
-        recognizer=demo.load_recognizer("guide") if guided else None,
-        seed=SEED,
-    )
+    how = Regeneration(PRESET, anonymizing(demo.load_recognizer("guide")) if guided else None)
+    (made,) = pipeline.protect(picture, faces, load_backbone(), demo.CROP, how, RandomNoise())
     write_picture(tmp_path / "made.png", Picture(made))
     face = protected_mask(picture.shape, faces, demo.MARGIN).numpy() > 0
     here, there = (rgb[face].astype(int) for rgb in (pixels(tmp_path / "made.png"), through_comfyui(server, guided)))

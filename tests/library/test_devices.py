@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffprivacy import demo, pipeline
+from diffprivacy import demo
 from diffprivacy.backends.diffusers import DiffusersBackbone
 from diffprivacy.backends.diffusers import load_backbone as load_checkpoint
 from diffprivacy.backends.vision import load_vision_encoder
@@ -39,6 +39,7 @@ from diffprivacy.msi.training import Progress, Settings, Training
 from diffprivacy.msi.training_data import prepare
 from diffprivacy.presets import Preset
 from diffprivacy.recovery.replay import record, recover
+from diffprivacy.regeneration import Regeneration, anonymizing, regenerate_crops
 from tests.library.test_recognizers import write_onnx
 
 OTHER = torch.device("cuda", 0)
@@ -323,16 +324,10 @@ def test_frames_of_a_video(backbone, crop, face):
     points = crop_landmarks(face, demo.IMAGE_SIZE, demo.MARGIN)
     recognizer = demo.load_recognizer("guide")
     with another_device():
-        energy = pipeline.anonymizing(recognizer.to(OTHER), target=[torch.randn(1, 256)])
-        pipeline.redraw_crops(
-            crop.expand(3, -1, -1, -1),
-            points.expand(3, -1, -1),
-            torch.randn(3, 16, 16, 16),
-            backbone.to(OTHER),
-            Preset(strength=1.0, steps=2, switch=None, scale=1.0),
-            energy,
-            steadiness=1,
-        )
+        energy = anonymizing(recognizer.to(OTHER), target=[torch.randn(1, 256)])
+        how = Regeneration(Preset(strength=1.0, steps=2, switch=None, scale=1.0), energy, smoothing=1)
+        crops, landmarks = crop.expand(3, -1, -1, -1), points.expand(3, -1, -1)
+        regenerate_crops(crops, landmarks, torch.randn(3, 16, 16, 16), backbone.to(OTHER), how)
 
 
 def test_judging_with_recognizers_there(picture, face):

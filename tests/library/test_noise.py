@@ -15,6 +15,7 @@ from diffprivacy.demo.showcase import example_photo
 from diffprivacy.diffusion.noise import NoiseKey
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.presets import Preset
+from diffprivacy.regeneration import Regeneration
 
 COUNT = 2**17
 
@@ -94,11 +95,11 @@ def test_only_the_key_decides_what_a_face_becomes():
     """Neither torch's generators nor a seed's low half: what an attacker would have to search is the whole key."""
     photo = example_photo().rgb
     backbone, faces = load_backbone(), load_detector(None).detect(photo)
-    quick = Preset(strength=0.5, steps=2, switch=None)
+    quick = Regeneration(Preset(strength=0.5, steps=2, switch=None))
 
     def made(key: NoiseKey | None, seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
-        return next(pipeline.anonymize(photo, faces, backbone, 128, quick, margin=demo.MARGIN, noise_key=key))
+        return next(pipeline.protect(photo, faces, backbone, demo.CROP, quick, key))
 
     high = bytearray(32)
     high[31] = 0x80

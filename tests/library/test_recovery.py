@@ -27,6 +27,7 @@ from diffprivacy.media.images import Picture, decode_picture, encode_png, levels
 from diffprivacy.presets import Preset
 from diffprivacy.recovery.key import RecoveryKey
 from diffprivacy.recovery.replay import record, recover, replay
+from diffprivacy.regeneration import Regeneration
 
 GROUP = Path(insightface.__file__).parent / "data" / "images" / "t1.jpg"
 BLUNT = Preset(strength=0.6, steps=5, switch=None)
@@ -49,9 +50,7 @@ class Scene:
 
 def scene(original: Picture, backbone: DiffusersBackbone) -> Scene:
     faces = load_detector(None).detect(original.rgb)
-    (rgb,) = pipeline.anonymize(
-        original.rgb, faces, backbone, preset=BLUNT, noise_key=NoiseKey.from_seed(1), **GEOMETRY
-    )
+    (rgb,) = pipeline.protect(original.rgb, faces, backbone, demo.CROP, Regeneration(BLUNT), NoiseKey.from_seed(1))
     return Scene(original, faces, decode_picture(encode_png(dataclasses.replace(original, rgb=rgb)), "protected"))
 
 

@@ -11,14 +11,15 @@ import pytest
 import skimage.data
 import torch
 
-from diffprivacy import demo, pipeline
+from diffprivacy import demo
 from diffprivacy.cli import main
 from diffprivacy.demo.backend import load_backbone
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import crop_face, crop_landmarks, protected_mask
 from diffprivacy.media.images import Picture, values, write_picture
 from diffprivacy.presets import PRESETS
-from diffprivacy.video import protect
+from diffprivacy.regeneration import Regeneration, anonymizing, latent_shape, regenerate_crops
+from diffprivacy.video import protect, regeneration
 from testing.videos import av, pixels, psnr, seconds, sound_packets, write_source
 
 QUICK = ["--steps", "5", "--strength", "0.6"]
@@ -89,15 +90,15 @@ def test_the_sound_is_copied_or_left_out(clip, protected, tmp_path):
 def stopped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Pieces of four frames, of which the second is interrupted once; how many crops each redrawing was of."""
     monkeypatch.setattr(protect, "PIECE_FRAMES", (4, 4))
-    redraw, calls = pipeline.redraw_crops, []
+    regenerate, calls = regeneration.regenerate_crops, []
 
     def interrupted(crops, *arguments, **options):
         calls.append(len(crops))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return redraw(crops, *arguments, **options)
+        return regenerate(crops, *arguments, **options)
 
-    monkeypatch.setattr(pipeline, "redraw_crops", interrupted)
+    monkeypatch.setattr(regeneration, "regenerate_crops", interrupted)
     return calls
 
 
@@ -135,19 +136,13 @@ def test_frames_are_steadier_than_alone():
     crops = torch.stack([crop_face(values(f), a, 128, demo.MARGIN) for f, a in zip(frames, faces, strict=True)])
     landmarks = torch.stack([crop_landmarks(face, 128, demo.MARGIN) for face in faces])
     backbone = load_backbone()
-    noise = torch.randn(1, *pipeline.latent_shape(backbone, 128), generator=torch.Generator().manual_seed(0))
-    energy = pipeline.anonymizing(demo.load_recognizer("guide"))
+    noise = torch.randn(1, *latent_shape(backbone, 128), generator=torch.Generator().manual_seed(0))
+    preset = dataclasses.replace(PRESETS["anonymize"]["default"], steps=10)
+    how = Regeneration(preset, anonymizing(demo.load_recognizer("guide")))
 
-    def trembling(steadiness: int) -> float:
-        new = pipeline.redraw_crops(
-            crops.movedim(-1, 1),
-            landmarks,
-            noise.expand(8, -1, -1, -1),
-            backbone,
-            dataclasses.replace(PRESETS["anonymize"]["default"], steps=10),
-            energy,
-            steadiness=steadiness,
-        )
+    def trembling(smoothing: int) -> float:
+        same, of_radius = noise.expand(8, -1, -1, -1), dataclasses.replace(how, smoothing=smoothing)
+        new = regenerate_crops(crops.movedim(-1, 1), landmarks, same, backbone, of_radius)
         return float(new.diff(n=2, dim=0).abs()[..., 32:96, 32:96].mean())
 
     assert trembling(1) < 0.6 * trembling(0)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-from pathlib import Path
 
 from ..diffusion.sampling import strength_steps
 from ..faces.detectors import Detector, load_detector
@@ -13,11 +11,12 @@ from ..presets import PRESETS, Preset
 from ..recovery.encryption import Seal
 from .model import Model, load_model, load_vision
 from .people import People, load_people
+from .requests import ProtectRequest
 from .sealing import load_seal
 
 
 @dataclasses.dataclass(frozen=True)
-class Tools:
+class Resources:
     """The settings of the task, and the models and secrets it needs."""
 
     preset: Preset
@@ -28,23 +27,23 @@ class Tools:
     people: People | None
 
 
-def load_tools(options: argparse.Namespace) -> Tools:
+def load_resources(request: ProtectRequest) -> Resources:
     """Raises DiffPrivacyError for options that do not fit together and files that cannot be used."""
-    preset = _preset(options)
-    seal = load_seal(options)
-    detector = load_detector(None if options.detector == "builtin" else Path(options.detector))
-    model = load_model(options)
-    msi = None if options.msi is None else load_msi(options.msi)
+    preset = _preset(request)
+    seal = load_seal(request)
+    detector = load_detector(request.detector)
+    model = load_model(request.model)
+    msi = None if request.msi is None else load_msi(request.msi)
     if msi is not None:
-        load_vision(options, model.backbone)
+        load_vision(request.model, model.backbone)
         msi.check(model.backbone)
-    return Tools(preset, seal, detector, model, msi, load_people(options, detector, model.recognizer))
+    return Resources(preset, seal, detector, model, msi, load_people(request.people, detector, model.recognizer))
 
 
-def _preset(options: argparse.Namespace) -> Preset:
-    changes = {"strength": options.strength, "steps": options.steps}
+def _preset(request: ProtectRequest) -> Preset:
+    changes = {"strength": request.strength, "steps": request.steps}
     preset = dataclasses.replace(
-        PRESETS[options.task][options.preset], **{name: value for name, value in changes.items() if value is not None}
+        PRESETS[request.task][request.preset], **{name: value for name, value in changes.items() if value is not None}
     )
     strength_steps(preset.steps, preset.strength)
     return preset

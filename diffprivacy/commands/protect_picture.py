@@ -1,0 +1,106 @@
+"""One picture for ``anonymize`` and ``hide``: every chosen face made new, and what brings it back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .. import pipeline
+from ..diffusion.noise import NoiseKey
+from ..diffusion.sampling import Callback
+from ..errors import NoFaceError
+from ..faces.geometry import Face, crop_face
+from ..faces.selection import select_faces
+from ..media.images import Picture, read_picture, write_picture
+from ..recovery import png
+from ..recovery.encryption import Seal
+from ..recovery.key import RecoveryKey
+from ..recovery.keyed import Public, anonymize_keyed
+from ..recovery.replay import record
+from ..regeneration import Regeneration, task_energy
+from .requests import ProtectRequest, SealRequest
+from .resources import Resources
+from .sealing import write_sealed
+
+
+def protect_picture(source: Path, files: Sequence[Path], request: ProtectRequest, use: Resources) -> None:
+    """Protect a picture: one file for each variant. Raises DiffPrivacyError, and writes nothing, where it cannot."""
+    from tqdm import tqdm
+
+    with tqdm(desc=source.name, unit="step", disable=None, leave=False) as bar:
+
+        def progress(step: dict[str, Any]) -> None:
+            bar.total = step["steps"]
+            bar.update(1)
+
+        pictures, key = _protected(source, request, use, progress)
+    files[0].parent.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        _write(file, next(pictures), key, use.seal, request.sealing)
+
+
+def _write(
+    file: Path, picture: Picture, key: RecoveryKey | Public | None, seal: Seal | None, sealing: SealRequest
+) -> None:
+    if isinstance(key, Public):
+        png.save(file, picture, [key.to_bytes()], kind=png.KEYED)
+        print(f"{file} (keyed)")
+    elif seal is None or key is None:
+        write_picture(file, picture)
+        print(file)
+    else:
+        write_sealed(file, picture, key, seal, sealing)
+
+
+def _protected(
+    source: Path, request: ProtectRequest, use: Resources, progress: Callback
+) -> tuple[Iterator[Picture], RecoveryKey | Public | None]:
+    """The protected variants, each made when it is asked for, and what brings the faces back where that is wanted."""
+    model, seal = use.model, use.seal
+    picture = read_picture(source)
+    try:
+        faces = select_faces(use.detector.detect(picture.rgb), request.faces)
+        if use.people is not None:
+            faces = use.people.in_picture(picture.rgb, faces)
+    except NoFaceError:
+        if request.without_face == "error":
+            raise
+        return repeat(picture), None
+
+    if request.sealing.keyed and seal is not None:
+        secret = seal.passphrase or ""
+        rgb, public = anonymize_keyed(
+            picture.rgb, faces, model.backbone, model.crop.size, secret, model.crop.margin, callback=progress
+        )
+        return iter([dataclasses.replace(picture, rgb=rgb)]), public
+
+    hows = [_regeneration(picture.rgb, face, request, use) for face in faces]
+    noise_key = NoiseKey.from_seed(request.seed)
+    made = pipeline.protect(picture.rgb, faces, model.backbone, model.crop, hows, noise_key, progress)
+    pictures = (dataclasses.replace(picture, rgb=rgb) for rgb in made)
+    if seal is None:
+        return pictures, None
+    return pictures, record(
+        picture,
+        faces,
+        model.backbone,
+        model.crop.size,
+        request.sealing.fidelity,
+        margin=model.crop.margin,
+        callback=progress,
+    )
+
+
+def _regeneration(picture: Tensor, face: Face, request: ProtectRequest, use: Resources) -> Regeneration:
+    """How a face of an image (H,W,3) is made new."""
+    model, words = use.model, None
+    if use.msi is not None:
+        crop = crop_face(picture, face, model.crop.size, model.crop.margin)
+        words = use.msi.words(model.backbone, crop.movedim(-1, 0)[None])[0]
+    energy = task_energy(request.task, model.recognizer, request.variants)
+    return Regeneration(use.preset, energy, words, variants=request.variants)

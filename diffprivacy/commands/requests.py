@@ -1,0 +1,181 @@
+"""What the commands are asked for: frozen, typed, made from the command line by :mod:`.options`.
+
+The digest of a request names its result: the files that it points to count by their content, and what does not
+change the result, marked ``ASIDE``, does not count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .. import __version__
+from ..msi.training import Settings
+from ..regeneration import Task
+
+ASIDE: Any = {"aside": True}
+"""Metadata of fields that do not change what a finished file holds."""
+
+
+@dataclass(frozen=True)
+class RecognizerFile:
+    """An ONNX recognizer, and the order in which it takes colours."""
+
+    path: Path
+    channels: Literal["RGB", "BGR"] = "RGB"
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """The diffusion model and what goes with it.
+
+    checkpoint: None for the embedded demo model. recognizers: that guide. size: side of the face crops in pixels, None
+    for what the checkpoint was made for.
+    """
+
+    checkpoint: Path | None = None
+    device: str | None = field(default=None, metadata=ASIDE)
+    recognizers: tuple[RecognizerFile, ...] = ()
+    size: int | None = None
+    clip_vision: Path | None = None
+
+
+@dataclass(frozen=True)
+class PeopleRequest:
+    """People told by photos of them: protected alone, or spared. threshold: cosine, None for the recognizer's own."""
+
+    only: tuple[Path, ...] = ()
+    spared: tuple[Path, ...] = ()
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class PassphraseRequest:
+    """Where a passphrase comes from. What it is counts in no digest."""
+
+    file: Path | None = field(default=None, metadata=ASIDE)
+    env: str | None = field(default=None, metadata=ASIDE)
+
+
+@dataclass(frozen=True)
+class SealRequest:
+    """The recovery key: whom it is encrypted to, what it holds, and where it goes."""
+
+    recipients: tuple[str, ...] = ()
+    passphrase: PassphraseRequest = PassphraseRequest()
+    ask_passphrase: bool = False
+    fidelity: str = "latent"
+    beside: bool = False
+    per_face: bool = False
+    keyed: bool = False
+
+
+@dataclass(frozen=True)
+class ProtectRequest:
+    """``anonymize`` or ``hide``. detector: None for the built-in one."""
+
+    task: Task
+    inputs: tuple[Path, ...] = field(metadata=ASIDE)
+    output: Path = field(metadata=ASIDE)
+    model: ModelRequest = ModelRequest()
+    detector: Path | None = None
+    faces: str = "all"
+    people: PeopleRequest = PeopleRequest()
+    without_face: Literal["error", "copy"] = "error"
+    preset: str = "default"
+    strength: float | None = None
+    steps: int | None = None
+    msi: Path | None = None
+    variants: int = 1
+    seed: int | None = None
+    sound: bool = True
+    sealing: SealRequest = SealRequest()
+    overwrite: bool = field(default=False, metadata=ASIDE)
+
+
+@dataclass(frozen=True)
+class RecoverRequest:
+    """``recover``: what opens the keys, and where they lie if not with the pictures."""
+
+    inputs: tuple[Path, ...] = field(metadata=ASIDE)
+    output: Path = field(metadata=ASIDE)
+    identity_files: tuple[Path, ...] = field(default=(), metadata=ASIDE)
+    passphrase: PassphraseRequest = PassphraseRequest()
+    key_files: tuple[Path, ...] = ()
+    faces: str = "all"
+    accept_changed: bool = False
+    model: ModelRequest = ModelRequest()
+    overwrite: bool = field(default=False, metadata=ASIDE)
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """``evaluate``. recognizers: that judge, none for the demo model's judge."""
+
+    originals: Path
+    protected: Path
+    recovered: Path | None = None
+    recognizers: tuple[RecognizerFile, ...] = ()
+    detector: Path | None = None
+    clean: Path | None = None
+    keep_thresholds: bool = False
+    plot: Path | None = None
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """``train-msi``. init: a trained MSI to begin at."""
+
+    inputs: tuple[Path, ...]
+    output: Path
+    model: ModelRequest
+    detector: Path | None
+    faces: str
+    init: Path | None
+    preset: str
+    settings: Settings
+    minutes: float
+    flips: bool
+
+
+def digest(request: ProtectRequest | RecoverRequest) -> bytes:
+    """SHA-256 of the version and of everything that a finished file depends on besides its source."""
+    total = hashlib.sha256(__version__.encode())
+    for part in _parts(request):
+        total.update(len(part).to_bytes(8, "big") + part)
+    return total.digest()
+
+
+def content_digest(path: Path) -> bytes:
+    """SHA-256 of a file, or of all files in a folder with their places there; raises OSError where they cannot be read."""
+    total = hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            total.update(hashlib.sha256(str(file.relative_to(path)).encode(errors="surrogateescape")).digest())
+            total.update(content_digest(file))
+        return total.digest()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            total.update(block)
+    return total.digest()
+
+
+def _parts(value: Any) -> Iterator[bytes]:
+    """The names and values of all fields that count, one after the other."""
+    if is_dataclass(value):
+        for each in fields(value):
+            if not each.metadata.get("aside"):
+                yield each.name.encode()
+                yield from _parts(getattr(value, each.name))
+    elif isinstance(value, tuple):
+        yield f"{len(value)} of".encode()
+        for item in value:
+            yield from _parts(item)
+    elif isinstance(value, Path):
+        # What is missing is named by who needs it.
+        yield content_digest(value) if value.exists() else b"missing"
+    else:
+        yield repr(value).encode()

@@ -1,0 +1,156 @@
+"""Faces made new: noised to a preset's strength and denoised under an energy (Diff-Privacy, arXiv 2309.05330)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .diffusion.conditioning import scheduled, stage_denoiser
+from .diffusion.guidance import Gradient, guided
+from .diffusion.model import Backbone, Denoiser
+from .diffusion.sampling import Callback, ddim_sigmas, noise_to, sample_euler
+from .diffusion.temporal import steadied
+from .errors import DiffPrivacyError
+from .identity.energies import (
+    Energy,
+    augmented,
+    diversity,
+    identity_away,
+    identity_toward,
+    latent_gradient,
+    visual_distance,
+)
+from .identity.recognizers import FaceMatcher
+from .presets import Preset
+
+VISUAL_WEIGHT = 1.0
+"""Of looking different, against machines matching, in :func:`hiding`."""
+GRADIENT_SIDE = 512
+"""Gradients are taken through as many crops at once as fill an image of this side in pixels, to bound the memory."""
+NETWORK_SIDE = 1024
+"""The same for the network and the autoencoder, which need no gradients."""
+
+Task = Literal["anonymize", "hide"]
+EnergyOf = Callable[[Tensor, Tensor], Energy | None]
+"""What guides the regeneration of original crops (F,3,S,S) in [0,1] with their five points (F,5,2); None for nothing."""
+
+
+@dataclass(frozen=True)
+class Regeneration:
+    """How a face is made new.
+
+    preset: strength, steps, schedule and guidance. energy: what guides, None for nothing.
+    words: (S,D), one row for each time stage, which stand for ``*`` in the prompt until the preset switches to the
+    empty prompt; without them the empty prompt holds throughout.
+    variants: how many new faces are made of one. smoothing: of consecutive frames of one face, over how many
+    neighbours to both sides predictions are averaged; 0 for none.
+    """
+
+    preset: Preset
+    energy: EnergyOf | None = None
+    words: Tensor | None = None
+    prompt: str = "a photo of *"
+    variants: int = 1
+    smoothing: int = 0
+
+
+def task_energy(
+    task: Task,
+    recognizer: FaceMatcher | None,
+    variants: int = 1,
+    target: Sequence[Tensor] | None = None,
+) -> EnergyOf:
+    """What guides a task: :func:`anonymizing` or :func:`hiding`."""
+    return anonymizing(recognizer, variants, target) if task == "anonymize" else hiding(recognizer)
+
+
+def anonymizing(recognizer: FaceMatcher | None, variants: int = 1, target: Sequence[Tensor] | None = None) -> EnergyOf:
+    """Away from the original's identity, and the variants from each other; nothing without a recognizer.
+
+    target: embeddings (1,D), one for each network, of a new face that has been made already and is to be it again.
+    """
+
+    def energy(crops: Tensor, landmarks: Tensor) -> Energy | None:
+        if recognizer is None:
+            return None
+        away = identity_away(recognizer, recognizer.reference(crops, landmarks), landmarks)
+        if target is not None:
+            same = tuple(vector.expand(len(crops), -1) for vector in target)
+            away = away + identity_toward(recognizer, same, landmarks)
+        return augmented(away + diversity(recognizer, landmarks) if variants > 1 else away, landmarks)
+
+    return energy
+
+
+def hiding(recognizer: FaceMatcher | None) -> EnergyOf:
+    """Toward the original's identity and away from its looks; raises DiffPrivacyError without a recognizer."""
+    if recognizer is None:
+        raise DiffPrivacyError("Hiding needs a recognizer that keeps the identity; name one.", "recognizer")
+
+    def energy(crops: Tensor, landmarks: Tensor) -> Energy:
+        toward = identity_toward(recognizer, recognizer.reference(crops, landmarks), landmarks)
+        return augmented(toward, landmarks) + VISUAL_WEIGHT * visual_distance(crops, landmarks, landmarks)
+
+    return energy
+
+
+def regenerate_crops(
+    crops: Tensor,
+    landmarks: Tensor,
+    noise: Tensor,
+    backbone: Backbone,
+    how: Regeneration,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Crops (F,3,S,S) in [0,1] made new: (F * V,3,S,S), V variants of each one after the other.
+
+    landmarks: the five points (F,5,2) in pixels of the crops. noise: unit Gaussian (F * V,C,h,w).
+    """
+    preset, variants = how.preset, how.variants
+    sigmas = ddim_sigmas(backbone.noise_levels, preset.steps, preset.strength)
+    at_once = max(variants, (NETWORK_SIDE // crops.shape[-1]) ** 2)
+    empty = stage_denoiser(backbone)
+    msi = empty if how.words is None else stage_denoiser(backbone, how.prompt, how.words)
+    whole = scheduled({"msi": msi, "empty": empty}, preset.schedule(), backbone.noise_levels)
+    denoiser = _in_parts(whole, at_once)
+    if (gradient := _gradient(crops, landmarks, backbone, how)) is not None:
+        denoiser = guided(denoiser, gradient, sigmas, preset.guidance, backbone.noise_levels)
+    if how.smoothing:
+        denoiser = steadied(denoiser, how.smoothing)
+    latents = torch.cat([backbone.encode(part) for part in crops.split(at_once)]).repeat_interleave(variants, dim=0)
+    samples = sample_euler(denoiser, noise_to(latents, sigmas[0], noise.to(latents)), sigmas, callback)
+    return torch.cat([backbone.decode(part) for part in samples.split(at_once)])
+
+
+def latent_shape(backbone: Backbone, size: int) -> tuple[int, int, int]:
+    """(C,h,w) of a square crop's latent; raises DiffPrivacyError for a size that does not fit the backbone."""
+    if size % backbone.downscale:
+        raise DiffPrivacyError(f"The crop size {size} is no multiple of {backbone.downscale}; choose one, such as 512.")
+    return backbone.latent_channels, size // backbone.downscale, size // backbone.downscale
+
+
+def _in_parts(denoiser: Denoiser, at_once: int) -> Denoiser:
+    return lambda x, sigma: torch.cat([denoiser(part, sigma) for part in x.split(at_once)])
+
+
+def _gradient(crops: Tensor, landmarks: Tensor, backbone: Backbone, how: Regeneration) -> Gradient | None:
+    """The energies' gradient, taken through a few crops at a time; each crop's energy is its own."""
+    if how.energy is None:
+        return None
+    chunk = max(1, (GRADIENT_SIDE // crops.shape[-1]) ** 2)
+    faces = max(1, chunk // how.variants)
+    decoder = backbone.differentiable_decoder()
+    energies = [how.energy(*part) for part in zip(crops.split(faces), landmarks.split(faces), strict=True)]
+    gradients = [latent_gradient(energy, decoder, chunk) for energy in energies if energy is not None]
+    if not gradients:
+        return None
+
+    def gradient(z0: Tensor, seed: int) -> Tensor:
+        parts = zip(gradients, z0.split(faces * how.variants), strict=True)
+        return torch.cat([of_part(part, seed) for of_part, part in parts])
+
+    return gradient
