@@ -93,7 +93,7 @@ def counted(run: Callable[[], Tensor], *networks: torch.nn.Module) -> float:
     return footprint.peak / 2**30
 
 
-def main() -> None:
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="the real widths of Stable Diffusion 1.5")
     parser.add_argument("--size", type=int, default=256)
@@ -103,22 +103,39 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="of the UNet")
     parser.add_argument("--decoders", nargs="+", help="those to guide through, such as TAESD; all by default")
     parser.add_argument("--footprint", action="store_true", help="count the bytes of tensors, compute nothing")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def backbones_of(
+    unet: Any, autoencoder: Any, tiny: Any, device: torch.device, dtype: torch.dtype
+) -> dict[str, DiffusersBackbone]:
+    """The UNet with each decoder; on the meta device, with what makes their tensors countable."""
+    half_autoencoder = copy.deepcopy(autoencoder).to(torch.bfloat16)
+    decoders = {"VAE": (autoencoder, 0.18215), "VAE, bfloat16": (half_autoencoder, 0.18215), "TAESD": (tiny, 1.0)}
+    backbones = {
+        name: DiffusersBackbone(unet, DiffusersAutoencoder(decoder).eval(), [], [], scale).to(device, dtype)
+        for name, (decoder, scale) in decoders.items()
+    }
+    if device.type == "meta":
+        without_data(unet, autoencoder, half_autoencoder, tiny)
+    return backbones
+
+
+def _print_head(options: argparse.Namespace) -> None:
+    device = torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU"
+    print(f"{device}, {options.size} pixels, {options.dtype}")
+    columns = ["variants", "decoder", "chunk"]
+    columns += ["tensors"] if options.footprint else ["guided", "s a step", "over unguided", "peak memory"]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+
+
+def main() -> None:
+    options = _options()
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     weights_device = torch.device("meta") if options.footprint else device
     with weights_device:
         unet, autoencoder, tiny = networks(options.full)
-    half_autoencoder = copy.deepcopy(autoencoder).to(torch.bfloat16)
-    backbones = {
-        name: DiffusersBackbone(unet, DiffusersAutoencoder(decoder).eval(), [], [], scale).to(weights_device, dtype)
-        for name, decoder, scale in (
-            ("VAE", autoencoder, 0.18215),
-            ("VAE, bfloat16", half_autoencoder, 0.18215),
-            ("TAESD", tiny, 1.0),
-        )
-    }
-    if options.footprint:
-        without_data(unet, autoencoder, half_autoencoder, tiny)
+    backbones = backbones_of(unet, autoencoder, tiny, weights_device, dtype)
     recognizer = demo.load_recognizer("guide").to(device)
     landmarks = demo_landmarks(options.size).to(device)
     reference = recognizer.reference(torch.rand(1, 3, options.size, options.size, device=device), landmarks)
@@ -138,12 +155,8 @@ def main() -> None:
         gradient = latent_gradient(energy, decoder, chunk)
         return sample_euler(guided(denoiser, gradient, sigmas, Guidance(every=every), levels), x, sigmas)
 
-    print(f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, {options.size} pixels, {options.dtype}")
-    if options.footprint:
-        print("| variants | decoder | chunk | tensors |\n|---|---|---|---|")
-    else:
-        print("| variants | decoder | chunk | guided | s a step | over unguided | peak memory |")
-        print("|---|---|---|---|---|---|---|")
+    _print_head(options)
+    if not options.footprint:
         run(1, backbones["TAESD"].differentiable_decoder(), None, 1)
     for variants in options.variants:
         unguided = 0.0

@@ -31,29 +31,17 @@ from diffprivacy.backends.tokenizer import END_TOKEN
 from diffprivacy.demo.backend import load_backbone
 from diffprivacy.diffusion.conditioning import TRAINING_STEPS
 from diffprivacy.diffusion.model import EncoderIdentity, NoiseLevels
-from diffprivacy.faces.detectors import load_detector
-from diffprivacy.faces.geometry import crop_face
-from diffprivacy.faces.selection import select_faces
-from diffprivacy.media.images import read_picture
 from diffprivacy.msi.module import DEFAULT, MSI, PAPER, MSIConfig, image_scales, new_msi
 from diffprivacy.msi.training import PROMPTS, Progress, Settings, Training
 from diffprivacy.msi.training_data import prepare
+from testing.fixed_prompts import FIXED, fixed_prompt, photo
 from testing.footprint import Footprint, cuda_autocast, without_data
 
-FIXED = ("", "a photo of a face", "a photo of a person", "a portrait of someone", "a color photo of a man",
-         "a colour portrait of a woman", "a close-up photo of a face", "a black and white photo of a person")  # fmt: skip
 OURS = Settings(patience=0)
 LONG = 300
 """Steps of ours beside the recipe's 6100."""
 JUDGED = Settings(validation=600, seed=1)
 """The time steps and noise by which the first table compares, on which no run is trained."""
-
-
-def photo(data: Path, name: str) -> Tensor:
-    """The face of a CelebA-HQ photo, (1,3,128,128)."""
-    picture = read_picture(data / "photos" / "celebahq512" / f"{name}.jpg").rgb
-    (face,) = select_faces(load_detector(data / "detectors" / "yunet_n.onnx").detect(picture), "largest")
-    return crop_face(picture, face, demo.IMAGE_SIZE, demo.MARGIN).movedim(-1, 0)[None]
 
 
 History = list[tuple[int, float, float]]
@@ -131,15 +119,6 @@ def followed(training: Training, judge: Training, judged: Container[int]) -> His
 def reached(history: History, goal: float) -> tuple[int, float] | None:
     """(step, seconds) at which a run first had a validation loss of at most ``goal``."""
     return next(((step, seconds) for step, seconds, loss in history if loss <= goal), None)
-
-
-def fixed_prompt(training: Training, backbone: DiffusersBackbone, prompt: str) -> float:
-    """The validation loss under a prompt without a pseudo-word."""
-    encode_text, conditioning = training.encode_text, backbone.text_conditioning(prompt)
-    training.encode_text = lambda _, words: conditioning.rows(torch.zeros(len(words), dtype=torch.int64))
-    loss = training.validation_loss(training.msi)[0]
-    training.encode_text = encode_text
-    return loss
 
 
 def against_released(backbone: DiffusersBackbone, image: Tensor, steps: int) -> None:

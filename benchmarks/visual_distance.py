@@ -2,7 +2,7 @@
 
     DIFFPRIVACY_DATA=... python -m benchmarks.visual_distance [--sheet sheet.png]
 
-A proxy, not a study with people: versions of one photo that anybody calls the same face (:data:`CHANGES`) should all be
+A proxy, not a study with people: versions of one photo that anybody calls the same face (:data:`testing.changes.CHANGES`) should all be
 nearer than other people's faces, and another photo of the person should be nearer more often than not. A recognizer
 would do well by it, and cannot be taken: hiding keeps what recognizers see. LPIPS is left out: its backbone's weights
 are a download, not part of its package.
@@ -36,9 +36,8 @@ from diffprivacy.faces.detectors import Detector, load_detector
 from diffprivacy.faces.geometry import TEMPLATE_SIZE, crop_face, crop_landmarks
 from diffprivacy.identity.energies import visual_distance
 from diffprivacy.media.images import Picture, read_picture, write_picture
+from testing.changes import CHANGES, CROP, changed, ellipse, grey
 
-CROP = {"size": 168, "margin": 1.5}
-"""As large as ArcFace's crop, pixel for pixel, with room around to move it."""
 EDGE = 16
 """Left and right columns of the ArcFace crop that no candidate reads, as the energy does not."""
 PAIRS = 1000
@@ -47,56 +46,6 @@ COLUMNS = ["AUC: all changes", "worst change", "other photo of the person", "bey
            "reach of a pattern", "erased"]  # fmt: skip
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Of aligned faces (N,3,112,112) in [0,1], in pairs: (N,)."""
-
-
-def _grey(images: Tensor) -> Tensor:
-    return images.mean(dim=1, keepdim=True)
-
-
-def _moved(images: Tensor, degrees: float, x: float, y: float) -> Tensor:
-    return TF.affine(images, degrees, [x, y], 1, [0, 0], TF.InterpolationMode.BILINEAR)
-
-
-def _compressed(images: Tensor, quality: int) -> Tensor:
-    return torch.stack([TF.jpeg(pixels, quality) for pixels in (images * 255).round().byte()]) / 255
-
-
-def _halved(images: Tensor) -> Tensor:
-    small = F.interpolate(images, scale_factor=0.5, mode="bilinear", antialias=True)
-    return F.interpolate(small, images.shape[-2:], mode="bicubic")
-
-
-def _ellipse(images: Tensor) -> Tensor:
-    """Where the face is, (H,W)."""
-    y, x = torch.meshgrid(*(torch.arange(side) - (side - 1) / 2 for side in images.shape[-2:]), indexing="ij")
-    return (x / 46) ** 2 + ((y - 8) / 58) ** 2 < 1
-
-
-CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
-    "dimmed": lambda x: 0.3 * x,
-    "dimmed by half": lambda x: 0.5 * x,
-    "gamma 1/2": lambda x: x**0.5,
-    "gamma 2": lambda x: x**2,
-    "low contrast": lambda x: 0.5 + 0.4 * (x - 0.5),
-    "high contrast": lambda x: 0.5 + 1.5 * (x - 0.5),
-    "shaded": lambda x: x * torch.linspace(0.1, 1.0, x.shape[-1]),
-    "cut out": lambda x: torch.where(_ellipse(x), x, 1.0),
-    "warm": lambda x: x * torch.tensor([1, 0.85, 0.6])[:, None, None],
-    "cold": lambda x: x * torch.tensor([0.6, 0.85, 1])[:, None, None],
-    "grey": lambda x: _grey(x).expand_as(x),
-    "JPEG 20": lambda x: _compressed(x, 20),
-    "blurred": lambda x: TF.gaussian_blur(x, [11, 11], [1.5, 1.5]),
-    "half size": _halved,
-    "noise": lambda x: x + 0.04 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)),
-    "shifted": lambda x: _moved(x, 0, 1.5, 1),
-    "turned": lambda x: _moved(x, 3, 0, 0),
-}
-"""What leaves a face the same to people; pictures (N,3,H,W) in [0,1], in which ArcFace's crop is 112 pixels."""
-
-
-def changed(images: Tensor, change: str) -> Tensor:
-    """The pictures (N,3,H,W) in [0,1] after one of :data:`CHANGES`, in the 256 levels of a file."""
-    return (CHANGES[change](images).clamp(0, 1) * 255).round() / 255
 
 
 def _read(images: Tensor, size: int = TEMPLATE_SIZE) -> Tensor:
@@ -113,7 +62,7 @@ def normalised_squared_error(a: Tensor, b: Tensor) -> Tensor:
     """Of grey faces, each with mean 0 and deviation 1."""
 
     def normalised(x: Tensor) -> Tensor:
-        x = _read(_grey(x))
+        x = _read(grey(x))
         return (x - x.mean(dim=(1, 2, 3), keepdim=True)) / x.std(dim=(1, 2, 3), keepdim=True)
 
     return (normalised(a) - normalised(b)).square().mean(dim=(1, 2, 3))
@@ -127,7 +76,7 @@ def _moments(a: Tensor, b: Tensor, mean: Callable[[Tensor], Tensor]) -> tuple[Te
 
 def ssim_distance(a: Tensor, b: Tensor) -> Tensor:
     """1 - SSIM of grey faces (Wang et al., 2004)."""
-    moments = _moments(_read(_grey(a)), _read(_grey(b)), lambda x: TF.gaussian_blur(x, [11, 11], [1.5, 1.5]))
+    moments = _moments(_read(grey(a)), _read(grey(b)), lambda x: TF.gaussian_blur(x, [11, 11], [1.5, 1.5]))
     mean_a, mean_b, var_a, var_b, cov = moments
     light = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
     return 1 - (light * (2 * cov + 0.03**2) / (var_a + var_b + 0.03**2)).mean(dim=(1, 2, 3))
@@ -148,8 +97,8 @@ def structure_distance(size: int, mean: Distance, constant: float) -> Distance:
     """
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
-        grey = _read(_grey(a), size), _read(_grey(b), size)
-        _, _, var_a, var_b, cov = _moments(*grey, lambda x: F.avg_pool2d(x, 7, stride=1))
+        greys = _read(grey(a), size), _read(grey(b), size)
+        _, _, var_a, var_b, cov = _moments(*greys, lambda x: F.avg_pool2d(x, 7, stride=1))
         similarity = (cov + constant) / mean(var_a + constant, var_b + constant)
         return 1 - similarity.clamp(min=0).square().mean(dim=(1, 2, 3))
 
@@ -225,7 +174,7 @@ def cells(distance: Distance, lfw: Faces, celeba: Faces) -> list[str]:
         photos = apart(lfw, lfw.same_person)
         lfw_strangers = apart(lfw, lfw.two_people)
         strangers = np.concatenate((lfw_strangers, apart(celeba, celeba.two_people)))
-        erased = torch.cat([distance(x, torch.where(_ellipse(x), 0.5, x)) for x in (lfw.original, celeba.original)])
+        erased = torch.cat([distance(x, torch.where(ellipse(x), 0.5, x)) for x in (lfw.original, celeba.original)])
         values = {c: [distance(faces.original, faces.versions[c]) for faces in (lfw, celeba)] for c in CHANGES}
     harmless = {change: torch.cat(both).numpy() for change, both in values.items()}
     everything, unit = np.concatenate(list(harmless.values())), np.median(strangers)

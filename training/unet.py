@@ -9,6 +9,7 @@ before the diffusion loss would.
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -146,13 +147,17 @@ class Model(nn.Module):
         return [hidden[level] for level in LEVELS]
 
 
-def main() -> None:
+def _options() -> argparse.Namespace:
     arguments = parser("Train the demo model's UNet, text and image encoder.", steps=120_000, batch=32, lr=8e-4)
     arguments.add_argument("--autoencoder", type=Path, help="run folder of the autoencoder; default: the shipped one")
     arguments.add_argument("--draws", type=int, default=2, help="time steps drawn for each picture of a batch")
     arguments.add_argument("--empty", type=float, default=0.15, help="share of empty prompts")
     arguments.add_argument("--words", type=float, default=0.10, help="share of prompts without a pseudo-word")
-    options = arguments.parse_args()
+    return arguments.parse_args()
+
+
+def main() -> None:
+    options = _options()
     run = run_of(options)
     device = run.device
     autoencoder = load_autoencoder()
@@ -202,13 +207,8 @@ def main() -> None:
         errors = (predicted.float() - noise).square().mean((1, 2, 3))
         cosine = (foretold * identities[chosen]).sum(1).mean()
         total = (weight * errors).mean() + 0.05 * (1 - cosine + coarse_error + context_error)
-        parts = {
-            "weighted": (weight * errors).mean(),
-            "eps": errors.mean(),
-            "cosine": cosine,
-            "coarse": coarse_error,
-            "context": context_error,
-        }
+        parts = {"weighted": (weight * errors).mean(), "eps": errors.mean(), "cosine": cosine}
+        parts |= {"coarse": coarse_error, "context": context_error}
         return total, {name: part.item() for name, part in parts.items()}
 
     train(model, loss, run)

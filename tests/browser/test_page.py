@@ -89,7 +89,7 @@ def test_interrupt_stops_the_run_and_the_next_one_works(page: ComfyPage):
     page.page.wait_for_function("() => progress.some(event => event.max > 100)")
     page.page.get_by_role("button", name="Cancel current run").click()
     with pytest.raises(PromptError, match="KSampler"):
-        page.server.wait(prompt, seconds=60)
+        page.server.wait(prompt)
     page.set_widget("KSampler", "steps", 2)
     page.server.wait(page.click_run())
     assert page.shown_pictures("DiffPrivacySaveProtected") == [[512, 512]]

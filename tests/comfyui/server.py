@@ -17,6 +17,9 @@ from urllib.parse import urlencode
 
 import numpy as np
 
+HANGING = 3000
+"""Seconds after which something hangs; a busy machine may take many minutes."""
+
 
 class PromptError(Exception):
     """ComfyUI refused or failed a prompt; the message holds what it reported."""
@@ -48,7 +51,7 @@ class ComfyServer:
         self.process = subprocess.Popen(
             self.command, stdout=self.log_file.open("w"), stderr=subprocess.STDOUT, env=environment
         )
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + HANGING
         while True:
             try:
                 self.get("/system_stats")
@@ -86,7 +89,7 @@ class ComfyServer:
             raise PromptError(json.dumps(answer["node_errors"]))
         return answer["prompt_id"]
 
-    def wait(self, prompt_id: str, seconds: float = 300) -> dict[str, Any]:
+    def wait(self, prompt_id: str, seconds: float = HANGING) -> dict[str, Any]:
         """The history entry of a finished prompt; raises PromptError when it failed."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -99,7 +102,7 @@ class ComfyServer:
             time.sleep(0.1)
         raise TimeoutError(f"prompt {prompt_id} took more than {seconds} s:\n{self.log()[-4000:]}")
 
-    def run(self, graph: dict[str, dict], seconds: float = 300) -> dict[str, dict[str, Any]]:
+    def run(self, graph: dict[str, dict], seconds: float = HANGING) -> dict[str, dict[str, Any]]:
         """Outputs of a prompt by node id."""
         return self.wait(self.queue(graph), seconds)["outputs"]
 

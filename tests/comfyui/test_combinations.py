@@ -189,8 +189,7 @@ def test_other_families_of_checkpoints(server, kind):
     learnt = load_msi(server.base / "models" / "msi" / outputs[module[0]]["text"][0].removeprefix("saved "))
     assert learnt.text_encoder.widths == {"sd2": (1024,), "sdxl": (768, 1280)}[kind]
     assert learnt.image_encoder.depth == {"sd2": 32, "sdxl": 6}[kind]
-    assert learnt.out.weight.any()
-    assert learnt.out.weight.isfinite().all()
+    assert learnt.out.weight.any() and learnt.out.weight.isfinite().all()
     assert error(latents["said"], latents["prompt"]) > 3e-4
     file.unlink()
     server.free()

@@ -146,12 +146,11 @@ def test_interrupt_leaves_comfyui_usable(server):
         if node["class_type"] == "KSampler":
             node["inputs"]["steps"] = 500
     prompt_id = server.queue(graph)
-    deadline = time.monotonic() + 120
-    while "/500" not in server.log() and time.monotonic() < deadline:
+    while "/500" not in server.log():
         time.sleep(0.2)
     server.post("/interrupt")
     with pytest.raises(PromptError, match="KSampler"):
-        server.wait(prompt_id, seconds=60)
+        server.wait(prompt_id)
     assert len(run(server, anonymized())) == 2
 
 

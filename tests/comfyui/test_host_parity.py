@@ -59,7 +59,6 @@ def comfy_outputs(
     subprocess.run(
         [sys.executable, HERE / "probe.py", comfyui, PACK, tiny_checkpoint, folder / "in", folder / "out"],
         check=True,
-        timeout=300,
     )
     return load_file(folder / "out")
 

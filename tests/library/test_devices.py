@@ -40,7 +40,7 @@ from diffprivacy.msi.training_data import prepare
 from diffprivacy.presets import Preset
 from diffprivacy.recovery.replay import record, recover
 from diffprivacy.regeneration import Regeneration, anonymizing, regenerate_crops
-from tests.library.test_recognizers import write_onnx
+from testing.onnx_files import write_onnx
 
 OTHER = torch.device("cuda", 0)
 

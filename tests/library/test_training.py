@@ -11,8 +11,6 @@ import skimage.data
 import torch
 from PIL import Image
 
-from benchmarks.msi import FIXED, fixed_prompt
-from benchmarks.msi import photo as photo_of
 from diffprivacy import demo
 from diffprivacy.cli import main
 from diffprivacy.demo.backend import load_backbone
@@ -25,6 +23,8 @@ from diffprivacy.media.images import read_picture
 from diffprivacy.msi.module import DEFAULT, MSI, PAPER, load_msi, new_msi
 from diffprivacy.msi.training import Settings, Training, suited_rate
 from diffprivacy.msi.training_data import prepare, readable_crops
+from testing.fixed_prompts import FIXED, fixed_prompt
+from testing.fixed_prompts import photo as photo_of
 
 QUICK = Settings(steps=4, batch=4, validate_every=2, validation=6, patience=0, warmup=1)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.visual_distance import CHANGES, CROP, changed
 from diffprivacy.demo.showcase import example_photo
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import crop_face, crop_landmarks
 from diffprivacy.identity.energies import visual_distance
 from diffprivacy.media.images import read_picture
+from testing.changes import CHANGES, CROP, changed
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,35 @@
+"""What keeps the sources readable: short modules, short functions, and tests and benchmarks that know nothing of each other."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("benchmarks", "diffprivacy", "nodes", "testing", "tests", "training")
+MODULES = [path.relative_to(ROOT) for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+LINES_OF_A_MODULE = 400
+LINES_OF_A_FUNCTION = 60
+"""But for the schemas of nodes, which are lists."""
+LONGER = {Path("diffprivacy/video/files.py")}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=Path.as_posix)
+def test_modules_and_functions_are_short(path: Path):
+    source = (ROOT / path).read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= LINES_OF_A_MODULE or path in LONGER
+    functions = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef))
+    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions if node.end_lineno is not None}
+    lengths.pop("define_schema", None)
+    assert {name: length for name, length in lengths.items() if length > LINES_OF_A_FUNCTION} == {}
+
+
+@pytest.mark.parametrize(("folder", "other"), [("tests", "benchmarks"), ("benchmarks", "tests"), ("testing", "tests")])
+def test_neither_imports_the_other(folder: str, other: str):
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not [name for name in names if name.split(".")[0] == other], path
