@@ -36,7 +36,7 @@ class LoadDetector(io.ComfyNode):
                     "file",
                     options=[BUILT_IN, *models.files(".onnx", *DETECTOR_FOLDERS)],
                     default=BUILT_IN,
-                    tooltip="SCRFD, RetinaFace or YuNet as ONNX. The built-in one is for a first look.",
+                    tooltip="SCRFD, RetinaFace or YuNet as ONNX. The built-in one is YuNet.",
                 )
             ],
             outputs=[sockets.FaceDetector.Output(display_name="detector")],

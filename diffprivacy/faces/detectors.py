@@ -1,4 +1,7 @@
-"""Face detectors: SCRFD, RetinaFace or YuNet from an ONNX file, or a built-in one that needs no file."""
+"""Face detectors: SCRFD, RetinaFace or YuNet from an ONNX file, or the YuNet that lies beside this module.
+
+YuNet (Wu, Peng, Yu, Machine Intelligence Research 20, 2023) is libfacedetection's network; its licence is yunet.LICENSE.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,25 @@ from torch import Tensor
 
 from ..errors import DiffPrivacyError
 from .geometry import Face
-from .tiling import Scan, find_faces, scan_views
+from .tiling import Network, find_faces
 
 if TYPE_CHECKING:
     from onnx import GraphProto
 
-SCRFD_SCORES = (0.5, 0.78)
-YUNET_SCORES = (0.7, 0.9)
-"""The score from which a detection counts, and that which only upright faces reach."""
+BUILT_IN = Path(__file__).with_name("yunet_n.onnx")
+SCRFD_SCORES = (0.3, 0.5, 0.78)
+YUNET_SCORES = (0.5, 0.7, 0.9)
+"""The score from which a network reports a face, from which it counts, and that which only upright faces reach."""
+MIN_SIZE = 12
+"""Pixels of a face's longer side from which it is looked for by default."""
 ADVICE = "choose an SCRFD, RetinaFace or YuNet file, such as det_10g.onnx from insightface's buffalo_l"
 
 
 class Detector(Protocol):
-    def detect(self, picture: Tensor) -> list[Face]:
+    def detect(self, picture: Tensor, min_score: float | None = None, min_size: float = MIN_SIZE) -> list[Face]:
         """The faces of ``picture`` (H,W,3) in [0,1], sorted from left to right; none is an empty list, not an error.
 
+        min_score: in [0,1], the detector's own by default. min_size: pixels of the longer side of a face's box.
         Whatever goes wrong inside, such as running out of memory, is raised.
         """
         ...
@@ -33,13 +40,16 @@ class Detector(Protocol):
 class OnnxDetector:
     """A network that finds faces in square pictures of one size, applied to a whole picture at several scales."""
 
-    def __init__(self, scan: Scan, side: int, sure: float) -> None:
-        self.scan = scan
-        self.side = side
-        self.sure = sure
+    def __init__(self, network: Network) -> None:
+        self.network = network
 
-    def detect(self, picture: Tensor) -> list[Face]:
-        return find_faces(picture, lambda pixels: scan_views(pixels, self.side, self.scan), self.sure)
+    @property
+    def min_score(self) -> float:
+        """The score from which a face counts by default."""
+        return self.network.enough
+
+    def detect(self, picture: Tensor, min_score: float | None = None, min_size: float = MIN_SIZE) -> list[Face]:
+        return find_faces(picture, self.network, self.min_score if min_score is None else min_score, min_size)
 
 
 def load_detector(path: str | Path | None) -> Detector:
@@ -48,9 +58,7 @@ def load_detector(path: str | Path | None) -> Detector:
     Raises DiffPrivacyError for a missing file, one that is no ONNX model, and a model that is no face detector.
     """
     if path is None:
-        from .cascade import CascadeDetector
-
-        return CascadeDetector()
+        return _load_yunet(BUILT_IN)
     try:
         import onnx
         from google.protobuf.message import DecodeError
@@ -83,10 +91,9 @@ def _is_scrfd(graph: GraphProto) -> bool:
 def _load_scrfd(path: Path) -> OnnxDetector:
     from insightface.model_zoo import get_model
 
-    enough, sure = SCRFD_SCORES
     model: Any = get_model(str(path), download=False)
     side = max(model.static_input_size or (640, 640))
-    model.prepare(0, det_thresh=enough, input_size=(side, side))
+    model.prepare(0, det_thresh=SCRFD_SCORES[0], input_size=(side, side))
 
     def scan(pixels: np.ndarray) -> list[Face]:
         boxes, landmarks = model.detect(np.ascontiguousarray(pixels[..., ::-1]))
@@ -95,15 +102,19 @@ def _load_scrfd(path: Path) -> OnnxDetector:
             for (x0, y0, x1, y1, score), points in zip(boxes.tolist(), landmarks, strict=True)
         ]
 
-    return OnnxDetector(scan, side, sure)
+    return OnnxDetector(Network(scan, side, *SCRFD_SCORES))
 
 
 def _load_yunet(path: Path) -> OnnxDetector:
     import cv2
 
-    enough, sure = YUNET_SCORES
     side = 640
-    model = cv2.FaceDetectorYN.create("onnx", np.fromfile(path, np.uint8), np.empty(0, np.uint8), (side, side), enough)
+    content = np.fromfile(path, np.uint8)
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # OpenCV 5 warns of its new engine
+    try:
+        model = cv2.FaceDetectorYN.create("onnx", content, np.empty(0, np.uint8), (side, side), YUNET_SCORES[0])
+    finally:
+        cv2.utils.logging.setLogLevel(level)
 
     def scan(pixels: np.ndarray) -> list[Face]:
         _, found = model.detect(np.ascontiguousarray(pixels[..., ::-1]))
@@ -112,4 +123,4 @@ def _load_yunet(path: Path) -> OnnxDetector:
             for x, y, width, height, *points, score in (() if found is None else found.tolist())
         ]
 
-    return OnnxDetector(scan, side, sure)
+    return OnnxDetector(Network(scan, side, *YUNET_SCORES))

@@ -188,7 +188,7 @@ def test_unet_takes_most_of_the_noise_off_a_face_it_never_saw(face: Tensor):
 
 
 def test_prompts_draw_faces_and_heed_the_colour():
-    from diffprivacy.faces.cascade import CascadeDetector
+    from diffprivacy.faces.detectors import load_detector
 
     drawn = {
         words: samples(f"a {words} photo of a person", 8, CPU, steps=20, seed=5)
@@ -196,7 +196,7 @@ def test_prompts_draw_faces_and_heed_the_colour():
     }
     chroma = {words: (pictures.amax(1) - pictures.amin(1)).mean() for words, pictures in drawn.items()}
     assert chroma["black and white"] < 0.85 * chroma["color"]
-    detector = CascadeDetector()
+    detector = load_detector(None)
     found = [detector.detect(picture.permute(1, 2, 0)) for pictures in drawn.values() for picture in pictures]
     assert sum(len(faces) == 1 for faces in found) >= 12
 

@@ -205,7 +205,7 @@ def photo(tmp_path_factory) -> Path:
 def face(picture) -> Iterator[Face]:
     """Its face, which is found beforehand."""
     found = load_detector(None).detect(picture)
-    with patch("diffprivacy.faces.cascade.CascadeDetector", lambda: SimpleNamespace(detect=lambda picture: found)):
+    with patch("diffprivacy.faces.detectors.OnnxDetector.detect", lambda self, picture, *limits: found):
         yield found[0]
 
 
