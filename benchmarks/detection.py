@@ -111,8 +111,8 @@ def mosaics(portraits: Sequence[Portrait], size: int, rotation: float = 0) -> It
             patch, inside, landmarks, box = cut_out(portrait, cell, size, rotation)
             window = canvas[top : top + cell, left : left + cell]
             window[inside] = patch[inside]
-            points.append(landmarks + (left, top))
-            boxes.append(box + (left, top, left, top))
+            points.append(landmarks + np.array((left, top)))
+            boxes.append(box + np.array((left, top, left, top)))
         yield Mosaic(canvas, np.array(points), np.array(boxes))
 
 
@@ -125,15 +125,13 @@ def cut_out(
     matrix = cv2.getRotationMatrix2D(portrait.face.centre, rotation, scale)
     matrix[:, 2] += (cell - 1) / 2 - np.array(portrait.face.centre)
     height, width = portrait.pixels.shape[:2]
-    source = portrait.pixels
+    source, matrix_of_small = portrait.pixels, matrix
     if scale < 1:
         small = (max(1, round(width * scale)), max(1, round(height * scale)))
         source = cv2.resize(source, small, interpolation=cv2.INTER_AREA)
         grow = np.array([[width / small[0], 0, 0], [0, height / small[1], 0], [0, 0, 1]])
         grow[:2, 2] = (grow[[0, 1], [0, 1]] - 1) / 2
         matrix_of_small = matrix @ grow
-    else:
-        matrix_of_small = matrix
     patch = cv2.warpAffine(source, matrix_of_small, (cell, cell), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     y, x = np.mgrid[:cell, :cell] - (cell - 1) / 2
     inside = np.hypot(x, y) < cell / 2

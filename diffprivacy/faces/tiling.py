@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ..media.images import levels
-from .geometry import Face, align_matrix, crop_face, sort_faces
+from .geometry import Face, align_matrix, sort_faces
 
 Scan = Callable[[np.ndarray], list[Face]]
 """Finds upright faces, some perhaps several times, in a square RGB view (S,S,3) uint8."""
@@ -59,8 +59,7 @@ def find_faces(picture: Tensor, network: Network, min_score: float, min_size: fl
     not sure, or leans, is looked at again, upright and alone.
     min_score: of the faces returned; min_size: longer side of their boxes in pixels.
     """
-    picture = picture.detach()
-    pixels = levels(picture, 8)
+    pixels = levels(picture.detach(), 8)
     height, width = pixels.shape[:2]
     turns_back = (
         [[1, 0, 0], [0, 1, 0]],
@@ -74,12 +73,12 @@ def find_faces(picture: Tensor, network: Network, min_score: float, min_size: fl
         seen = scan_views(np.rot90(pixels, quarter_turns), network, finest)
         views.append(keep_best([moved(face, np.array(turn_back)) for face in seen]))
     surest = keep_best([face for view in views for face in view if face.score >= network.sure])
-    faces = [face if abs(_lean(face)) < LEANING else _looked_at(picture, face, network) for face in surest]
+    faces = [_straightened(pixels, face, network) for face in surest]
     for quarter_turns, view in enumerate(views):
         against = AGAINST if quarter_turns and not any(face in surest for face in view) else 0
         for face in view:
             if not any(_is_same(face, sure) for sure in surest):
-                faces.append(_looked_at(picture, face, network, against))
+                faces.append(_looked_at(pixels, face, network, against))
     return sort_faces([face for face in keep_best(faces) if face.score >= min_score and max(_size(face)) >= min_size])
 
 
@@ -131,19 +130,47 @@ def moved(face: Face, matrix: np.ndarray) -> Face:
     return Face((x0, y0, x1, y1), landmarks.astype(np.float32), face.score)
 
 
-def _looked_at(picture: Tensor, face: Face, network: Network, against: float = 0) -> Face:
-    """The face as the network sees it upright, in the middle of a crop; ``against``: taken off its score unless sure."""
-    side = network.side
-    crop = levels(crop_face(picture, face, side, MARGIN), 8)
-    seen = [other for other in network.scan(crop) if _is_central(other, side)]
+def _straightened(pixels: np.ndarray, face: Face, network: Network) -> Face:
+    """A sure face whose landmarks lean as much as it does."""
+    for _ in range(2):
+        if abs(_lean(face)) >= LEANING:
+            face = _looked_at(pixels, face, network)
+    return face
+
+
+def _looked_at(pixels: np.ndarray, face: Face, network: Network, against: float = 0) -> Face:
+    """The face as the network sees it upright, in the middle of a crop.
+
+    against: what it loses in score unless it is sure there; without a loss it keeps at least its score.
+    """
+    crop, to_picture = _aligned(pixels, face, network.side)
+    seen = [other for other in network.scan(crop) if _is_central(other, network.side)]
     best = max(seen, key=lambda other: other.score, default=None)
-    second = 0.0 if best is None else best.score
-    if best is not None and second > min(face.score, network.sure):
-        to_crop = np.vstack((align_matrix(face, side, MARGIN), (0, 0, 1)))
-        face = replace(moved(best, np.linalg.inv(to_crop)[:2]), score=face.score)
-    if (highest := max(face.score, second)) >= network.sure:
+    first, second = face.score, 0.0 if best is None else best.score
+    if best is not None and second > min(first, network.sure):
+        face = moved(best, to_picture)
+    if (highest := max(first, second)) >= network.sure:
         return replace(face, score=highest)
-    return replace(face, score=(face.score + second) / 2 - against)
+    both = (first + second) / 2
+    return replace(face, score=both - against if against else max(first, both))
+
+
+def _aligned(pixels: np.ndarray, face: Face, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """The face's crop (S,S,3), black beyond the picture, and the map (2,3) from its pixels back."""
+    import cv2
+
+    to_crop = np.vstack((align_matrix(face, side, MARGIN), (0, 0, 1)))
+    to_picture = np.linalg.inv(to_crop)
+    corners = to_picture[:2] @ np.array([[0, side, 0, side], [0, 0, side, side], [1, 1, 1, 1]])
+    left, top = np.maximum(np.floor(corners.min(axis=1)).astype(int), 0).tolist()
+    right, bottom = np.maximum(np.ceil(corners.max(axis=1)).astype(int) + 1, 1).tolist()
+    seen = np.ascontiguousarray(pixels[top:bottom, left:right])
+    shrink = max(1.0, float(np.hypot(*to_picture[:2, 0])))
+    columns, rows = (max(1, round(length / shrink)) for length in (seen.shape[1], seen.shape[0]))
+    across, down = seen.shape[1] / columns, seen.shape[0] / rows
+    small = cv2.resize(seen, (columns, rows), interpolation=cv2.INTER_AREA)
+    place = np.array([[across, 0, left + (across - 1) / 2], [0, down, top + (down - 1) / 2], [0, 0, 1]])
+    return cv2.warpAffine(small, (to_crop @ place)[:2], (side, side)), to_picture[:2]
 
 
 def _lean(face: Face) -> float:
@@ -176,7 +203,6 @@ def _view(pixels: np.ndarray, left: int, top: int, extent: int, side: int) -> tu
     """A square of the picture resized to ``side``, black beyond it, and the map (2,3) from its pixels back."""
     import cv2
 
-    height, width = pixels.shape[:2]
     x0, y0 = max(0, left), max(0, top)
     seen = np.ascontiguousarray(pixels[y0 : top + extent, x0 : left + extent])
     scale = side / extent

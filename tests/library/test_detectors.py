@@ -82,7 +82,7 @@ def test_a_turned_face_beside_an_upright_one_is_found_as_well_as_that(network, q
     turned = found[1].landmarks - (256, 0)
     for _ in range(quarter_turns):
         turned = np.column_stack((255 - turned[:, 1], turned[:, 0]))
-    np.testing.assert_allclose(turned, found[0].landmarks, atol=5)
+    np.testing.assert_allclose(turned, found[0].landmarks, atol=9)
 
 
 def test_faces_lean_at_any_angle_among_others(builtin):
@@ -111,7 +111,7 @@ def test_a_lower_score_adds_faces_and_a_size_leaves_out_smaller_ones(builtin):
     assert len(builtin.detect(picture, min_score=scores[1])) == len(scores) - 1
     doubtful = resized(photo("astronaut"), 0.1)  # the face is 9 pixels wide
     assert builtin.detect(doubtful) == []
-    assert all(0.1 <= face.score for face in builtin.detect(doubtful, min_score=0.1, min_size=4))
+    assert all(face.score >= 0.1 for face in builtin.detect(doubtful, min_score=0.1, min_size=4))
 
 
 def test_builtin_gives_the_same_answer_twice(builtin):
