@@ -9,7 +9,7 @@ import torch
 from comfy_api.v0_0_2 import io, ui
 
 from ..diffprivacy.errors import DiffPrivacyError, NoFaceError
-from ..diffprivacy.faces.detectors import load_detector
+from ..diffprivacy.faces.detectors import MIN_SIZE, load_detector
 from ..diffprivacy.faces.geometry import MARGIN, crop_face, face_mask, paste_faces, protected_mask
 from ..diffprivacy.faces.preview import draw_faces
 from ..diffprivacy.faces.selection import select_faces, select_person
@@ -19,6 +19,8 @@ from . import models, sockets
 
 CATEGORY = "Diff-Privacy/faces"
 BUILT_IN = "built-in (no file needed)"
+SHOWN = 0.3
+"""Score from which the preview shows a face."""
 DETECTOR_FOLDERS = ("insightface", "detection")
 
 
@@ -106,6 +108,25 @@ class DetectFaces(io.ComfyNode):
                     tooltip="Cosine from which two faces are one person. 0: the threshold measured for the recognizer, "
                     f"or {SAME_PERSON} if there is none.",
                 ),
+                io.Float.Input(
+                    "min_score",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Score from which a face counts; 0 is the detector's own. The preview shows in violet what "
+                    "a lower one would add.",
+                ),
+                io.Int.Input(
+                    "min_size",
+                    default=MIN_SIZE,
+                    min=4,
+                    max=4096,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Longer side in pixels from which a face is looked for. More is faster in large pictures.",
+                ),
             ],
             outputs=[
                 sockets.Faces.Output(display_name="faces"),
@@ -125,12 +146,15 @@ class DetectFaces(io.ComfyNode):
         person=None,
         person_mode="only this person",
         person_threshold=0.0,
+        min_score=0.0,
+        min_size=MIN_SIZE,
     ) -> io.NodeOutput:
         known = None if person is None else _embedding_of_person(person, detector, recognizer)
         keep = "only" if person_mode == "only this person" else "all but"
         chosen, previews = [], []
         for i, picture in enumerate(image.cpu().float()):
-            found = detector.detect(picture)
+            candidates = detector.detect(picture, SHOWN, min_size)
+            found, below = by_score(candidates, min_score or detector.min_score)
             try:
                 faces = _selected(found, select, None if mask is None else mask[i % len(mask)].cpu())
                 if known is not None:
@@ -144,7 +168,7 @@ class DetectFaces(io.ComfyNode):
                     ) from error
                 faces = []
             chosen.append(tuple(faces))
-            previews.append(draw_faces(picture, found, faces))
+            previews.append(draw_faces(picture, found, faces, below))
         height, width = image.shape[1:3]
         batch = sockets.FaceBatch(tuple(chosen), (height, width))
         return io.NodeOutput(batch, len(batch), ui=ui.PreviewImage(torch.stack(previews)))
@@ -162,6 +186,11 @@ def _of_person(faces, picture, known, recognizer, threshold, keep):
     """The faces of the person with the embeddings ``known``, or all others; threshold: 0 for the recognizer's own."""
     embeddings = np.stack([embed_face(recognizer, picture, face) for face in faces])
     return select_person(faces, embeddings, known, threshold or person_threshold(recognizer), keep)
+
+
+def by_score(faces, min_score):
+    """The faces that reach a score, and the others."""
+    return [face for face in faces if face.score >= min_score], [face for face in faces if face.score < min_score]
 
 
 def _embedding_of_person(person, detector, recognizer):

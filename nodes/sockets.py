@@ -16,6 +16,8 @@ Faces = io.Custom("FACES")
 Energy = io.Custom("ENERGY")
 MSI = io.Custom("MSI")
 SealedKeys = io.Custom("SEALED_KEY")
+BoundingBoxes = io.Custom("BOUNDING_BOX")
+Segments = io.Custom("SEGS")
 
 
 @dataclass(frozen=True)

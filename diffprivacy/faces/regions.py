@@ -1,0 +1,157 @@
+"""Faces from boxes and masks that somebody else drew, and boxes of faces for others to read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import DiffPrivacyError
+from .detectors import Detector
+from .geometry import ARCFACE_TEMPLATE, HEAD_CENTRE, Face, sort_faces
+from .tiling import keep_best, overlap
+
+BOX_RADII = (40.0, 56.0)
+"""Half width and height of a face's box in template pixels, as detectors draw it."""
+AROUND = 0.5
+"""How much of a box's sides is shown to the detector on each side of it."""
+LENIENT = 0.3
+"""Score from which a face inside a given box counts: somebody says that there is one."""
+MATCH = 0.3
+"""Intersection over union from which a detection is the face of a box."""
+
+Box = tuple[float, float, float, float]
+"""x0, y0, x1, y1 in pixels of a picture."""
+
+
+def faces_in_boxes(picture: Tensor, boxes: Sequence[Box], detector: Detector) -> list[Face]:
+    """One face of ``picture`` (H,W,3) for each box, from left to right, those that cover the same place once.
+
+    The five points are those of the face that the detector finds inside; where it finds none they are
+    :func:`upright_face`'s, and the face's score is 0.
+    Raises DiffPrivacyError for a box without an inside or outside the picture.
+    """
+    return sort_faces(keep_best([_face_in_box(picture, box, detector) for box in boxes]))
+
+
+def upright_face(box: Box) -> Face:
+    """A face of score 0 that looks straight ahead and fills a box: where nothing but the box is known."""
+    x0, y0, x1, y1 = box
+    scale = max((x1 - x0) / BOX_RADII[0], (y1 - y0) / BOX_RADII[1]) / 2
+    points = (ARCFACE_TEMPLATE - np.array(HEAD_CENTRE)) * scale + ((x0 + x1) / 2, (y0 + y1) / 2)
+    return Face(box, points.astype(np.float32), 0.0)
+
+
+def boxes_of_mask(mask: Tensor) -> list[Box]:
+    """The box around each connected region of a mask (H,W) above one half; raises DiffPrivacyError if there is none."""
+    from scipy.ndimage import find_objects, label
+
+    regions, _ = label(mask.cpu().numpy() > 0.5, np.ones((3, 3)))
+    found = find_objects(regions)
+    if not found:
+        raise DiffPrivacyError("the mask is empty; paint over each face, or leave the mask out.")
+    return [(x.start - 0.5, y.start - 0.5, x.stop - 0.5, y.stop - 0.5) for y, x in found]
+
+
+def union(*groups: Sequence[Face]) -> list[Face]:
+    """The faces of all groups, each place once, the surest face of it, from left to right."""
+    return sort_faces(keep_best([face for group in groups for face in group]))
+
+
+@dataclass(frozen=True)
+class BoxFile:
+    """``--boxes``: for each file name the boxes of its faces, or of those in single frames of a video."""
+
+    path: Path
+    boxes: dict[str, dict[int, list[Box]]]
+
+    def of(self, source: Path, frame: int = 0) -> list[Box]:
+        """The boxes of a picture, or of a video's frame; none is an empty list."""
+        return self.boxes.get(source.name, {}).get(frame, [])
+
+    def check(self, source: Path, frames: int, size: tuple[int, int]) -> None:
+        """Raises DiffPrivacyError where a source of this many frames of (height, width) has no room for its boxes."""
+        for frame, boxes in self.boxes.get(source.name, {}).items():
+            if frame >= frames:
+                raise DiffPrivacyError(
+                    f"{self.path}: {source.name} has boxes for frame {frame}, but its frames are 0 to {frames - 1}."
+                )
+            for box in boxes:
+                check_box(box, size, f"{self.path}: {source.name}")
+
+
+def read_boxes(path: Path) -> BoxFile:
+    """The boxes in a JSON file.
+
+    ``{"group.jpg": [{"x": 10, "y": 20, "width": 64, "height": 80}], "clip.mp4": {"0": [...], "25": [...]}}``: for each
+    file name a list of boxes, left, top and size in pixels as ComfyUI's BOUNDING_BOX has them; for a video a list for
+    each frame that has any, frames counting from 0.
+    Raises DiffPrivacyError, naming the file, for anything else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        boxes = {
+            name: {int(frame): [box_of(box) for box in found] for frame, found in _frames(entry).items()}
+            for name, entry in content.items()
+        }
+    except OSError as error:
+        raise DiffPrivacyError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DiffPrivacyError(
+            f"{path} holds no boxes ({error!r}): it should look like "
+            '{"photo.jpg": [{"x": 10, "y": 20, "width": 64, "height": 80}]}.'
+        ) from error
+    return BoxFile(path, boxes)
+
+
+def box_of(entry: dict[str, float]) -> Box:
+    """A box from ComfyUI's {"x", "y", "width", "height"}, whose pixels begin at whole numbers."""
+    x, y = float(entry["x"]) - 0.5, float(entry["y"]) - 0.5
+    return x, y, x + float(entry["width"]), y + float(entry["height"])
+
+
+def entry_of(face: Face, size: tuple[int, int]) -> dict[str, int]:
+    """ComfyUI's form of a face's box, cut at the borders of a picture of (height, width), whole pixels."""
+    height, width = size
+    x0, y0, x1, y1 = (round(value + 0.5) for value in face.box)
+    x, y = min(max(x0, 0), width - 1), min(max(y0, 0), height - 1)
+    return {"x": x, "y": y, "width": max(1, min(x1, width) - x), "height": max(1, min(y1, height) - y)}
+
+
+def check_box(box: Box, size: tuple[int, int], name: str) -> None:
+    """Raises DiffPrivacyError, beginning with ``name``, for a box that has no inside or misses (height, width) pixels."""
+    x0, y0, x1, y1 = box
+    height, width = size
+    place = f"x {x0 + 0.5:g}, y {y0 + 0.5:g}, width {x1 - x0:g}, height {y1 - y0:g}"
+    if not (x1 > x0 and y1 > y0):
+        raise DiffPrivacyError(f"{name}: the box at {place} is empty; give it a width and a height of 1 or more.")
+    if x1 <= 0 or y1 <= 0 or x0 >= width - 1 or y0 >= height - 1:
+        raise DiffPrivacyError(
+            f"{name}: the box at {place} lies outside the picture of {width}x{height}; boxes count in its pixels."
+        )
+
+
+def _frames(entry: list | dict) -> dict:
+    return {"0": entry} if isinstance(entry, list) else entry
+
+
+def _face_in_box(picture: Tensor, box: Box, detector: Detector) -> Face:
+    check_box(box, (picture.shape[0], picture.shape[1]), "box")
+    x0, y0, x1, y1 = box
+    across, down = AROUND * (x1 - x0), AROUND * (y1 - y0)
+    left, top = max(0, round(x0 - across)), max(0, round(y0 - down))
+    shown = picture[top : max(top + 1, round(y1 + down)), left : max(left + 1, round(x1 + across))]
+    given = upright_face(box)
+    found = [_shifted(face, left, top) for face in detector.detect(shown, LENIENT, 0)]
+    best = max(found, key=lambda face: overlap(face, given), default=None)
+    return best if best is not None and overlap(best, given) >= MATCH else given
+
+
+def _shifted(face: Face, left: int, top: int) -> Face:
+    x0, y0, x1, y1 = face.box
+    landmarks = face.landmarks + np.array((left, top), np.float32)
+    return replace(face, box=(x0 + left, y0 + top, x1 + left, y1 + top), landmarks=landmarks)

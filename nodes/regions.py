@@ -1,0 +1,186 @@
+"""Faces from the boxes, masks and segments of other nodes, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from comfy_api.v0_0_2 import io, ui
+
+from ..diffprivacy.errors import DiffPrivacyError
+from ..diffprivacy.faces.geometry import protected_mask
+from ..diffprivacy.faces.preview import draw_faces
+from ..diffprivacy.faces.regions import Box, box_of, boxes_of_mask, check_box, entry_of, faces_in_boxes, union
+from . import sockets
+from .faces import CATEGORY, check_pictures
+
+
+class FacesFromRegions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffPrivacyFacesFromRegions",
+            display_name="Faces from Boxes or Masks",
+            category=CATEGORY,
+            description="Faces where other nodes or you say that there are some, alone or added to those that were "
+            "detected; what covers the same place counts once.",
+            search_aliases=["missed face", "bounding box", "segs", "draw face", "manual face", "combine faces"],
+            has_intermediate_output=True,
+            inputs=[
+                io.Image.Input("image"),
+                sockets.FaceDetector.Input("detector", tooltip="Finds the five points of each face inside its region."),
+                sockets.Faces.Input("faces", optional=True, tooltip="Faces to keep, such as those of Detect Faces."),
+                sockets.BoundingBoxes.Input(
+                    "boxes",
+                    optional=True,
+                    extra_dict={"forceInput": True},
+                    tooltip="One box, a list for all pictures, or a list for each picture, such as from "
+                    "Create Bounding Boxes or Detect Face Landmarks (MediaPipe).",
+                ),
+                io.Mask.Input("mask", optional=True, tooltip="One face for each connected region."),
+                sockets.Segments.Input(
+                    "segs", optional=True, tooltip="One face for each segment, such as from Impact Pack."
+                ),
+            ],
+            outputs=[
+                sockets.Faces.Output(display_name="faces", tooltip="For Crop Faces."),
+                io.Int.Output(display_name="count", tooltip="Number of faces in the whole batch."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, image, detector, faces=None, boxes=None, mask=None, segs=None) -> io.NodeOutput:
+        if boxes is None and mask is None and segs is None:
+            raise DiffPrivacyError("Faces from Boxes or Masks: connect `boxes`, `mask` or `segs`.")
+        count, height, width = image.shape[:3]
+        if faces is not None:
+            check_pictures(image, faces)
+        given: list[list[Box]] = [[] for _ in range(count)]
+        for regions in (
+            _of_boxes(boxes, count, (height, width)),
+            _of_mask(mask, count, (height, width)),
+            _of_segs(segs, count, (height, width)),
+        ):
+            for mine, more in zip(given, regions, strict=True):
+                mine.extend(more)
+        chosen, previews = [], []
+        for i, picture in enumerate(image.cpu().float()):
+            found = faces_in_boxes(picture, given[i], detector)
+            everybody = union(found, () if faces is None else faces.faces[i])
+            chosen.append(tuple(everybody))
+            previews.append(draw_faces(picture, everybody, everybody))
+        batch = sockets.FaceBatch(tuple(chosen), (height, width))
+        return io.NodeOutput(batch, len(batch), ui=ui.PreviewImage(torch.stack(previews)))
+
+
+def _of_boxes(boxes: Any, count: int, size: tuple[int, int]) -> list[list[Box]]:
+    """The boxes of each picture; a single box or a plain list is for all of them, as in ComfyUI's own nodes."""
+    if boxes is None:
+        return [[] for _ in range(count)]
+    if isinstance(boxes, dict):
+        boxes = [boxes]
+    of_picture = boxes if boxes and isinstance(boxes[0], list) else [boxes] * count
+    if len(of_picture) != count:
+        raise DiffPrivacyError(
+            f"Socket `boxes`: boxes for {len(of_picture)} pictures, but `image` holds {count}; "
+            "give a list for each picture, or one box or plain list for all."
+        )
+    if not any(of_picture):
+        raise DiffPrivacyError("Socket `boxes`: there is no box in it; draw one around each face.")
+    found = [[box_of(entry) for entry in entries] for entries in of_picture]
+    for i, box in ((i, box) for i, entries in enumerate(found) for box in entries):
+        check_box(box, size, f"Socket `boxes`: picture {i + 1} of {count}")
+    return found
+
+
+def _of_mask(mask: torch.Tensor | None, count: int, size: tuple[int, int]) -> list[list[Box]]:
+    """The regions of each picture; a single mask is for all of them."""
+    if mask is None:
+        return [[] for _ in range(count)]
+    masks = mask.reshape(-1, *mask.shape[-2:])
+    if tuple(masks.shape[1:]) != size or len(masks) not in (1, count):
+        raise DiffPrivacyError(
+            f"Socket `mask`: {len(masks)} masks of {masks.shape[2]}x{masks.shape[1]}, but `image` holds {count} pictures "
+            f"of {size[1]}x{size[0]}; make them the same size, and one or as many masks as pictures."
+        )
+    if not bool((masks > 0.5).any()):
+        raise DiffPrivacyError("Socket `mask`: the mask is empty; paint over each face.")
+    regions = [boxes_of_mask(one) if bool((one > 0.5).any()) else [] for one in masks]
+    return regions * (count // len(regions))
+
+
+def _of_segs(segs: Any, count: int, size: tuple[int, int]) -> list[list[Box]]:
+    """The segments, for every picture: ((height, width), segments), each with ``bbox`` x0, y0, x1, y1."""
+    if segs is None:
+        return [[] for _ in range(count)]
+    try:
+        (height, width), segments = segs
+        boxes = [tuple(float(value) - 0.5 for value in segment.bbox) for segment in segments]
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DiffPrivacyError(f"Socket `segs`: these are no SEGS as Impact Pack makes them ({error}).") from error
+    if (int(height), int(width)) != size:
+        raise DiffPrivacyError(
+            f"Socket `segs`: segments of a picture of {width}x{height}, but `image` is {size[1]}x{size[0]}; "
+            "connect the picture that they were made from."
+        )
+    if not boxes:
+        raise DiffPrivacyError("Socket `segs`: there is no segment in them.")
+    for x0, y0, x1, y1 in boxes:
+        check_box((x0, y0, x1, y1), size, "Socket `segs`")
+    return [[(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes] for _ in range(count)]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A face as Impact Pack's nodes read it: cropped_mask (h,w) in [0,1] of crop_region; both boxes x0, y0, x1, y1."""
+
+    cropped_image: None
+    cropped_mask: np.ndarray
+    confidence: float
+    crop_region: tuple[int, int, int, int]
+    bbox: tuple[int, int, int, int]
+    label: str = "face"
+    control_net_wrapper: None = None
+
+
+class FacesToRegions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffPrivacyFacesToRegions",
+            display_name="Faces to Boxes and Masks",
+            category=CATEGORY,
+            description="The faces as other nodes read them: bounding boxes, masks, and Impact Pack's SEGS.",
+            search_aliases=["bounding box", "segs", "face mask", "face boxes"],
+            inputs=[sockets.Faces.Input("faces")],
+            outputs=[
+                sockets.BoundingBoxes.Output(display_name="boxes", tooltip="A list for each picture."),
+                io.Mask.Output(display_name="mask", tooltip="What is replaced, one mask for each picture."),
+                sockets.Segments.Output(
+                    display_name="segs", tooltip="One segment for each face, of all pictures in one list."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, faces) -> io.NodeOutput:
+        height, width = faces.size
+        boxes = [[entry_of(face, faces.size) for face in found] for found in faces.faces]
+        masks = [protected_mask(faces.size, found) for found in faces.faces]
+        segments = [_segment(face, faces.size) for face in faces.flat]
+        return io.NodeOutput(boxes, torch.stack(masks), ((height, width), segments))
+
+
+def _segment(face, size: tuple[int, int]) -> Segment:
+    entry = entry_of(face, size)
+    mask = protected_mask(size, [face])
+    rows, columns = (mask.amax(dim=axis).nonzero().flatten().tolist() for axis in (1, 0))
+    region = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    cropped = mask[region[1] : region[3], region[0] : region[2]].numpy()
+    bbox = (entry["x"], entry["y"], entry["x"] + entry["width"], entry["y"] + entry["height"])
+    return Segment(None, cropped, face.score, region, bbox)
+
+
+NODES = [FacesFromRegions, FacesToRegions]
