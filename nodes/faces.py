@@ -1,8 +1,6 @@
-"""Find faces, crop them aligned, paste them back."""
+"""Find faces and choose those to protect."""
 
 from __future__ import annotations
-
-import dataclasses
 
 import numpy as np
 import torch
@@ -10,7 +8,6 @@ from comfy_api.v0_0_2 import io, ui
 
 from ..diffprivacy.errors import DiffPrivacyError, NoFaceError
 from ..diffprivacy.faces.detectors import MIN_SIZE, load_detector
-from ..diffprivacy.faces.geometry import MARGIN, crop_face, face_mask, paste_faces, protected_mask
 from ..diffprivacy.faces.preview import draw_faces
 from ..diffprivacy.faces.selection import select_faces, select_person
 from ..diffprivacy.identity.embedding import embed_face
@@ -204,114 +201,6 @@ def _embedding_of_person(person, detector, recognizer):
     return embed_face(recognizer, picture, found[0])[None]
 
 
-class CropFaces(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="DiffPrivacyCropFaces",
-            display_name="Crop Faces",
-            category=CATEGORY,
-            description="Upright square crops of the faces, eyes level and at the same place in every crop, "
-            "for VAEEncode and a sampler.",
-            search_aliases=["align face", "face crop", "face mask"],
-            inputs=[
-                io.Image.Input("image"),
-                sockets.Faces.Input("faces"),
-                io.Int.Input(
-                    "size",
-                    default=512,
-                    min=64,
-                    max=2048,
-                    step=64,
-                    tooltip="Side of the crops in pixels: what the checkpoint was trained on (512 for SD 1.5).",
-                ),
-                io.Float.Input(
-                    "margin",
-                    default=MARGIN,
-                    min=1.0,
-                    max=4.0,
-                    step=0.05,
-                    advanced=True,
-                    tooltip="How much around the face the crop shows; 1 is the tight crop of face recognizers.",
-                ),
-                io.Int.Input(
-                    "variants",
-                    default=1,
-                    min=1,
-                    max=64,
-                    tooltip="How many different faces to make of each: every crop is repeated so often.",
-                ),
-            ],
-            outputs=[
-                io.Image.Output(display_name="crops"),
-                io.Mask.Output(display_name="mask", tooltip="The part of each crop that will be replaced."),
-                sockets.Faces.Output(display_name="faces", tooltip="For Paste Faces."),
-            ],
-        )
-
-    @classmethod
-    def execute(cls, image, faces, size, margin, variants) -> io.NodeOutput:
-        check_pictures(image, faces)
-        if not len(faces):
-            raise NoFaceError("There is no face to crop in any image of the batch.", "faces")
-        crops = [
-            crop_face(picture, face, size, margin)
-            for picture, found in zip(image.cpu().float(), faces.faces, strict=True)
-            for face in found
-        ]
-        masks = [face_mask(face, size, margin) for face in faces.flat]
-        return io.NodeOutput(
-            torch.stack(crops).repeat_interleave(variants, dim=0),
-            torch.stack(masks).repeat_interleave(variants, dim=0),
-            dataclasses.replace(faces, margin=margin, variants=variants),
-        )
-
-
-class PasteFaces(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="DiffPrivacyPasteFaces",
-            display_name="Paste Faces",
-            category=CATEGORY,
-            description="Puts new faces where the old ones were, with a soft border. "
-            "Pixels outside the face masks are unchanged.",
-            search_aliases=["face swap", "composite face", "blend face"],
-            inputs=[
-                io.Image.Input("image", tooltip="The original images."),
-                io.Image.Input("crops", tooltip="The new faces, in the order of Crop Faces; any size."),
-                sockets.Faces.Input("faces", tooltip="From Crop Faces."),
-            ],
-            outputs=[
-                io.Image.Output(display_name="image", tooltip="With several variants: all of image 1 first."),
-                io.Mask.Output(display_name="mask", tooltip="Where the images were changed."),
-            ],
-        )
-
-    @classmethod
-    def execute(cls, image, crops, faces) -> io.NodeOutput:
-        check_pictures(image, faces)
-        if faces.margin is None:
-            raise DiffPrivacyError("Connect the output of Crop Faces, which knows how faces were cropped.", "faces")
-        expected = len(faces) * faces.variants
-        if len(crops) != expected:
-            raise DiffPrivacyError(
-                f"{len(crops)} crops for {expected} ({len(faces)} faces, {faces.variants} variant(s) "
-                "each); every face needs its crop, or it would stay unprotected.",
-                "crops",
-            )
-        rows = iter(crops.cpu().float().split(faces.variants))
-        pictures, masks = [], []
-        for picture, found in zip(image.cpu().float(), faces.faces, strict=True):
-            of_picture = [next(rows) for _ in found]
-            mask = protected_mask(picture.shape[:2], found, faces.margin)
-            for variant in range(faces.variants):
-                new = [variants[variant] for variants in of_picture]
-                pictures.append(paste_faces(picture, new, found, faces.margin, faces.opaque) if new else picture)
-                masks.append(mask)
-        return io.NodeOutput(torch.stack(pictures), torch.stack(masks))
-
-
 def check_pictures(image, faces) -> None:
     found = (len(faces.faces), *faces.size)
     if tuple(image.shape[:3]) != found:
@@ -322,4 +211,4 @@ def check_pictures(image, faces) -> None:
         )
 
 
-NODES = [LoadDetector, DetectFaces, CropFaces, PasteFaces]
+NODES = [LoadDetector, DetectFaces]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from comfy_api.v0_0_2 import io, ui
 
-from ..diffprivacy.errors import DiffPrivacyError
+from ..diffprivacy.errors import DiffPrivacyError, at_field
 from ..diffprivacy.faces.geometry import protected_mask
 from ..diffprivacy.faces.preview import draw_faces
 from ..diffprivacy.faces.regions import Box, box_of, boxes_of_mask, check_box, entry_of, faces_in_boxes, union
@@ -36,7 +36,7 @@ class FacesFromRegions(io.ComfyNode):
                     "boxes",
                     optional=True,
                     extra_dict={"forceInput": True},
-                    tooltip="One box, a list for all pictures, or a list for each picture, such as from "
+                    tooltip="One box, a list for all images, or a list for each image, such as from "
                     "Create Bounding Boxes or Detect Face Landmarks (MediaPipe).",
                 ),
                 io.Mask.Input("mask", optional=True, tooltip="One face for each connected region."),
@@ -53,18 +53,21 @@ class FacesFromRegions(io.ComfyNode):
     @classmethod
     def execute(cls, image, detector, faces=None, boxes=None, mask=None, segs=None) -> io.NodeOutput:
         if boxes is None and mask is None and segs is None:
-            raise DiffPrivacyError("Faces from Boxes or Masks: connect `boxes`, `mask` or `segs`.")
+            raise DiffPrivacyError("Connect `boxes`, `mask` or `segs`.")
         count, height, width = image.shape[:3]
         if faces is not None:
             check_pictures(image, faces)
         given: list[list[Box]] = [[] for _ in range(count)]
-        for regions in (
-            _of_boxes(boxes, count, (height, width)),
-            _of_mask(mask, count, (height, width)),
-            _of_segs(segs, count, (height, width)),
+        for field, regions, boxes_of in (
+            ("boxes", boxes, _of_boxes),
+            ("mask", mask, _of_mask),
+            ("segs", segs, _of_segs),
         ):
-            for mine, more in zip(given, regions, strict=True):
-                mine.extend(more)
+            if regions is not None:
+                with at_field(field):
+                    found = boxes_of(regions, count, (height, width))
+                for mine, more in zip(given, found, strict=True):
+                    mine.extend(more)
         chosen, previews = [], []
         for i, picture in enumerate(image.cpu().float()):
             found = faces_in_boxes(picture, given[i], detector)
@@ -76,59 +79,53 @@ class FacesFromRegions(io.ComfyNode):
 
 
 def _of_boxes(boxes: Any, count: int, size: tuple[int, int]) -> list[list[Box]]:
-    """The boxes of each picture; a single box or a plain list is for all of them, as in ComfyUI's own nodes."""
-    if boxes is None:
-        return [[] for _ in range(count)]
+    """The boxes of each image; a single box or a plain list is for all of them, as in ComfyUI's own nodes."""
     if isinstance(boxes, dict):
         boxes = [boxes]
     of_picture = boxes if boxes and isinstance(boxes[0], list) else [boxes] * count
     if len(of_picture) != count:
         raise DiffPrivacyError(
-            f"Socket `boxes`: boxes for {len(of_picture)} pictures, but `image` holds {count}; "
-            "give a list for each picture, or one box or plain list for all."
+            f"Boxes for {len(of_picture)} images, but `image` holds {count}; "
+            "give a list for each image, or one box or plain list for all."
         )
     if not any(of_picture):
-        raise DiffPrivacyError("Socket `boxes`: there is no box in it; draw one around each face.")
+        raise DiffPrivacyError("There is no box in it; draw one around each face.")
     found = [[box_of(entry) for entry in entries] for entries in of_picture]
-    for i, box in ((i, box) for i, entries in enumerate(found) for box in entries):
-        check_box(box, size, f"Socket `boxes`: picture {i + 1} of {count}")
+    for box in (box for entries in found for box in entries):
+        check_box(box, size)
     return found
 
 
-def _of_mask(mask: torch.Tensor | None, count: int, size: tuple[int, int]) -> list[list[Box]]:
-    """The regions of each picture; a single mask is for all of them."""
-    if mask is None:
-        return [[] for _ in range(count)]
+def _of_mask(mask: torch.Tensor, count: int, size: tuple[int, int]) -> list[list[Box]]:
+    """The regions of each image; a single mask is for all of them."""
     masks = mask.reshape(-1, *mask.shape[-2:])
     if tuple(masks.shape[1:]) != size or len(masks) not in (1, count):
         raise DiffPrivacyError(
-            f"Socket `mask`: {len(masks)} masks of {masks.shape[2]}x{masks.shape[1]}, but `image` holds {count} pictures "
-            f"of {size[1]}x{size[0]}; make them the same size, and one or as many masks as pictures."
+            f"{len(masks)} masks of {masks.shape[2]}x{masks.shape[1]}, but `image` holds {count} images "
+            f"of {size[1]}x{size[0]}; make them the same size, and one or as many masks as images."
         )
     if not bool((masks > 0.5).any()):
-        raise DiffPrivacyError("Socket `mask`: the mask is empty; paint over each face.")
+        raise DiffPrivacyError("The mask is empty; paint over each face.")
     regions = [boxes_of_mask(one) if bool((one > 0.5).any()) else [] for one in masks]
     return regions * (count // len(regions))
 
 
 def _of_segs(segs: Any, count: int, size: tuple[int, int]) -> list[list[Box]]:
     """The segments, for every picture: ((height, width), segments), each with ``bbox`` x0, y0, x1, y1."""
-    if segs is None:
-        return [[] for _ in range(count)]
     try:
         (height, width), segments = segs
         boxes = [tuple(float(value) - 0.5 for value in segment.bbox) for segment in segments]
     except (TypeError, ValueError, AttributeError) as error:
-        raise DiffPrivacyError(f"Socket `segs`: these are no SEGS as Impact Pack makes them ({error}).") from error
+        raise DiffPrivacyError(f"These are no SEGS as Impact Pack makes them ({error}).") from error
     if (int(height), int(width)) != size:
         raise DiffPrivacyError(
-            f"Socket `segs`: segments of a picture of {width}x{height}, but `image` is {size[1]}x{size[0]}; "
-            "connect the picture that they were made from."
+            f"Segments of an image of {width}x{height}, but `image` is {size[1]}x{size[0]}; "
+            "connect the image that they were made from."
         )
     if not boxes:
-        raise DiffPrivacyError("Socket `segs`: there is no segment in them.")
+        raise DiffPrivacyError("There is no segment in them.")
     for x0, y0, x1, y1 in boxes:
-        check_box((x0, y0, x1, y1), size, "Socket `segs`")
+        check_box((x0, y0, x1, y1), size)
     return [[(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes] for _ in range(count)]
 
 
@@ -156,10 +153,10 @@ class FacesToRegions(io.ComfyNode):
             search_aliases=["bounding box", "segs", "face mask", "face boxes"],
             inputs=[sockets.Faces.Input("faces")],
             outputs=[
-                sockets.BoundingBoxes.Output(display_name="boxes", tooltip="A list for each picture."),
-                io.Mask.Output(display_name="mask", tooltip="What is replaced, one mask for each picture."),
+                sockets.BoundingBoxes.Output(display_name="boxes", tooltip="A list for each image."),
+                io.Mask.Output(display_name="mask", tooltip="What is replaced, one mask for each image."),
                 sockets.Segments.Output(
-                    display_name="segs", tooltip="One segment for each face, of all pictures in one list."
+                    display_name="segs", tooltip="One segment for each face, of all images in one list."
                 ),
             ],
         )

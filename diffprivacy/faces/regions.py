@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ..errors import DiffPrivacyError
+from ..errors import DiffPrivacyError, at_field
 from .detectors import Detector
 from .geometry import ARCFACE_TEMPLATE, HEAD_CENTRE, Face, sort_faces
 from .tiling import keep_best, overlap
@@ -53,7 +53,7 @@ def boxes_of_mask(mask: Tensor) -> list[Box]:
     regions, _ = label(mask.cpu().numpy() > 0.5, np.ones((3, 3)))
     found = find_objects(regions)
     if not found:
-        raise DiffPrivacyError("the mask is empty; paint over each face, or leave the mask out.")
+        raise DiffPrivacyError("The mask is empty; paint over each face, or leave the mask out.")
     return [(x.start - 0.5, y.start - 0.5, x.stop - 0.5, y.stop - 0.5) for y, x in found]
 
 
@@ -81,7 +81,8 @@ class BoxFile:
                     f"{self.path}: {source.name} has boxes for frame {frame}, but its frames are 0 to {frames - 1}."
                 )
             for box in boxes:
-                check_box(box, size, f"{self.path}: {source.name}")
+                with at_field(f"{self.path}, {source.name}"):
+                    check_box(box, size)
 
 
 def read_boxes(path: Path) -> BoxFile:
@@ -122,16 +123,16 @@ def entry_of(face: Face, size: tuple[int, int]) -> dict[str, int]:
     return {"x": x, "y": y, "width": max(1, min(x1, width) - x), "height": max(1, min(y1, height) - y)}
 
 
-def check_box(box: Box, size: tuple[int, int], name: str) -> None:
-    """Raises DiffPrivacyError, beginning with ``name``, for a box that has no inside or misses (height, width) pixels."""
+def check_box(box: Box, size: tuple[int, int]) -> None:
+    """Raises DiffPrivacyError for a box that has no inside, or misses a picture of (height, width)."""
     x0, y0, x1, y1 = box
     height, width = size
     place = f"x {x0 + 0.5:g}, y {y0 + 0.5:g}, width {x1 - x0:g}, height {y1 - y0:g}"
     if not (x1 > x0 and y1 > y0):
-        raise DiffPrivacyError(f"{name}: the box at {place} is empty; give it a width and a height of 1 or more.")
+        raise DiffPrivacyError(f"The box at {place} is empty; give it a width and a height of 1 or more.")
     if x1 <= 0 or y1 <= 0 or x0 >= width - 1 or y0 >= height - 1:
         raise DiffPrivacyError(
-            f"{name}: the box at {place} lies outside the picture of {width}x{height}; boxes count in its pixels."
+            f"The box at {place} lies outside the picture of {width}x{height}; boxes count in its pixels."
         )
 
 
@@ -140,7 +141,7 @@ def _frames(entry: list | dict) -> dict:
 
 
 def _face_in_box(picture: Tensor, box: Box, detector: Detector) -> Face:
-    check_box(box, (picture.shape[0], picture.shape[1]), "box")
+    check_box(box, (picture.shape[0], picture.shape[1]))
     x0, y0, x1, y1 = box
     across, down = AROUND * (x1 - x0), AROUND * (y1 - y0)
     left, top = max(0, round(x0 - across)), max(0, round(y0 - down))
