@@ -224,7 +224,7 @@ def measure(name: str, detector: Detector, pictures: Iterator[Mosaic] | Sequence
 def is_same(face: Face, box: np.ndarray) -> bool:
     low, high = np.maximum(face.box[:2], box[:2]), np.minimum(face.box[2:], box[2:])
     common = np.prod(np.maximum(high - low, 0))
-    return common / (face.area + np.prod(box[2:] - box[:2]) - common) >= SAME
+    return bool(common / (face.area + np.prod(box[2:] - box[:2]) - common) >= SAME)
 
 
 def is_upright(face: Face, points: np.ndarray) -> bool:

@@ -50,7 +50,8 @@ def boxes_of_mask(mask: Tensor) -> list[Box]:
     """The box around each connected region of a mask (H,W) above one half; raises DiffPrivacyError if there is none."""
     from scipy.ndimage import find_objects, label
 
-    regions, _ = label(mask.cpu().numpy() > 0.5, np.ones((3, 3)))
+    regions = np.empty(mask.shape, np.int32)
+    label(mask.cpu().numpy() > 0.5, np.ones((3, 3)), output=regions)
     found = find_objects(regions)
     if not found:
         raise DiffPrivacyError("The mask is empty; paint over each face, or leave the mask out.")
