@@ -211,7 +211,7 @@ def _kept(image, faces, margin, keep_mask, parts):
     if kept is not None:
         for i, found in enumerate(faces.faces):
             with at_field("keep_mask and keep"):
-                check_kept(kept[i], found, margin, f"picture {i + 1} of {count}")
+                check_kept(kept[i], found, margin, f"image {i + 1} of {count}")
     return kept
 
 

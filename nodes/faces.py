@@ -122,7 +122,7 @@ class DetectFaces(io.ComfyNode):
                     max=4096,
                     optional=True,
                     advanced=True,
-                    tooltip="Longer side in pixels from which a face is looked for. More is faster in large pictures.",
+                    tooltip="Longer side in pixels from which a face is looked for. More is faster in large images.",
                 ),
             ],
             outputs=[
