@@ -11,14 +11,14 @@ from ..diffprivacy.diffusion import inversion, sampling
 from ..diffprivacy.errors import DiffPrivacyError, at_field
 from ..diffprivacy.media.images import Picture
 from ..diffprivacy.recovery import encryption, png, replay
-from ..diffprivacy.recovery.key import FIDELITIES, Embedding, RecoveryKey
+from ..diffprivacy.recovery.key import FIDELITIES, OPTIONS, Embedding, RecoveryKey
+from ..diffprivacy.recovery.opening import open_keys
 from . import sockets
 from .comfy.model import noise_levels
 from .comfy.sampling import euler, run_sampler, sampler
 
 SECOND_STATE = "diffprivacy_second_state"
 """Where a LATENT holds BELM's second state."""
-EMBEDDING_OPTIONS = {"start_percent", "end_percent", "strength"}
 CATEGORY = "Diff-Privacy/recovery"
 
 
@@ -117,7 +117,9 @@ class SealKey(io.ComfyNode):
                     "recipients",
                     default="",
                     multiline=True,
-                    tooltip="Public keys that may open it, one a line: age1... or an SSH public key. They are no secret.",
+                    tooltip="Public keys that may open it, one a line: age1... or an SSH public key. They are no secret. SSH "
+                    "keys leave a tag in the file that links all files sealed to them and can be compared with published "
+                    "keys; age1 keys leave none.",
                 ),
                 io.String.Input(
                     "passphrase",
@@ -164,7 +166,7 @@ class SealKey(io.ComfyNode):
             key = _lossless(original, faces)
         else:
             key = _replayed(fidelity, noise_map, positive, sigmas, faces)
-        sealed = seal.close(key.bound_to(Picture(protected[0].cpu().float())).to_bytes())
+        sealed = seal.close_key(key.bound_to(Picture(protected[0].cpu().float())))
         text = f"sealed {fidelity} key, {len(sealed) / 1000:.1f} kB"
         return io.NodeOutput(sockets.SealedKey((sealed,), place == "beside"), ui=ui.PreviewText(text))
 
@@ -177,8 +179,10 @@ class OpenKey(io.ComfyNode):
             display_name="Open Recovery Key",
             category=CATEGORY,
             description="Opens the sealed key of a protected image. Sample its noise map with its conditioning, sigmas "
-            "and sampler (SamplerCustomAdvanced, DisableNoise, BasicGuider), decode and paste: the original.",
+            "and sampler (SamplerCustomAdvanced, DisableNoise, BasicGuider), decode and paste: the original. A key proves "
+            "nothing about who made it: anybody can seal one to your public key.",
             search_aliases=["decrypt", "age", "recovery key", "deanonymize", "unseal"],
+            has_intermediate_output=True,
             inputs=[
                 io.Image.Input("protected", tooltip="The protected image, one."),
                 sockets.SealedKeys.Input("sealed_key", tooltip="From Load Image (upright, sRGB)."),
@@ -211,13 +215,14 @@ class OpenKey(io.ComfyNode):
             raise DiffPrivacyError(f"The image was loaded, but {png.NO_KEY}", "sealed_key")
         opener = encryption.opener(encryption.read_secret(secret))
         picture = Picture(protected[0].cpu().float())
-        keys = [RecoveryKey.from_bytes(opener.open(sealed)) for sealed in sealed_key.files]
+        keys, skipped = open_keys(sealed_key.files, opener, lambda key: replay.check_picture(picture, key))
+        text = f"{len(keys)} of {len(sealed_key.files)} keys opened"
+        preview = ui.PreviewText("\n".join([text, *(f"skipped: {reason}" for reason in skipped)]))
         if all(key.patches for key in keys):
             restored = replay.recover(picture, keys)
             blocked = ExecutionBlocker("This lossless key has no noise map: take the output `original`.")
-            return io.NodeOutput(*[blocked] * 5, restored.rgb[None])
+            return io.NodeOutput(*[blocked] * 5, restored.rgb[None], ui=preview)
         (key, *others) = keys
-        replay.check_picture(picture, key)
         if others or not key.embeddings or key.noise_map is None:
             raise DiffPrivacyError("The key was made at the command line: run `diffprivacy recover`.")
         noise_map = {"samples": key.noise_map}
@@ -232,6 +237,7 @@ class OpenKey(io.ComfyNode):
             _replay_sampler(key.second_state),
             faces,
             ExecutionBlocker("Only a lossless key holds the original: sample the noise map."),
+            ui=preview,
         )
 
 
@@ -276,7 +282,7 @@ def _embedding(context, options) -> Embedding:
     """One entry of a CONDITIONING; raises DiffPrivacyError for what a key cannot hold, such as a ControlNet."""
     rest = {name: value for name, value in options.items() if value is not None}
     pooled = rest.pop("pooled_output", None)
-    if foreign := rest.keys() - EMBEDDING_OPTIONS:
+    if foreign := rest.keys() - set(OPTIONS):
         raise DiffPrivacyError(
             f"It carries {', '.join(sorted(foreign))}, which a key cannot hold; invert with prompts and "
             "time ranges only.",

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from diffprivacy.backends.diffusers import DiffusersBackbone
 from diffprivacy.faces.detectors import Detector
-from diffprivacy.faces.geometry import Face
-from diffprivacy.media.images import Picture
-from diffprivacy.recovery.key import RecoveryKey
-from diffprivacy.recovery.replay import record, replay
+from diffprivacy.faces.geometry import Face, align_matrix
+from diffprivacy.media.images import Picture, encode_png
+from diffprivacy.recovery import png
+from diffprivacy.recovery.key import Patch, RecoveryKey
+from diffprivacy.recovery.replay import record, recover, replay
 
 FACE_WIDTH = 120
 """Of the faces in :func:`side_by_side`, in pixels."""
@@ -70,11 +72,33 @@ def whole_crop(picture: Tensor, crop: Tensor, face: Face, margin: float) -> Tens
     """A picture (H,W,3) with the whole square of a crop (S,S,3) put back, not only what its mask would paste."""
     import cv2
 
-    from diffprivacy.faces.geometry import align_matrix
-
     height, width = picture.shape[:2]
     matrix = align_matrix(face, crop.shape[0], margin)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     put = cv2.warpAffine(crop.numpy(), matrix, (width, height), flags=flags)
     where = cv2.warpAffine(torch.ones_like(crop).numpy(), matrix, (width, height), flags=flags)
     return torch.where(torch.from_numpy(where) > 0.999, torch.from_numpy(put), picture)
+
+
+def forged_key(protected: Picture, face: Face, margin: float) -> RecoveryKey:
+    """A lossless key that anybody can make and seal to a public recipient: all of the picture turned red, as an original."""
+    height, width = protected.rgb.shape[:2]
+    red = Picture(torch.tensor([1.0, 0.0, 0.0]).expand(height, width, 3), torch.ones(height, width))
+    key = RecoveryKey("lossless", faces=(face,), margin=margin, patches=(Patch(0, 0, encode_png(red)),))
+    return key.bound_to(protected)
+
+
+def share_replaced(protected: Picture, keys: Sequence[RecoveryKey]) -> float:
+    """The share of pixels that keys change; raises DiffPrivacyError where they are refused."""
+    return float((recover(protected, keys).rgb != protected.rgb).any(dim=-1).float().mean())
+
+
+def inject(path: Path, kind: bytes, content: bytes, first: bool = False) -> None:
+    """Put a chunk into a PNG file, after all others or before them."""
+    data = path.read_bytes()
+    head = data[: len(png.SIGNATURE) + 25]  # with the header, which is always the first chunk
+    if first:
+        chunk = png.with_chunks(head + bytes(12), kind, [content])[len(head) : -12]
+        path.write_bytes(head + chunk + data[len(head) :])
+    else:
+        path.write_bytes(png.with_chunks(data, kind, [content]))

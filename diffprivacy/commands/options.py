@@ -144,7 +144,8 @@ def add_seal_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="RECIPIENT",
-        help="public key that may open the recovery key: age1... or an SSH public key; several may",
+        help="public key that may open the recovery key: age1... or an SSH public key; several may. SSH keys leave a tag "
+        "that links all files sealed to them and can be compared with published keys; age1 keys leave none",
     )
     add_passphrase_options(group)
     add("--ask-passphrase", action="store_true", help="seal to a passphrase typed at the terminal")
@@ -153,6 +154,13 @@ def add_seal_options(parser: argparse.ArgumentParser) -> None:
         choices=FIDELITIES,
         default="latent",
         help="latent (default): as good as the autoencoder; lossless: every bit, larger; compact: a quarter of latent",
+    )
+    add(
+        "--sign-with",
+        type=Path,
+        metavar="FILE",
+        help="sign keys with this Ed25519 private key (ssh-keygen -t ed25519 -N ''): without a signature a key proves "
+        "nothing about who made it; recover --signer checks it. Pictures only",
     )
     add("--key-beside", action="store_true", help="write the sealed key to NAME.png.age instead of into the PNG")
     add(
@@ -173,6 +181,7 @@ def seal_request(options: argparse.Namespace) -> SealRequest:
         recipients=tuple(options.seal_to),
         passphrase=passphrase_request(options),
         ask_passphrase=options.ask_passphrase,
+        sign_with=options.sign_with,
         fidelity=options.fidelity,
         beside=options.key_beside,
         per_face=options.key_per_face,

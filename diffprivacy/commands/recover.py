@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import glob
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..backends.diffusers import DiffusersBackbone
 from ..errors import DiffPrivacyError
 from ..media.images import Picture, read_picture, write_picture
 from ..recovery import png
 from ..recovery import replay as recovery
+from ..recovery.envelope import read_signer
 from ..recovery.key import RecoveryKey
 from ..recovery.keyed import Public, recover_keyed
+from ..recovery.opening import open_keys
 from .inputs import all_exist, is_video, plan
 from .model import load_checkpoint
 from .options import add_checkpoint_options, add_passphrase_options, model_request, option_at_fault, passphrase_request
 from .requests import RecoverRequest
 from .sealing import Secrets
 
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 
 def add_parser(commands: Any) -> None:
     """Declare the command."""
-    parser = commands.add_parser("recover", help="bring the original faces back")
+    parser = commands.add_parser(
+        "recover",
+        help="bring the original faces back",
+        description="Bring the original faces back. A key proves nothing about who made it: anybody can seal one to your "
+        "public key and put it into a picture. --signer accepts only keys that somebody you know has signed.",
+    )
     add = parser.add_argument
     add("inputs", nargs="+", type=Path, metavar="PROTECTED", help="protected picture or video, or folder of them")
     add("-o", "--output", required=True, type=Path, metavar="OUT", help="folder for the recovered files")
@@ -47,7 +57,12 @@ def add_parser(commands: Any) -> None:
         metavar="FILE",
         help="sealed key of a single picture (default: inside it, or NAME.png.age beside it), or sealed video",
     )
-    add("--faces", default="all", metavar="WHICH", help="all (default), or numbers of the key's faces such as 0,2")
+    add("--faces", default="all", metavar="WHICH", help="all (default), or numbers of the keys' faces such as 0,2")
+    add(
+        "--signer",
+        metavar="PUBLIC",
+        help="accept only keys signed with this Ed25519 key: a line 'ssh-ed25519 AAAA...', or its file",
+    )
     add(
         "--accept-changed",
         action="store_true",
@@ -66,6 +81,7 @@ def _request(options: argparse.Namespace) -> RecoverRequest:
         passphrase=passphrase_request(options),
         key_files=tuple(options.key_file),
         faces=options.faces,
+        signer=options.signer,
         accept_changed=options.accept_changed,
         model=model_request(options),
         overwrite=options.overwrite,
@@ -81,11 +97,14 @@ def recover(request: RecoverRequest) -> int:
     if len(todo) < len(targets):
         print(f"{len(targets) - len(todo)} already done (--overwrite does them again)")
     secrets = Secrets(request)
+    signer = None if request.signer is None else read_signer(request.signer)
     backbone = None
     failed = 0
     for source, (file,) in todo.items():
         try:
             if is_video(source):
+                if signer is not None:
+                    raise DiffPrivacyError("The sealed original of a video carries no signature; leave --signer out.")
                 sealed = _sealed_video(source, request)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 secrets.open_file(sealed, file)
@@ -93,9 +112,10 @@ def recover(request: RecoverRequest) -> int:
                 continue
             picture = read_picture(source)
             keyed = None if request.key_files else _public(source)
-            keys = [] if keyed else _keys(source, request, secrets)
-            for key in keys:
-                recovery.check_picture(picture, key, request.accept_changed)
+            if keyed and signer is not None:
+                raise DiffPrivacyError("A picture in keyed mode carries no signature; leave --signer out.")
+            keys = [] if keyed else _keys(source, picture, request, secrets, signer)
+            recovery.check_places(picture.rgb.shape, keys)
             if backbone is None and not (keys and all(key.patches for key in keys)):
                 backbone = load_checkpoint(request.model)
             if keyed and backbone is not None:
@@ -129,8 +149,10 @@ def _sealed_video(source: Path, request: RecoverRequest) -> Path:
 
 
 def _sealed_beside(source: Path) -> list[Path]:
-    beside = sorted(source.parent.glob(f"{glob.escape(source.stem)}.*.age"))
-    return [path for path in beside if is_video(Path(path.stem))]
+    """The files NAME.mp4.age, or of another video format, beside a protected video NAME.mp4."""
+    name = re.compile(re.escape(source.stem) + r"\.[^.]+\.age")
+    found = sorted(path for path in source.parent.iterdir() if name.fullmatch(path.name))
+    return [path for path in found if is_video(Path(path.stem))]
 
 
 def _recovered_video(source: Path) -> str:
@@ -157,14 +179,28 @@ def _recover(
 
 
 def _public(source: Path) -> Public | None:
-    """What a picture in keyed mode carries openly; None for other pictures."""
-    found = png.read_file_chunks(source, png.KEYED)
-    return Public.from_bytes(found[0]) if found else None
+    """What a picture in keyed mode carries openly; None for other pictures. Raises where a sealed key is there as well."""
+    if not (found := png.read_file_chunks(source, png.KEYED)):
+        return None
+    if len(found) > 1:
+        raise DiffPrivacyError("The picture is one of keyed mode more than once, so somebody changed it.")
+    png.carried(source)
+    return Public.from_bytes(found[0])
 
 
-def _keys(source: Path, request: RecoverRequest, secrets: Secrets) -> list[RecoveryKey]:
-    """The keys of the chosen faces, opened, one for each face."""
-    keys = [RecoveryKey.from_bytes(secrets.open(sealed)) for sealed in _sealed(source, request.key_files)]
+def _keys(
+    source: Path, picture: Picture, request: RecoverRequest, secrets: Secrets, signer: Ed25519PublicKey | None
+) -> list[RecoveryKey]:
+    """The keys of the chosen faces, one for each face; those that don't open are reported and left out."""
+    sealed = _sealed(source, request.key_files)
+    keys, skipped = open_keys(
+        sealed,
+        secrets.opener(sealed),
+        lambda key: recovery.check_picture(picture, key, request.accept_changed),
+        signer,
+    )
+    if skipped:
+        print(f"{source}: {len(skipped)} of {len(sealed)} keys skipped: {skipped[0]}", file=sys.stderr)
     faces = [face for key in keys for face in key.each()]
     if request.faces == "all":
         return faces

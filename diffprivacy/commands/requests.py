@@ -62,11 +62,12 @@ class PassphraseRequest:
 
 @dataclass(frozen=True)
 class SealRequest:
-    """The recovery key: whom it is encrypted to, what it holds, and where it goes."""
+    """The recovery key: whom it is encrypted to, who signs it, what it holds, and where it goes."""
 
     recipients: tuple[str, ...] = ()
     passphrase: PassphraseRequest = PassphraseRequest()
     ask_passphrase: bool = False
+    sign_with: Path | None = field(default=None, metadata=ASIDE)
     fidelity: str = "latent"
     beside: bool = False
     per_face: bool = False
@@ -106,6 +107,7 @@ class RecoverRequest:
     passphrase: PassphraseRequest = PassphraseRequest()
     key_files: tuple[Path, ...] = ()
     faces: str = "all"
+    signer: str | None = None
     accept_changed: bool = False
     model: ModelRequest = ModelRequest()
     overwrite: bool = field(default=False, metadata=ASIDE)

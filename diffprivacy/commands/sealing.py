@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import getpass
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import DiffPrivacyError
 from ..media.images import Picture
 from ..recovery import png
-from ..recovery.encryption import Opener, Seal, needs_passphrase, read_head, read_secret, read_secret_file
+from ..recovery.encryption import (
+    Opener,
+    Seal,
+    begins_with_passphrase,
+    needs_passphrase,
+    read_head,
+    read_secret,
+    read_secret_file,
+)
+from ..recovery.envelope import read_signing_key
 from ..recovery.key import RecoveryKey
 from .requests import PassphraseRequest, ProtectRequest, RecoverRequest, SealRequest
 
@@ -17,17 +27,19 @@ from .requests import PassphraseRequest, ProtectRequest, RecoverRequest, SealReq
 def load_seal(request: ProtectRequest) -> Seal | None:
     """The seal that is asked for, None for none; raises DiffPrivacyError for options that do not fit together."""
     sealing = request.sealing
-    if sealing.keyed and (request.task != "anonymize" or request.variants > 1 or sealing.recipients):
-        raise DiffPrivacyError("--keyed goes with anonymize, one variant and a passphrase.")
+    apart = request.task != "anonymize" or request.variants > 1 or sealing.recipients or sealing.sign_with
+    if sealing.keyed and apart:
+        raise DiffPrivacyError("--keyed goes with anonymize, one variant and a passphrase, and stores no key to sign.")
+    signer = None if sealing.sign_with is None else read_signing_key(sealing.sign_with)
     if sealing.recipients:
         if _given_passphrase(sealing.passphrase) or sealing.ask_passphrase:
             raise DiffPrivacyError("A key is sealed either to a passphrase or to public keys (--seal-to); choose one.")
-        return Seal(recipients=sealing.recipients)
+        return Seal(recipients=sealing.recipients, signer=signer)
     if sealing.ask_passphrase:
-        return Seal(passphrase=_new_passphrase())
+        return Seal(passphrase=_new_passphrase(), signer=signer)
     if (passphrase := _given_passphrase(sealing.passphrase)) is not None:
-        return Seal(passphrase=passphrase)
-    if sealing.keyed or sealing.beside or sealing.per_face or sealing.fidelity != "latent":
+        return Seal(passphrase=passphrase, signer=signer)
+    if sealing.keyed or sealing.beside or sealing.per_face or sealing.fidelity != "latent" or signer:
         raise DiffPrivacyError("The options of the recovery key need --seal-to, --passphrase-file or --passphrase-env.")
     return None
 
@@ -39,10 +51,11 @@ class Secrets:
         self.identities = [read_secret_file(path, "identity") for path in request.identity_files]
         self.passphrase = _given_passphrase(request.passphrase)
 
-    def open(self, sealed: bytes) -> bytes:
-        """What a sealed key holds; raises DiffPrivacyError when nothing opens it."""
-        passphrase = self.asked() if needs_passphrase(sealed) else None
-        return Opener(passphrase, self.identities).open(sealed)
+    def opener(self, sealed: Sequence[bytes]) -> Opener:
+        """For the sealed keys of a picture; asks for a passphrase where one of them needs it and no identity is given."""
+        if self.passphrase is None and not self.identities and any(map(begins_with_passphrase, sealed)):
+            self.asked()
+        return Opener(self.passphrase, self.identities)
 
     def open_file(self, sealed: Path, target: Path) -> None:
         """Write the file that a sealed one holds; raises DiffPrivacyError when nothing opens it."""
@@ -66,7 +79,7 @@ def write_sealed(file: Path, picture: Picture, key: RecoveryKey, seal: Seal, sea
     """Write a protected picture with its sealed key inside or beside it."""
     bound = key.bound_to(picture)
     keys = [bound.only(i) for i in range(len(bound.faces))] if sealing.per_face else [bound]
-    sealed = [seal.close(key.to_bytes()) for key in keys]
+    sealed = [seal.close_key(key) for key in keys]
     png.save(file, picture, sealed, sealing.beside)
     size = sum(map(len, sealed)) / 1000
     place = "beside" if sealing.beside else "inside"

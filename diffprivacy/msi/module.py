@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,8 @@ FORMAT = "diffprivacy-msi"
 VERSION = 1
 PAPER_LEVELS = (3, 7, 11, 15, 24)
 PAPER_DEPTH = 24
+MAX_WIDTH = 8192
+"""Largest width of an encoder that a file is read for; SDXL's text encoders have 768 and 1280."""
 WORD = "face"
 CHUNK = 16
 
@@ -208,13 +210,24 @@ def load_msi(path: Path) -> MSI:
     """
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            names = file.keys()
-            tensors = {name: file.get_tensor(name).float() for name in names}
+            msi = _empty(path, file.metadata() or {})
+            wanted = {name: list(tensor.shape) for name, tensor in msi.state_dict().items()}
+            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            if wrong := sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n)):
+                raise DiffPrivacyError(
+                    f"MSI file {path} is damaged: not of the shape that it states are {', '.join(wrong)[:1000]}."
+                )
+            tensors = {name: file.get_tensor(name).float() for name in wanted}
     except FileNotFoundError:
         raise DiffPrivacyError(f"MSI file {path} does not exist; train one with `diffprivacy train-msi`.") from None
     except (SafetensorError, OSError) as error:
         raise DiffPrivacyError(f"MSI file {path} is not a readable safetensors file ({error}).") from error
+    msi.load_state_dict(tensors, assign=True)
+    return msi.eval().requires_grad_(False)
+
+
+def _empty(path: Path, metadata: Mapping[str, str]) -> MSI:
+    """The module that a file's metadata describe, without memory for its tensors; raises as :func:`load_msi`."""
     if metadata.get("format") != FORMAT:
         raise DiffPrivacyError(f"{path} is no MSI file; give one that `train-msi` or Save MSI wrote.")
     if metadata.get("version") != str(VERSION):
@@ -224,11 +237,13 @@ def load_msi(path: Path) -> MSI:
     try:
         identities = [EncoderIdentity(**json.loads(metadata[key])) for key in ("text_encoder", "image_encoder")]
         text, image = (dataclasses.replace(identity, widths=tuple(identity.widths)) for identity in identities)
-        msi = MSI(text, image, MSIConfig(**json.loads(metadata["config"])))
-        msi.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        widths = [*text.widths, *image.widths]
+        if not all(isinstance(width, int) and 0 < width <= MAX_WIDTH for width in widths):
+            raise DiffPrivacyError(f"MSI file {path} is for encoders of widths {widths[:4]}; {MAX_WIDTH} is the most.")
+        with torch.device("meta"):
+            return MSI(text, image, MSIConfig(**json.loads(metadata["config"])))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, RecursionError) as error:
         raise DiffPrivacyError(f"MSI file {path} is damaged: {error}") from error
-    return msi.eval().requires_grad_(False)
 
 
 def textual_inversions(words: Tensor, text_encoder: EncoderIdentity) -> list[dict[str, Tensor]]:

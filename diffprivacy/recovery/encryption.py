@@ -174,6 +174,11 @@ def needs_passphrase(sealed: bytes) -> bool:
         raise DiffPrivacyError(f"The sealed key has {len(sealed)} bytes; more than {MAX_SEALED} are not read.")
     if not sealed.startswith(HEADER):
         raise DiffPrivacyError("This is no sealed key: it does not begin as an age file does.")
+    return begins_with_passphrase(sealed)
+
+
+def begins_with_passphrase(sealed: bytes) -> bool:
+    """Whether bytes begin as those of a file sealed to a passphrase do."""
     return sealed.startswith(HEADER + b"-> scrypt ")
 
 

@@ -158,6 +158,10 @@ def test_files_keep_everything(small, tmp_path):
     assert torch.allclose(load_msi(tmp_path / "half.safetensors")(features), small(features), atol=1e-2)
 
 
+def encoder(*widths):
+    return json.dumps({"widths": widths, "depth": 12, "signs": "0"})
+
+
 def written(small, path, **metadata):
     save_msi(small, path)
     tensors = load_file(path)
@@ -176,6 +180,16 @@ def written(small, path, **metadata):
         (lambda small, path: written(small, path, version="9"), "version 9.*update"),
         (lambda small, path: written(small, path, config='{"stages": 3}'), "(?s)damaged.*stages"),
         (lambda small, path: written(small, path, text_encoder='{"width": 1}'), "damaged"),
+        (lambda small, path: written(small, path, text_encoder=encoder(30000)), "8192 is the most"),
+        (lambda small, path: written(small, path, image_encoder=encoder(30000, 30000)), "8192 is the most"),
+        (lambda small, path: written(small, path, text_encoder=encoder("wide")), "8192 is the most"),
+        (lambda small, path: written(small, path, text_encoder=encoder(8192)), "damaged: not of the shape"),
+        (
+            lambda small, path: written(small, path, config='{"heads": 100000, "head_width": 8192}'),
+            "damaged: not of the shape",
+        ),
+        (lambda small, path: written(small, path, config='{"heads": 9000000000, "head_width": 9000000000}'), "damaged"),
+        (lambda small, path: written(small, path, config="[" * 100000), "damaged"),
     ],
 )
 def test_a_file_that_cannot_serve_is_one_clear_error(small, tmp_path, spoil, message):
