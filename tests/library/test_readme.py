@@ -1,0 +1,44 @@
+"""The README's transcript, run as it stands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffprivacy.cli import main
+from testing.reference import ROOT
+
+
+def transcript() -> list[str]:
+    blocks = re.findall(r"^```\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [line for line in "\n".join(blocks).splitlines() if line.startswith(("diffprivacy", "age-keygen"))]
+
+
+def test_the_readmes_commands_do_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import pyrage
+    from skimage import data
+
+    monkeypatch.chdir(tmp_path)
+    photo = data.astronaut()[:300, 80:380]
+    Image.fromarray(photo).save("photo.jpg", quality=95)
+    identity = pyrage.x25519.Identity.generate()
+    for line in transcript():
+        if line.startswith("age-keygen -o"):
+            Path(line.split()[-1]).write_text(f"{identity}\n")
+        else:
+            assert main(shlex.split(line.replace("age1...", str(identity.to_public())))[1:]) == 0, line
+    original = np.asarray(Image.open("photo.jpg")).astype(int)
+    anonymized, hidden, recovered = (
+        np.asarray(Image.open(Path(folder) / "photo.png")).astype(int)
+        for folder in ("protected", "hidden", "originals")
+    )
+    face = (slice(60, 170), slice(90, 190))
+    for protected in (anonymized, hidden):
+        assert abs(protected - original)[face].mean() > 5
+        assert (protected == original)[:40].all()
+    assert abs(recovered - original)[face].mean() < abs(anonymized - original)[face].mean() / 2
