@@ -51,9 +51,8 @@ def binaries() -> set[str]:
 
 def bill() -> dict[str, Any]:
     """The bill of materials."""
-    project = dict(
-        re.findall(r'^(name|version|license) = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    )
+    section = (ROOT / "pyproject.toml").read_text().split("\n[project]\n")[1].split("\n[")[0]
+    project = dict(re.findall(r'^(name|version|license) = "(.*)"$', section, re.MULTILINE))
     shipped = [
         {
             "type": "data" if name.endswith(".gz") else "machine-learning-model",
