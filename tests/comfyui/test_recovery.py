@@ -51,11 +51,11 @@ def cropped(graph: Graph) -> tuple[list, list, list]:
 
 
 def sealing(server: ComfyServer, method: str, **options) -> tuple[Graph, list]:
-    """Protects the photo with grey faces, and saves it with its key; returns the graph and the saving node."""
+    """Protects the photo with faces in negative, and saves it with its key; returns the graph and the saving node."""
     graph = Graph()
     original, crops, faces = cropped(graph)
-    grey = graph.add("EmptyImage", width=SIZE, height=SIZE, batch_size=1, color=8421504)
-    protected = graph.add("DiffPrivacyPasteFaces", image=original, crops=grey, faces=faces)
+    inverted = graph.add("ImageInvert", image=crops)
+    protected = graph.add("DiffPrivacyPasteFaces", image=original, crops=inverted, faces=faces)
     inputs = {"protected": protected, "faces": faces, "fidelity": "latent", "place": "inside"}
     inputs |= {"recipients": "", "passphrase": "", **options}
     if inputs["fidelity"] == "lossless":
