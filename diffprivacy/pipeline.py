@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -10,7 +11,8 @@ from torch import Tensor
 from .diffusion.model import Backbone
 from .diffusion.noise import NoiseKey
 from .diffusion.sampling import Callback
-from .errors import NoFaceError
+from .errors import DiffPrivacyError, NoFaceError
+from .faces.covering import cover_faces
 from .faces.geometry import Crop, Face, crop_face, crop_landmarks, paste_faces
 from .regeneration import Regeneration, latent_shape, regenerate_crops
 
@@ -23,13 +25,15 @@ def protect(
     how: Regeneration | Sequence[Regeneration],
     noise_key: NoiseKey | None = None,
     callback: Callback | None = None,
+    cover: Callable[[int, Exception], object] | None = None,
 ) -> Iterator[Tensor]:
     """The image (H,W,3) in [0,1] with every given face made new; for each variant one image, pasted together when it
     is asked for.
 
     how: for all faces alike, or one for each. :func:`.regeneration.anonymizing` and :func:`.regeneration.hiding` give
     the energies of Diff-Privacy's two tasks (arXiv 2309.05330). noise_key: what the noise follows from; by default a
-    fresh one.
+    fresh one. cover: called with the number of a face that cannot be made new, and why; that face is covered by its
+    mean colour. None: the error is raised.
 
     The faces are regenerated one after the other, so that memory does not grow with their number. Pixels outside
     their masks are unchanged.
@@ -41,15 +45,28 @@ def protect(
     hows = [how] * len(faces) if isinstance(how, Regeneration) else how
     shape = latent_shape(backbone, crop.size)
     noise_key = noise_key or NoiseKey()
-    regenerated = []
+    regenerated: list[Tensor] = []
+    made: list[Face] = []
+    lost: list[Face] = []
     for i, (face, of_face) in enumerate(zip(faces, hows, strict=True)):
         original = crop_face(picture, face, crop.size, crop.margin).movedim(-1, 0)[None]
         landmarks = crop_landmarks(face, crop.size, crop.margin)[None]
         noise = torch.stack([noise_key.normal(shape, "face", i, "variant", v) for v in range(of_face.variants)])
         count_on = part_of(callback, i, len(faces))
-        new = regenerate_crops(original, landmarks, noise, backbone, of_face, count_on)
-        regenerated.append(new.movedim(1, -1).cpu())
-    return (paste_faces(picture, variant, faces, crop.margin) for variant in zip(*regenerated, strict=True))
+        try:
+            new = regenerate_crops(original, landmarks, noise, backbone, of_face, count_on)
+            if not bool(new.isfinite().all()):
+                raise DiffPrivacyError(f"The model's result for face {i} is no image; try another precision or seed.")
+        except (DiffPrivacyError, RuntimeError, MemoryError) as error:  # PyTorch's out-of-memory is a RuntimeError
+            if cover is None:
+                raise
+            cover(i, error)
+            lost.append(face)
+        else:
+            made.append(face)
+            regenerated.append(new.movedim(1, -1).cpu())
+    variants = zip(*regenerated, strict=True) if made else repeat((), hows[0].variants)
+    return (cover_faces(paste_faces(picture, new, made, crop.margin), lost, crop.margin) for new in variants)
 
 
 def part_of(callback: Callback | None, done: int, parts: int) -> Callback | None:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import DiffPrivacyError
+from ..faces.keeping import parse_parts
 from ..identity.thresholds import SAME_PERSON
 from ..recovery.key import FIDELITIES
 from .requests import ModelRequest, PassphraseRequest, PeopleRequest, RecognizerFile, SealRequest
@@ -34,6 +35,22 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
     return number
+
+
+def score(text: str) -> float:
+    """A number from 0 to 1."""
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return number
+
+
+def parts(text: str) -> tuple[str, ...]:
+    """Names of parts of the face, such as "eyes,mouth"."""
+    try:
+        return parse_parts(text)
+    except DiffPrivacyError as error:
+        raise argparse.ArgumentTypeError(error.message) from error
 
 
 def recognizer_file(text: str) -> RecognizerFile:

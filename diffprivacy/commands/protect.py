@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DiffPrivacyError
+from ..faces.detectors import MIN_SIZE
+from ..faces.keeping import PARTS
 from .inputs import all_exist, is_video, plan
 from .options import (
     SEED_WARNING,
@@ -20,8 +22,10 @@ from .options import (
     add_vision_option,
     model_request,
     option_at_fault,
+    parts,
     people_request,
     positive,
+    score,
     seal_request,
 )
 from .protect_picture import protect_picture
@@ -51,6 +55,15 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add_guide_options(parser)
     add_crop_options(parser)
     add_detector_option(parser)
+    add("--min-score", type=score, metavar="S", help="from which a face counts, 0 to 1 (default: the detector's own)")
+    add(
+        "--min-size",
+        type=positive,
+        default=MIN_SIZE,
+        metavar="PIXELS",
+        help=f"longer side from which a face is looked for (default {MIN_SIZE})",
+    )
+    add("--boxes", type=Path, metavar="FILE", help="JSON with boxes of faces that the detector misses (pictures only)")
     add(
         "--faces",
         default="all",
@@ -63,6 +76,19 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         choices=["error", "copy"],
         default="error",
         help="for a picture or video in which no face is found (default: error, nothing is written)",
+    )
+    add(
+        "--keep",
+        type=parts,
+        default=(),
+        metavar="PARTS",
+        help=f"parts of each face that stay as they are, such as eyes,mouth ({', '.join(PARTS)}; pictures only)",
+    )
+    add(
+        "--if-impossible",
+        choices=["error", "cover"],
+        default="error",
+        help="for a face of a picture that cannot be made new: error (default), or cover it by its skin's mean colour",
     )
     add("--preset", choices=["default", "paper"], default="default", help="what measured best, or the paper's settings")
     add("--strength", type=float, metavar="S", help="how far a face is redrawn, above 0 and up to 1")
@@ -98,9 +124,14 @@ def _request(options: argparse.Namespace) -> ProtectRequest:
         output=options.output,
         model=model_request(options),
         detector=options.detector,
+        min_score=options.min_score,
+        min_size=options.min_size,
+        boxes=options.boxes,
         faces=options.faces,
         people=people_request(options),
         without_face=options.without_face,
+        keep=options.keep,
+        if_impossible=options.if_impossible,
         preset=options.preset,
         strength=options.strength,
         steps=options.steps,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
@@ -13,8 +15,10 @@ from torch import Tensor
 from .. import pipeline
 from ..diffusion.noise import NoiseKey
 from ..diffusion.sampling import Callback
-from ..errors import NoFaceError
+from ..errors import NoFaceError, at_field
 from ..faces.geometry import Face, crop_face
+from ..faces.keeping import check_kept, keep_original, kept_parts
+from ..faces.regions import faces_in_boxes, union
 from ..faces.selection import select_faces
 from ..media.images import Picture, read_picture, write_picture
 from ..recovery import png
@@ -64,7 +68,7 @@ def _protected(
     model, seal = use.model, use.seal
     picture = read_picture(source)
     try:
-        faces = select_faces(use.detector.detect(picture.rgb), request.faces)
+        faces = select_faces(_found(source, picture.rgb, use), request.faces)
         if use.people is not None:
             faces = use.people.in_picture(picture.rgb, faces)
     except NoFaceError:
@@ -81,7 +85,13 @@ def _protected(
 
     hows = [_regeneration(picture.rgb, face, request, use) for face in faces]
     noise_key = NoiseKey.from_seed(request.seed)
-    made = pipeline.protect(picture.rgb, faces, model.backbone, model.crop, hows, noise_key, progress)
+    cover = functools.partial(_say_covered, source) if request.if_impossible == "cover" else None
+    made = pipeline.protect(picture.rgb, faces, model.backbone, model.crop, hows, noise_key, progress, cover)
+    if request.keep:
+        keep = kept_parts(picture.rgb.shape, faces, request.keep)
+        with at_field("keep"):
+            check_kept(keep, faces, model.crop.margin, source.name)
+        made = (keep_original(picture.rgb, rgb, keep) for rgb in made)
     pictures = (dataclasses.replace(picture, rgb=rgb) for rgb in made)
     if seal is None:
         return pictures, None
@@ -94,6 +104,19 @@ def _protected(
         margin=model.crop.margin,
         callback=progress,
     )
+
+
+def _found(source: Path, picture: Tensor, use: Resources) -> list[Face]:
+    """The faces that the detector finds and those that were given for the file, each place once."""
+    faces = use.detector.detect(picture)
+    if use.boxes is None:
+        return faces
+    use.boxes.check(source, 1, (picture.shape[0], picture.shape[1]))
+    return union(faces, faces_in_boxes(picture, use.boxes.of(source), use.detector))
+
+
+def _say_covered(source: Path, number: int, error: Exception) -> None:
+    print(f"warning: {source}: face {number} is covered, as it cannot be made new: {error}", file=sys.stderr)
 
 
 def _regeneration(picture: Tensor, face: Face, request: ProtectRequest, use: Resources) -> Regeneration:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import __version__
+from ..faces.detectors import MIN_SIZE
 from ..msi.training import Settings
 from ..regeneration import Task
 
@@ -76,15 +77,24 @@ class SealRequest:
 
 @dataclass(frozen=True)
 class ProtectRequest:
-    """``anonymize`` or ``hide``. detector: None for the built-in one."""
+    """``anonymize`` or ``hide``. detector: None for the built-in one.
+
+    min_score, min_size: of a face, see :class:`..faces.detectors.Detector`. boxes: JSON file of faces that it misses.
+    keep: parts of the face that stay. if_impossible: what becomes of a face that cannot be made new.
+    """
 
     task: Task
     inputs: tuple[Path, ...] = field(metadata=ASIDE)
     output: Path = field(metadata=ASIDE)
     model: ModelRequest = ModelRequest()
     detector: Path | None = None
+    min_score: float | None = None
+    min_size: int = MIN_SIZE
+    boxes: Path | None = None
     faces: str = "all"
     people: PeopleRequest = PeopleRequest()
+    keep: tuple[str, ...] = ()
+    if_impossible: Literal["error", "cover"] = "error"
     without_face: Literal["error", "copy"] = "error"
     preset: str = "default"
     strength: float | None = None

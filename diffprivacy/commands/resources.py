@@ -6,6 +6,7 @@ import dataclasses
 
 from ..diffusion.sampling import strength_steps
 from ..faces.detectors import Detector, load_detector
+from ..faces.regions import BoxFile, read_boxes
 from ..msi.module import MSI, load_msi
 from ..presets import PRESETS, Preset
 from ..recovery.encryption import Seal
@@ -25,19 +26,21 @@ class Resources:
     model: Model
     msi: MSI | None
     people: People | None
+    boxes: BoxFile | None = None
 
 
 def load_resources(request: ProtectRequest) -> Resources:
     """Raises DiffPrivacyError for options that do not fit together and files that cannot be used."""
     preset = _preset(request)
     seal = load_seal(request)
-    detector = load_detector(request.detector)
+    detector = load_detector(request.detector, request.min_score, request.min_size)
+    boxes = None if request.boxes is None else read_boxes(request.boxes)
     model = load_model(request.model)
     msi = None if request.msi is None else load_msi(request.msi)
     if msi is not None:
         load_vision(request.model, model.backbone)
         msi.check(model.backbone)
-    return Resources(preset, seal, detector, model, msi, load_people(request.people, detector, model.recognizer))
+    return Resources(preset, seal, detector, model, msi, load_people(request.people, detector, model.recognizer), boxes)
 
 
 def _preset(request: ProtectRequest) -> Preset:

@@ -28,10 +28,15 @@ ADVICE = "choose an SCRFD, RetinaFace or YuNet file, such as det_10g.onnx from i
 
 
 class Detector(Protocol):
-    def detect(self, picture: Tensor, min_score: float | None = None, min_size: float = MIN_SIZE) -> list[Face]:
+    @property
+    def min_score(self) -> float:
+        """The score from which a face counts by default."""
+        ...
+
+    def detect(self, picture: Tensor, min_score: float | None = None, min_size: float | None = None) -> list[Face]:
         """The faces of ``picture`` (H,W,3) in [0,1], sorted from left to right; none is an empty list, not an error.
 
-        min_score: in [0,1], the detector's own by default. min_size: pixels of the longer side of a face's box.
+        min_score: in [0,1]; min_size: pixels of the longer side of a face's box; by default the detector's own.
         Whatever goes wrong inside, such as running out of memory, is raised.
         """
         ...
@@ -40,25 +45,28 @@ class Detector(Protocol):
 class OnnxDetector:
     """A network that finds faces in square pictures of one size, applied to a whole picture at several scales."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, min_score: float | None = None, min_size: float = MIN_SIZE) -> None:
         self.network = network
+        self._min_score = network.enough if min_score is None else min_score
+        self.min_size = min_size
 
     @property
     def min_score(self) -> float:
-        """The score from which a face counts by default."""
-        return self.network.enough
+        return self._min_score
 
-    def detect(self, picture: Tensor, min_score: float | None = None, min_size: float = MIN_SIZE) -> list[Face]:
-        return find_faces(picture, self.network, self.min_score if min_score is None else min_score, min_size)
+    def detect(self, picture: Tensor, min_score: float | None = None, min_size: float | None = None) -> list[Face]:
+        lowest = self.min_score if min_score is None else min_score
+        return find_faces(picture, self.network, lowest, self.min_size if min_size is None else min_size)
 
 
-def load_detector(path: str | Path | None) -> Detector:
+def load_detector(path: str | Path | None, min_score: float | None = None, min_size: float = MIN_SIZE) -> Detector:
     """The detector in an ONNX file, or the built-in one for None.
 
+    min_score: from which a face counts, None for what suits the network. min_size: pixels of the longer side.
     Raises DiffPrivacyError for a missing file, one that is no ONNX model, and a model that is no face detector.
     """
     if path is None:
-        return _load_yunet(BUILT_IN)
+        return OnnxDetector(_load_yunet(BUILT_IN), min_score, min_size)
     try:
         import onnx
         from google.protobuf.message import DecodeError
@@ -74,9 +82,9 @@ def load_detector(path: str | Path | None) -> Detector:
     except DecodeError as error:
         raise DiffPrivacyError(f"{path} is no ONNX file; {ADVICE}.") from error
     if {"cls_8", "obj_8", "bbox_8", "kps_8"} <= {output.name for output in graph.output}:
-        return _load_yunet(path)
+        return OnnxDetector(_load_yunet(path), min_score, min_size)
     if _is_scrfd(graph):
-        return _load_scrfd(path)
+        return OnnxDetector(_load_scrfd(path), min_score, min_size)
     raise DiffPrivacyError(f"{path} is no face detector that gives five landmarks; {ADVICE}.")
 
 
@@ -88,7 +96,7 @@ def _is_scrfd(graph: GraphProto) -> bool:
     return len(graph.output) in (9, 15) and widths <= {0, 1, 4, 10}
 
 
-def _load_scrfd(path: Path) -> OnnxDetector:
+def _load_scrfd(path: Path) -> Network:
     from insightface.model_zoo import get_model
 
     model: Any = get_model(str(path), download=False)
@@ -102,10 +110,10 @@ def _load_scrfd(path: Path) -> OnnxDetector:
             for (x0, y0, x1, y1, score), points in zip(boxes.tolist(), landmarks, strict=True)
         ]
 
-    return OnnxDetector(Network(scan, side, *SCRFD_SCORES))
+    return Network(scan, side, *SCRFD_SCORES)
 
 
-def _load_yunet(path: Path) -> OnnxDetector:
+def _load_yunet(path: Path) -> Network:
     import cv2
 
     side = 640
@@ -123,4 +131,4 @@ def _load_yunet(path: Path) -> OnnxDetector:
             for x, y, width, height, *points, score in (() if found is None else found.tolist())
         ]
 
-    return OnnxDetector(Network(scan, side, *YUNET_SCORES))
+    return Network(scan, side, *YUNET_SCORES)
