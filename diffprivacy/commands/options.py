@@ -188,7 +188,7 @@ def add_seal_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--keyed",
         action="store_true",
-        help="store no key: the picture and the passphrase bring the faces back, roughly (anonymize only, not guided)",
+        help="experimental: store no key; the image and the passphrase bring the faces back, roughly (anonymize only, not guided)",
     )
 
 

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from ..faces.keeping import check_kept, keep_original, kept_parts
 from ..faces.regions import faces_in_boxes, union
 from ..faces.selection import select_faces
 from ..media.images import Picture, read_picture, write_picture
+from ..progress import sampling_progress
 from ..recovery import png
 from ..recovery.encryption import Seal
 from ..recovery.key import RecoveryKey
@@ -34,14 +34,7 @@ from .sealing import write_sealed
 
 def protect_picture(source: Path, files: Sequence[Path], request: ProtectRequest, use: Resources) -> None:
     """Protect a picture: one file for each variant. Raises DiffPrivacyError, and writes nothing, where it cannot."""
-    from tqdm import tqdm
-
-    with tqdm(desc=source.name, unit="step", disable=None, leave=False) as bar:
-
-        def progress(step: dict[str, Any]) -> None:
-            bar.total = step["steps"]
-            bar.update(1)
-
+    with sampling_progress(source.name) as progress:
         pictures, key = _protected(source, request, use, progress)
     files[0].parent.mkdir(parents=True, exist_ok=True)
     for file in files:
@@ -53,7 +46,7 @@ def _write(
 ) -> None:
     if isinstance(key, Public):
         png.save(file, picture, [key.to_bytes()], kind=png.KEYED)
-        print(f"{file} (keyed)")
+        print(f"{file} (keyed mode, experimental)")
     elif seal is None or key is None:
         write_picture(file, picture)
         print(file)

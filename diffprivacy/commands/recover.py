@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..backends.diffusers import DiffusersBackbone
 from ..errors import DiffPrivacyError
+from ..faces.selection import parse_selection
 from ..media.images import Picture, read_picture, write_picture
-from ..recovery import png
-from ..recovery import replay as recovery
+from ..progress import sampling_progress
+from ..recovery import png, replay
 from ..recovery.envelope import read_signer
 from ..recovery.key import RecoveryKey
 from ..recovery.keyed import Public, recover_keyed
@@ -115,11 +116,11 @@ def recover(request: RecoverRequest) -> int:
             if keyed and signer is not None:
                 raise DiffPrivacyError("A picture in keyed mode carries no signature; leave --signer out.")
             keys = [] if keyed else _keys(source, picture, request, secrets, signer)
-            recovery.check_places(picture.rgb.shape, keys)
+            replay.check_places(picture.rgb.shape, keys)
             if backbone is None and not (keys and all(key.patches for key in keys)):
                 backbone = load_checkpoint(request.model)
             if keyed and backbone is not None:
-                print("keyed: a wrong passphrase gives another face, not an error", file=sys.stderr)
+                print("keyed mode (experimental): a wrong passphrase gives another face, not an error", file=sys.stderr)
                 rgb = recover_keyed(picture.rgb, keyed, backbone, secrets.asked())
                 recovered = dataclasses.replace(picture, rgb=rgb)
             else:
@@ -167,15 +168,8 @@ def _recover(
     backbone: DiffusersBackbone | None,
     request: RecoverRequest,
 ) -> Picture:
-    from tqdm import tqdm
-
-    with tqdm(desc=source.name, unit="step", disable=None, leave=False) as bar:
-
-        def progress(step: dict[str, Any]) -> None:
-            bar.total = step["steps"]
-            bar.update(1)
-
-        return recovery.recover(picture, keys, backbone, request.accept_changed, progress)
+    with sampling_progress(source.name) as progress:
+        return replay.recover(picture, keys, backbone, request.accept_changed, progress)
 
 
 def _public(source: Path) -> Public | None:
@@ -196,18 +190,20 @@ def _keys(
     keys, skipped = open_keys(
         sealed,
         secrets.opener(sealed),
-        lambda key: recovery.check_picture(picture, key, request.accept_changed),
+        lambda key: replay.check_picture(picture, key, request.accept_changed),
         signer,
     )
     if skipped:
         print(f"{source}: {len(skipped)} of {len(sealed)} keys skipped: {skipped[0]}", file=sys.stderr)
     faces = [face for key in keys for face in key.each()]
-    if request.faces == "all":
+    numbers = parse_selection(request.faces)
+    if numbers == "all":
         return faces
-    try:
-        return [faces[int(number)] for number in request.faces.split(",")]
-    except (ValueError, IndexError):
-        raise DiffPrivacyError(f"--faces {request.faces}: give numbers from 0 to {len(faces) - 1}, or all.") from None
+    if numbers == "largest":
+        return [max(faces, key=lambda key: key.faces[0].area)]
+    if unknown := sorted(numbers - set(range(len(faces)))):
+        raise DiffPrivacyError(f"There is no face {unknown[0]}; the keys hold 0 to {len(faces) - 1}.", "faces")
+    return [faces[number] for number in sorted(numbers)]
 
 
 def _sealed(source: Path, key_files: Sequence[Path]) -> list[bytes]:

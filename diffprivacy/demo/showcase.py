@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +13,6 @@ from torch import Tensor
 from .. import demo
 from ..backends.diffusers import DiffusersBackbone
 from ..diffusion.noise import NoiseKey
-from ..diffusion.sampling import Callback
 from ..errors import DiffPrivacyError
 from ..evaluation.comparison import Judged, judge
 from ..evaluation.drawing import contact_sheet
@@ -26,6 +22,7 @@ from ..faces.selection import select_faces
 from ..media.images import Picture, read_picture, write_atomically, write_picture
 from ..pipeline import protect
 from ..presets import PRESETS
+from ..progress import sampling_progress
 from ..recovery.encryption import Opener, Seal
 from ..recovery.key import RecoveryKey
 from ..recovery.replay import record, recover
@@ -63,7 +60,7 @@ def run(photo: Path | None, output: Path, seed: int | None = None) -> None:
     protected = read_picture(_file(output, "hidden"))
     sealed = _file(output, "hidden", ".png.age").read_bytes()
     opened = RecoveryKey.from_bytes(Opener(identities=[str(identity)]).open(sealed))
-    with _progress("recover") as bar:
+    with sampling_progress("recover", leave=True) as bar:
         write_picture(_file(output, "recovered"), recover(protected, [opened], backbone, callback=bar))
     try:
         Opener(identities=[str(stranger)]).open(sealed)
@@ -71,7 +68,7 @@ def run(photo: Path | None, output: Path, seed: int | None = None) -> None:
         refusal = str(error)
     else:
         raise AssertionError("a stranger's identity opened the key")
-    with _progress("recover with a wrong key") as bar:
+    with sampling_progress("recover with a wrong key", leave=True) as bar:
         write_picture(_file(output, "wrong key"), recover(protected, [_another(opened)], backbone, callback=bar))
     del protected
 
@@ -94,12 +91,12 @@ def _protect(
     """Write the protected versions, each with its sealed key beside it."""
     guide, noise_key = demo.load_recognizer("guide"), NoiseKey.from_seed(seed)
     anonymized = Regeneration(PRESETS["anonymize"]["default"], anonymizing(guide, VARIANTS), variants=VARIANTS)
-    with _progress("anonymize") as bar:
+    with sampling_progress("anonymize", leave=True) as bar:
         variants = protect(original.rgb, [face], backbone, demo.CROP, anonymized, noise_key, bar)
-    with _progress("hide") as bar:
+    with sampling_progress("hide", leave=True) as bar:
         as_hidden = Regeneration(PRESETS["hide"]["default"], hiding(guide))
         hidden = protect(original.rgb, [face], backbone, demo.CROP, as_hidden, noise_key, bar)
-    with _progress("record the key") as bar:
+    with sampling_progress("record the key", leave=True) as bar:
         key = record(original, [face], backbone, demo.IMAGE_SIZE, margin=demo.MARGIN, callback=bar)
 
     def write(version: str, picture: Picture) -> None:
@@ -139,20 +136,6 @@ def _report(original: Tensor, face: Face, output: Path) -> None:
     half = len(closeups) // 2
     rows = [contact_sheet(closeups[:half], labels[:half]), contact_sheet(closeups[half:], labels[half:])]
     write_picture(output / "contact-sheet.png", Picture(torch.cat(rows)))
-
-
-@contextmanager
-def _progress(job: str) -> Iterator[Callback]:
-    """A progress bar, as the callback that moves it."""
-    from tqdm import tqdm
-
-    with tqdm(desc=job, unit="step", disable=None) as bar:
-
-        def report(step: dict[str, Any]) -> None:
-            bar.total = step["steps"]
-            bar.update(1)
-
-        yield report
 
 
 def example_photo() -> Picture:

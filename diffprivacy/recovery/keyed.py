@@ -1,4 +1,4 @@
-"""Keyed mode, beyond the paper: the published picture and a short secret bring the face back, without a stored noise map.
+"""Keyed mode (experimental), beyond the paper: the published picture and a short secret bring the face back, without a stored noise map.
 
 A face's crop is inverted to its noise map; within the mask the map is turned by a rotation that the secret decides; the
 turned map is sampled down to the face that is published. The way back inverts the published face, turns back and
