@@ -1,77 +1,45 @@
-"""What others can do with sealed keys: neighbours' faces, forged originals, injected chunks, keys that ask for too much."""
+"""What others can do with sealed keys: neighbours' faces, forged originals, injected chunks."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
-import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pyrage
 import pytest
 import torch
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hypothesis import given
-from hypothesis import strategies as st
-from PIL import Image
 
 from diffprivacy.cli import main
 from diffprivacy.demo.backend import load_backbone
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.faces.geometry import ARCFACE_TEMPLATE, Face, own_pixels, protected_mask
+from diffprivacy.faces.geometry import own_pixels, protected_mask
 from diffprivacy.media.images import Picture, decode_picture, encode_png, read_picture
 from diffprivacy.recovery import png
-from diffprivacy.recovery.encryption import MAX_WORK, Opener, Seal, check_cost
+from diffprivacy.recovery.encryption import Seal
 from diffprivacy.recovery.envelope import read_signer, read_signing_key
 from diffprivacy.recovery.key import Patch, RecoveryKey
-from diffprivacy.recovery.keyed import Public, recover_keyed
-from diffprivacy.recovery.opening import open_keys
+from diffprivacy.recovery.keyed import Public
 from diffprivacy.recovery.replay import record, recover
 from testing.key_attacks import forged_key, inject, share_replaced
-
-MARGIN = 1.8
-SHAPE = (170, 420)
-IDENTITY = pyrage.x25519.Identity.generate()
-SEAL = Seal(recipients=[str(IDENTITY.to_public())])
-
-
-def face_at(x: float, y: float = 85.0, scale: float = 0.9) -> Face:
-    """A face whose template's middle lies at x, y; its box is about 77 pixels wide."""
-    points = (ARCFACE_TEMPLATE - np.float32(55.5)) * np.float32(scale) + np.float32([x, y])
-    return Face((x - 38 * scale, y - 48 * scale, x + 38 * scale, y + 48 * scale), points.astype(np.float32), 1.0)
-
-
-FACES = [face_at(90), face_at(180), face_at(270)]
-"""Three, 1.3 widths apart: their masks overlap."""
-
-
-def noise(seed: int = 0) -> torch.Tensor:
-    levels = torch.randint(0, 256, (*SHAPE, 3), generator=torch.Generator().manual_seed(seed))
-    return levels.float() / 255
-
-
-ORIGINAL = Picture(noise())
-MASK = protected_mask(SHAPE, FACES, MARGIN) > 0
-PROTECTED = Picture(torch.where(MASK[..., None], torch.full((*SHAPE, 3), 0.4), ORIGINAL.rgb))
-PROTECTED = decode_picture(encode_png(PROTECTED), "protected")
-
-
-def own(index: int) -> torch.Tensor:
-    """The pixels (H,W) that belong to a face."""
-    mask = torch.zeros(SHAPE, dtype=torch.bool)
-    region, inside = own_pixels(SHAPE, FACES[index], FACES[:index] + FACES[index + 1 :], MARGIN)
-    mask[region] = inside
-    return mask
-
-
-def lossless() -> RecoveryKey:
-    key = record(ORIGINAL, FACES, None, fidelity="lossless", margin=MARGIN).bound_to(PROTECTED)
-    return RecoveryKey.from_bytes(key.to_bytes())
+from testing.three_faces import (
+    FACES,
+    IDENTITY,
+    MARGIN,
+    MASK,
+    ORIGINAL,
+    PROTECTED,
+    SEAL,
+    SHAPE,
+    face_at,
+    lossless,
+    noise,
+    own,
+)
 
 
 def test_each_pixel_belongs_to_one_face():
@@ -286,107 +254,6 @@ def test_what_is_no_signer_is_one_clear_error(text):
         read_signer(text)
     with pytest.raises(DiffPrivacyError):
         read_signing_key(Path(text))
-
-
-# Keys that ask for too much.
-
-
-def scrypt_header(work: str) -> bytes:
-    return f"age-encryption.org/v1\n-> scrypt {'A' * 22} {work}\n".encode() + b"A" * 43 + b"\n--- " + b"A" * 43 + b"\n"
-
-
-@given(st.integers(MAX_WORK + 1, 99).map(str) | st.text("0123456789-+ ", max_size=6))
-def test_no_passphrase_is_tried_beyond_the_work_limit(work):
-    if re.fullmatch("[1-9][0-9]?", work) and int(work) <= MAX_WORK:
-        assert check_cost(scrypt_header(work)) == 2 ** int(work)
-        return
-    with pytest.raises(DiffPrivacyError):
-        Opener("secret").open(scrypt_header(work))
-
-
-def test_many_costly_keys_keep_no_cheap_one_from_opening(monkeypatch):
-    tried: list[bytes] = []
-
-    def opens(self: Opener, sealed: bytes) -> bytes:
-        tried.append(sealed)
-        return lossless().to_bytes() if b" 18\n" in sealed else b"nothing"
-
-    monkeypatch.setattr(Opener, "open", opens)
-    keys, skipped = open_keys([scrypt_header("20")] * 200 + [scrypt_header("18")], Opener("secret"), lambda _: None)
-    assert len(keys) == 1
-    assert len(skipped) == 200
-    assert b" 18\n" in tried[0]
-    assert len(tried) == 64
-
-
-def test_a_header_of_endless_recipients_is_refused():
-    stanza = b"-> X25519 " + b"A" * 43 + b"\n" + b"A" * 43 + b"\n"
-    with pytest.raises(DiffPrivacyError, match="more recipients than are tried"):
-        Opener(identities=[str(IDENTITY)]).open(b"age-encryption.org/v1\n" + stanza * 5000 + b"--- A\n")
-
-
-def test_more_keys_than_a_picture_has_are_refused(tmp_path):
-    data = png.with_chunks(encode_png(PROTECTED), png.SEALED_KEY, [b"x"] * (png.MAX_KEYS + 1))
-    with pytest.raises(DiffPrivacyError, match="257"):
-        png.read_chunks(data, png.SEALED_KEY)
-    with pytest.raises(DiffPrivacyError, match="257"):
-        png.save(tmp_path / "a.png", PROTECTED, [b"x"] * (png.MAX_KEYS + 1))
-    assert not list(tmp_path.iterdir())
-
-
-class Unread:
-    """A backbone of which nothing is computed: what is refused is refused before."""
-
-    image_size, downscale, latent_channels = 128, 4, 16
-    fingerprints: dict[str, str] = {}  # noqa: RUF012
-
-
-@pytest.mark.parametrize("size", [130, 1, 516, 8192])
-def test_keyed_mode_cuts_no_crops_that_the_model_was_not_made_for(size):
-    """130 had ended in a traceback, 8192 taken 7.8 GB."""
-    for faces in ((FACES[0],), tuple(FACES)):
-        public = Public.from_bytes(Public(bytes(16), faces, max(8, size), MARGIN).to_bytes())
-        with pytest.raises(DiffPrivacyError, match="do not go with this checkpoint"):
-            recover_keyed(PROTECTED.rgb, dataclasses.replace(public, size=size), Unread(), "secret")
-
-
-def test_keyed_mode_works_on_no_face_twice():
-    public = Public(bytes(16), (FACES[0], face_at(91)), 64, MARGIN)
-    with pytest.raises(DiffPrivacyError, match="one face"):
-        recover_keyed(PROTECTED.rgb, public, Unread(), "secret")
-
-
-def test_replay_does_not_go_beyond_the_model_and_the_faces():
-    def key(side: int, steps: int = 3, size: int | None = None) -> RecoveryKey:
-        return RecoveryKey(
-            "latent",
-            sigmas=torch.linspace(14, 0, steps + 1),
-            noise_map=torch.zeros(1, 16, side, side),
-            faces=(FACES[0],),
-            size=4 * side if size is None else size,
-            margin=MARGIN,
-        ).bound_to(PROTECTED)
-
-    refused: list[tuple[list[RecoveryKey], str]] = [
-        ([key(1024)], "do not go with this checkpoint"),
-        ([key(8, size=64)], "`noise_map` is wrong"),
-        ([key(8, steps=900)], "`sigmas` is wrong"),
-        ([key(8)] * 300, "300 faces"),
-        ([key(8)] * 2, "one face"),
-    ]
-    for keys, message in refused:
-        with pytest.raises(DiffPrivacyError, match=message):
-            recover(PROTECTED, keys, Unread())
-
-
-@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_a_patch_that_would_decode_to_a_flood_is_refused_undecoded(kind, monkeypatch):
-    file = io.BytesIO()
-    Image.new("RGBA", (9000, 9000)).save(file, kind)
-    monkeypatch.setattr("diffprivacy.recovery.replay.decode_picture", lambda *_: pytest.fail("it was decoded"))
-    key = dataclasses.replace(lossless().only(0), patches=(Patch(0, 0, file.getvalue()),))
-    with pytest.raises(DiffPrivacyError, match="reach beyond"):
-        recover(PROTECTED, [key])
 
 
 # Names of key files, and marks in text files.
