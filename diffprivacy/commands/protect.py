@@ -54,6 +54,36 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_options(parser)
     add_guide_options(parser)
     add_crop_options(parser)
+    _add_face_options(parser)
+    add("--preset", choices=["default", "paper"], default="default", help="what measured best, or the paper's settings")
+    add("--strength", type=float, metavar="S", help="how far a face is redrawn, above 0 and up to 1")
+    add("--steps", type=positive, metavar="N", help="steps of the whole schedule, of which the strength's share runs")
+    add("--variants", type=positive, default=1, metavar="N", help="different faces to make of each (default 1)")
+    add(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="fix the noise, for tests only: whoever guesses N can undo what the noise hides (default: 256 bits of the "
+        "operating system)",
+    )
+    add("--overwrite", action="store_true", help="do finished pictures again")
+    add(
+        "--msi",
+        type=Path,
+        metavar="FILE",
+        help="say each face in pseudo-words until the switch, not nothing; see train-msi",
+    )
+    add(
+        "--no-sound",
+        action="store_true",
+        help="leave out a video's sound, which is not changed: voices tell who speaks",
+    )
+    add_vision_option(parser)
+    add_seal_options(parser)
+
+
+def _add_face_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add_detector_option(parser)
     add("--min-score", type=score, metavar="S", help="from which a face counts, 0 to 1 (default: the detector's own)")
     add(
@@ -90,31 +120,6 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         default="error",
         help="for a face of a picture that cannot be made new: error (default), or cover it by its skin's mean colour",
     )
-    add("--preset", choices=["default", "paper"], default="default", help="what measured best, or the paper's settings")
-    add("--strength", type=float, metavar="S", help="how far a face is redrawn, above 0 and up to 1")
-    add("--steps", type=positive, metavar="N", help="steps of the whole schedule, of which the strength's share runs")
-    add("--variants", type=positive, default=1, metavar="N", help="different faces to make of each (default 1)")
-    add(
-        "--seed",
-        type=int,
-        metavar="N",
-        help="fix the noise, for tests only: whoever guesses N can undo what the noise hides (default: 256 bits of the "
-        "operating system)",
-    )
-    add("--overwrite", action="store_true", help="do finished pictures again")
-    add(
-        "--msi",
-        type=Path,
-        metavar="FILE",
-        help="say each face in pseudo-words until the switch, not nothing; see train-msi",
-    )
-    add(
-        "--no-sound",
-        action="store_true",
-        help="leave out a video's sound, which is not changed: voices tell who speaks",
-    )
-    add_vision_option(parser)
-    add_seal_options(parser)
 
 
 def _request(options: argparse.Namespace) -> ProtectRequest:
