@@ -16,7 +16,7 @@ from tests.comfyui.workflows import to_prompt
 
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
 BLOCKS = sorted((PACK / "subgraphs").glob("*.json"))
-OLD = sorted((PACK / "tests" / "comfyui" / "old").glob("*.json"))
+OLD = sorted((PACK / "tests" / "comfyui" / "old").rglob("*.json"))
 HELP_PAGES = sorted((PACK / "web" / "docs").glob("*.md"))
 
 
@@ -72,7 +72,7 @@ def test_blocks_are_in_the_node_library(page: ComfyPage):
 @pytest.mark.parametrize(("name", "saved"), [("anonymize", 1), ("same-face-in-every-frame", 2)])
 def test_a_click_on_run_shows_numbered_faces_progress_and_the_pictures(page: ComfyPage, name, saved):
     page.open(workflow(name))
-    page.set_widget("KSampler", "steps", 5)
+    page.set_widget("BasicScheduler", "steps", 5)
     page.server.wait(page.click_run())
     assert page.shown_pictures("DiffPrivacySaveProtected") == [[512, 512]] * saved
     assert page.shown_pictures("DiffPrivacyDetectFaces") == [[512, 512]] * saved
@@ -84,13 +84,13 @@ def test_a_click_on_run_shows_numbered_faces_progress_and_the_pictures(page: Com
 
 def test_interrupt_stops_the_run_and_the_next_one_works(page: ComfyPage):
     page.open(workflow("anonymize"))
-    page.set_widget("KSampler", "steps", 500)
+    page.set_widget("BasicScheduler", "steps", 500)
     prompt = page.click_run()
     page.page.wait_for_function("() => progress.some(event => event.max > 100)")
     page.page.get_by_role("button", name="Cancel current run").click()
-    with pytest.raises(PromptError, match="KSampler"):
+    with pytest.raises(PromptError, match="SamplerCustomAdvanced"):
         page.server.wait(prompt)
-    page.set_widget("KSampler", "steps", 2)
+    page.set_widget("BasicScheduler", "steps", 2)
     page.server.wait(page.click_run())
     assert page.shown_pictures("DiffPrivacySaveProtected") == [[512, 512]]
 

@@ -164,7 +164,7 @@ def test_variants_workflow_makes_four_other_people(server, photo, face):
     prompt = load_prompt(
         PACK / "workflows" / "variants.json",
         server.get("/object_info"),
-        KSampler__steps=10,
+        BasicScheduler__steps=10,
     )
     variants = run(server, Graph(prompt))
     assert len(variants) == 4

@@ -346,14 +346,26 @@ def strings(value) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
-@pytest.mark.parametrize("file", sorted((Path(__file__).parent / "old").glob("*.json")), ids=lambda file: file.stem)
-def test_a_workflow_saved_by_an_older_version_still_runs(server, object_info, file):
+OLD = Path(__file__).parent / "old"
+
+
+def test_a_workflow_saved_by_an_older_version_still_runs(server, object_info):
     photo = write_astronaut(server.base / "input")
     prompt = load_prompt(
-        file,
+        OLD / "anonymize.json",
         object_info,
         LoadImage__image=photo.name,
         CheckpointLoaderSimple__ckpt_name="tiny.safetensors",
         DiffPrivacyCropFaces__size=64,
     )
+    run_and_check(server, quick(prompt, steps=2))
+
+
+@pytest.mark.parametrize("name", [*(file.stem for file in PROTECTING), "Anonymize Face", "Hide Identity"])
+def test_a_workflow_of_the_version_before_still_runs(server, object_info, name):
+    workflow = json.loads((OLD / "0.1" / f"{name}.json").read_text())
+    if "subgraphs" in workflow.get("definitions", {}):
+        workflow = wired(workflow)
+    prompt = to_prompt(workflow, object_info)
+    changed(prompt, DiffPrivacyCropFaces__size=demo.IMAGE_SIZE, DiffPrivacyCropFaces__margin=demo.MARGIN)
     run_and_check(server, quick(prompt, steps=2))

@@ -1,0 +1,40 @@
+"""Runs inside a Python process of ComfyUI's own, on the CPU: what Private Noise gives samplers for latents of any kind.
+
+python probe_noise.py COMFYUI PACK OUTPUTS.safetensors
+"""
+
+import asyncio
+import sys
+
+comfyui, pack, outputs_file = sys.argv[1:]
+sys.argv = ["main.py", "--cpu"]
+sys.path.insert(0, comfyui)
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.nested_tensor  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+import nodes  # noqa: E402
+
+assert asyncio.run(nodes.load_custom_node(pack))
+node = nodes.NODE_CLASS_MAPPINGS["DiffPrivacyPrivateNoise"]
+(noise,) = node.execute().args
+
+with torch.inference_mode():
+    image = torch.zeros(3, 4, 64, 64)
+    video = torch.zeros(2, 16, 5, 12, 8, dtype=torch.float16)
+    nested = comfy.nested_tensor.NestedTensor([torch.zeros(2, 8, 3, 6, 4), torch.zeros(2, 8, 30, 16)])
+    outputs = {
+        "once": noise.generate_noise({"samples": image}),
+        "again": noise.generate_noise({"samples": image}),
+        "rows": noise.generate_noise({"samples": image, "batch_index": [7, 2, 7]}),
+        "video": noise.generate_noise({"samples": video}),
+    }
+    outputs |= {f"nested {i}": part for i, part in enumerate(noise.generate_noise({"samples": nested}).unbind())}
+
+assert len({noise.seed for _ in range(8)}) == 8
+save_file({name: tensor.clone() for name, tensor in outputs.items()}, outputs_file)
