@@ -49,7 +49,9 @@ class LoadDetector(io.ComfyNode):
     def execute(cls, file: str) -> io.NodeOutput:
         if file == BUILT_IN:
             return io.NodeOutput(load_detector(None))
-        return io.NodeOutput(load_detector(models.find(file, "a detector such as det_10g.onnx", *DETECTOR_FOLDERS)))
+        return io.NodeOutput(
+            load_detector(models.find(file, ".onnx", "a detector such as det_10g.onnx", *DETECTOR_FOLDERS))
+        )
 
 
 class DetectFaces(io.ComfyNode):
@@ -59,7 +61,7 @@ class DetectFaces(io.ComfyNode):
             node_id="DiffPrivacyDetectFaces",
             display_name="Detect Faces",
             category=CATEGORY,
-            description="Finds the faces of each image and chooses those to protect; shows them numbered.",
+            description="Finds the faces of each image and chooses those to protect; shows where they are, numbered.",
             search_aliases=[
                 "face privacy",
                 "find faces",

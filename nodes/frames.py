@@ -40,7 +40,7 @@ class FollowFaces(io.ComfyNode):
             display_name="Follow Faces",
             category=CATEGORY,
             description="Follows the faces through consecutive frames and fills in those that Detect Faces missed; "
-            "shows them numbered by person.",
+            "shows where they are, numbered by person.",
             search_aliases=["track faces", "face tracking", "video face", "video anonymize"],
             has_intermediate_output=True,
             inputs=[

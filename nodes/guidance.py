@@ -69,7 +69,7 @@ class LoadRecognizer(io.ComfyNode):
 
 
 def _recognizer_path(file: str) -> Path:
-    return models.find(file, "an ArcFace ONNX file such as insightface's w600k_r50.onnx", *RECOGNIZER_FOLDERS)
+    return models.find(file, ".onnx", "an ArcFace ONNX file such as insightface's w600k_r50.onnx", *RECOGNIZER_FOLDERS)
 
 
 def _energy_inputs() -> list:

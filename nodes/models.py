@@ -25,14 +25,17 @@ def files(suffix: str, *names: str) -> list[str]:
     return sorted({file.as_posix() for file in found})
 
 
-def find(file: str, what: str, *names: str) -> Path:
-    """The path of a relative name; raises DiffPrivacyError that lists where it was looked for, and what belongs there.
+def find(file: str, suffix: str, what: str, *names: str) -> Path:
+    """The path of a name that :func:`files` lists; raises DiffPrivacyError that says where what belongs.
 
+    A workflow may come from anybody: of any other name, absolute, on another machine or with ``..``, the disk is not
+    even asked, and the answer is the same whether such a file exists or not.
     A node whose list of files holds ``file`` must take any name in ``validate_inputs``, or ComfyUI refuses one that is
     gone before this message can.
     """
-    places = [folder / file for folder in folders(*names)]
-    for path in places:
-        if path.is_file():
-            return path
-    raise DiffPrivacyError(f"Model {file} is not there: looked for {' and '.join(map(str, places))}; put {what} there.")
+    places = folders(*names)
+    if file in files(suffix, *names):
+        return next(path for path in (folder / file for folder in places) if path.is_file())
+    raise DiffPrivacyError(
+        f"Model {file} is not there: looked in {' and '.join(map(str, places))}; put {what} there, and choose it from the list."
+    )

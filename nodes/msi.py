@@ -212,7 +212,9 @@ class LoadMSI(io.ComfyNode):
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
         with torch.inference_mode(False):
-            return io.NodeOutput(load_msi(models.find(file, "what Save MSI or `diffprivacy train-msi` wrote", FOLDER)))
+            return io.NodeOutput(
+                load_msi(models.find(file, ".safetensors", "what Save MSI or `diffprivacy train-msi` wrote", FOLDER))
+            )
 
 
 class InvertMSI(io.ComfyNode):

@@ -13,7 +13,7 @@ from ..diffprivacy.media.images import Picture
 from ..diffprivacy.recovery import encryption, png, replay
 from ..diffprivacy.recovery.key import FIDELITIES, OPTIONS, Embedding, RecoveryKey
 from ..diffprivacy.recovery.opening import open_keys
-from . import sockets
+from . import secret_sources, sockets
 from .comfy.model import noise_levels
 from .comfy.sampling import euler, run_sampler, sampler
 
@@ -141,7 +141,11 @@ class SealKey(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, passphrase) -> bool | str:
-        return _source_fault(passphrase)
+        return secret_sources.fault(passphrase)
+
+    @classmethod
+    def fingerprint_inputs(cls, passphrase="", **_) -> str:
+        return secret_sources.fingerprint(passphrase)
 
     @classmethod
     def execute(
@@ -160,7 +164,7 @@ class SealKey(io.ComfyNode):
         if len(protected) != 1 or (faces is not None and len(faces.faces) != 1):
             raise DiffPrivacyError("A key belongs to one image; give a batch of one.", "protected")
         named = [line.strip() for line in recipients.splitlines() if line.strip()]
-        secret = encryption.read_secret(passphrase, "passphrase") if passphrase else None
+        secret = secret_sources.read(passphrase, "passphrase") if passphrase else None
         seal = encryption.Seal(secret, named)
         if fidelity == "lossless":
             key = _lossless(original, faces)
@@ -205,7 +209,11 @@ class OpenKey(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, secret) -> bool | str:
-        return _source_fault(secret)
+        return secret_sources.fault(secret)
+
+    @classmethod
+    def fingerprint_inputs(cls, secret="", **_) -> str:
+        return secret_sources.fingerprint(secret)
 
     @classmethod
     def execute(cls, protected, sealed_key, secret) -> io.NodeOutput:
@@ -213,7 +221,7 @@ class OpenKey(io.ComfyNode):
             raise DiffPrivacyError("A key belongs to one image; give a batch of one.", "protected")
         if not sealed_key.files:
             raise DiffPrivacyError(f"The image was loaded, but {png.NO_KEY}", "sealed_key")
-        opener = encryption.opener(encryption.read_secret(secret))
+        opener = encryption.opener(secret_sources.read(secret))
         picture = Picture(protected[0].cpu().float())
         keys, skipped = open_keys(sealed_key.files, opener, lambda key: replay.check_picture(picture, key))
         text = f"{len(keys)} of {len(sealed_key.files)} keys opened"
@@ -239,16 +247,6 @@ class OpenKey(io.ComfyNode):
             ExecutionBlocker("Only a lossless key holds the original: sample the noise map."),
             ui=preview,
         )
-
-
-def _source_fault(source) -> bool | str:
-    """What is wrong with a secret's place, without repeating it; True if nothing."""
-    try:
-        if source:
-            encryption.check_source(source)
-    except DiffPrivacyError as error:
-        return str(error)
-    return True
 
 
 def _lossless(original, faces) -> RecoveryKey:

@@ -1,4 +1,4 @@
-"""Faces marked and numbered in their image."""
+"""Where the faces of an image are, and nothing of how they look: ComfyUI serves previews to whoever asks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .geometry import Face
@@ -14,16 +15,19 @@ CHOSEN = (46, 204, 113)
 FOUND = (149, 165, 166)
 CARRIED = (243, 156, 18)
 BELOW = (187, 107, 217)
+COVER = (40, 44, 52)
+COARSE = 16
+"""Pixels left of a preview's longer side: recognizers hardly match a face that fills half of it."""
 AROUND = 0.6
 """How far a face reaches around its five points, in their greater extent."""
 
 
 def draw_faces(picture: Tensor, found: Sequence[Face], chosen: Sequence[Face], below: Sequence[Face] = ()) -> Tensor:
-    """The picture (H,W,3) with a box around every face found, its number and score: green for those chosen, grey for
-    the others. Violet, with a score alone, are those below the score that counts; a score of 0 is a box drawn by hand."""
+    """Where faces are in an image (H,W,3), each covered by its number and score: green for those chosen, grey for the
+    others. Violet, with a score alone, are those below the score that counts; a score of 0 is a box drawn by hand."""
     colors = [CHOSEN if any(face is other for other in chosen) else FOUND for face in found]
-    labels = [f"{number}  {face.score:.2f}" for number, face in enumerate(found)]
-    return _with_boxes(
+    labels = [f"{number}\n{face.score:.2f}" for number, face in enumerate(found)]
+    return _covered(
         picture,
         [face.box for face in (*below, *found)],
         [*(f"{face.score:.2f}" for face in below), *labels],
@@ -32,32 +36,40 @@ def draw_faces(picture: Tensor, found: Sequence[Face], chosen: Sequence[Face], b
 
 
 def draw_people(picture: Tensor, faces: Sequence[Face], people: Sequence[int], seen: Sequence[bool]) -> Tensor:
-    """The frame (H,W,3) with a box around each face and its person's number; orange where no detector saw it."""
+    """Where faces are in a frame (H,W,3), each covered by its person's number; orange where no detector saw it."""
     boxes = []
     for face in faces:
         low, high = face.landmarks.min(axis=0), face.landmarks.max(axis=0)
         around = AROUND * (high - low).max()
         boxes.append((*(low - around).tolist(), *(high + around).tolist()))
-    return _with_boxes(
+    return _covered(
         picture, boxes, [str(person) for person in people], [CHOSEN if known else CARRIED for known in seen]
     )
 
 
-def _with_boxes(
+def _covered(
     picture: Tensor,
     boxes: Sequence[tuple[float, ...]],
     labels: Sequence[str],
     colors: Sequence[tuple[int, int, int]],
 ) -> Tensor:
+    """An image that anybody may see: nothing of the faces in the boxes, and of any other too little to tell whose."""
     from PIL import Image, ImageDraw, ImageFont
 
-    image = Image.fromarray((picture.numpy() * 255).round().astype(np.uint8))
+    image = Image.fromarray((_coarse(picture).numpy() * 255).round().astype(np.uint8))
     draw = ImageDraw.Draw(image)
     line = max(2, max(image.size) // 300)
-    font = ImageFont.load_default(size=max(12, max(image.size) // 40))
-    for (left, top, right, bottom), text, color in zip(boxes, labels, colors, strict=True):
-        draw.rectangle((left, top, right, bottom), outline=color, width=line)
-        label = draw.textbbox((left, top), text, font=font)
-        draw.rectangle((label[0] - line, label[1] - line, label[2] + line, label[3] + line), fill=color)
-        draw.text((left, top), text, fill=(0, 0, 0), font=font)
+    for (left, top, right, bottom), label, color in zip(boxes, labels, colors, strict=True):
+        draw.rectangle((left, top, right, bottom), fill=COVER, outline=color, width=line)
+        font = ImageFont.load_default(size=max(12, round((bottom - top) / 3)))
+        centre = ((left + right) / 2, (top + bottom) / 2)
+        draw.multiline_text(centre, label, fill=color, font=font, anchor="mm", align="center")
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
+
+
+def _coarse(picture: Tensor) -> Tensor:
+    """An image (H,W,3) reduced to COARSE pixels in its longer side, and enlarged to what it was."""
+    height, width = picture.shape[:2]
+    rows, columns = (max(1, round(side * COARSE / max(height, width))) for side in (height, width))
+    reduced = F.adaptive_avg_pool2d(picture.movedim(-1, 0)[None], (rows, columns))
+    return F.interpolate(reduced, (height, width), mode="bilinear")[0].movedim(0, -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -363,10 +364,10 @@ def write_averaging_model(path: Path) -> None:
     [
         ({"file": "mean.onnx"}, "insightface/mean.onnx is no face recognizer"),
         ({"file": "text.onnx"}, "insightface/text.onnx is no ONNX file"),
-        ({"file": "gone.onnx"}, "gone.onnx is not there: looked for .*/insightface/gone.onnx; put an ArcFace ONNX"),
+        ({"file": "gone.onnx"}, "gone.onnx is not there: looked in .*/insightface; put an ArcFace ONNX"),
         (
             {"file": "one.onnx", "third_file": "gone.onnx"},
-            "gone.onnx is not there: looked for .*/insightface/gone.onnx",
+            "gone.onnx is not there: looked in .*/insightface",
         ),
     ],
 )
@@ -385,8 +386,8 @@ def test_what_is_no_recognizer_is_named_with_its_path(server, files, message):
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        ("DiffPrivacyLoadDetector", "looked for .*/insightface/gone.file and .*/detection/gone.file; put a detector"),
-        ("DiffPrivacyLoadMSI", "looked for .*/msi/gone.file; put what Save MSI"),
+        ("DiffPrivacyLoadDetector", "looked in .*/insightface and .*/detection; put a detector"),
+        ("DiffPrivacyLoadMSI", "looked in .*/msi; put what Save MSI"),
     ],
 )
 def test_a_file_that_is_gone_is_named_with_its_path(server, block, message):
@@ -394,3 +395,30 @@ def test_a_file_that_is_gone_is_named_with_its_path(server, block, message):
     graph.add("PreviewAny", source=graph.add(block, file="gone.file"))
     with pytest.raises(PromptError, match=message):
         server.run(graph)
+
+
+@pytest.mark.parametrize(
+    ("block", "ending"),
+    [("DiffPrivacyLoadRecognizer", "onnx"), ("DiffPrivacyLoadDetector", "onnx"), ("DiffPrivacyLoadMSI", "safetensors")],
+)
+def test_a_model_elsewhere_is_answered_as_one_that_does_not_exist(server, block, ending):
+    """A workflow of somebody else must not tell which files there are, nor make this machine ask another for one."""
+    folder = server.base / "models" / "insightface"
+    (folder / "below").mkdir(parents=True, exist_ok=True)
+    write_recognizer(folder / "below" / "inside.onnx", 64, 32, 0)
+    for outside in (server.base / f"outside.{ending}", server.base / "models" / f"outside.{ending}"):
+        outside.write_bytes((folder / "below" / "inside.onnx").read_bytes())
+    names = [str(server.base / f"outside.{ending}"), f"../outside.{ending}", f"below/../../outside.{ending}"]
+    names += [f"../missing.{ending}", f"/missing.{ending}", f"missing.{ending}", "", "."]
+    names += ["below/../below/inside.onnx", str(folder / "below" / "inside.onnx"), "../../../../etc/hostname"]
+    names += [f"//server/share/outside.{ending}", f"\\\\server\\share\\outside.{ending}"]
+    answers = set()
+    for name in names:
+        graph = Graph()
+        graph.add("PreviewAny", source=graph.add(block, file=name))
+        with pytest.raises(PromptError) as refused:
+            server.run(graph)
+        message = json.loads(str(refused.value))["exception_message"].strip()
+        assert message.startswith(f"Model {name} is not there: looked in ")
+        answers.add(message.removeprefix(f"Model {name} "))
+    assert len(answers) == 1

@@ -157,3 +157,27 @@ def test_missing_crop_is_an_error(server, object_info, photos):
     paste["inputs"]["crops"] = ["lost", 0]
     with pytest.raises(PromptError, match="unprotected"):
         server.run(prompt)
+
+
+def test_previews_that_comfyui_serves_hold_no_face(server, object_info, photos):
+    prompt = load_prompt(WORKFLOW, object_info, LoadImage__image="group.png", **SMALL)
+    (detect,) = (name for name, node in prompt.items() if node["class_type"] == "DiffPrivacyDetectFaces")
+    (loader,) = (name for name, node in prompt.items() if node["class_type"] == "LoadImage")
+    prompt = {name: prompt[name] for name in (detect, loader, prompt[detect]["inputs"]["detector"][0])}
+    follow = {"image": [loader, 0], "faces": [detect, 0], "frame_rate": 25.0}
+    prompt["follow"] = {"class_type": "DiffPrivacyFollowFaces", "inputs": follow}
+    prompt["people"] = {"class_type": "PreviewAny", "inputs": {"source": ["follow", 1]}}
+    outputs = server.run(prompt)
+    original = pixels(photos["group"])
+    for node in (detect, "follow"):
+        (reference,) = outputs[node]["images"]
+        assert reference["type"] == "temp"
+        shown = server.picture(reference)
+        assert shown.shape == original.shape
+        for face in load_detector(None).detect(torch.from_numpy(original.astype(np.float32) / 255)):
+            (x0, x1), (y0, y1) = (
+                (int(low) + 1, int(high))
+                for low, high in zip(*np.quantile(face.landmarks, (0, 1), axis=0), strict=True)
+            )
+            assert len(np.unique(shown[y0:y1, x0:x1].reshape(-1, 3), axis=0)) < 100, "a number on one colour"
+            assert len(np.unique(original[y0:y1, x0:x1].reshape(-1, 3), axis=0)) > 200

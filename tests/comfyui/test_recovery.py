@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -210,3 +211,40 @@ def test_what_a_key_cannot_hold_is_named(server, photo, identity):
     seal["positive"] = graph.add("ConditioningSetArea", **area)
     with pytest.raises(PromptError, match="carries area"):
         server.run(graph)
+
+
+def refusal(server: ComfyServer, graph: Graph) -> str:
+    """The message of the error that a graph ends in."""
+    with pytest.raises(PromptError) as refused:
+        server.run(graph)
+    return json.loads(str(refused.value))["exception_message"].strip()
+
+
+def test_a_secret_that_cannot_be_read_tells_nothing_of_the_disk(server, photo, identity, tmp_path):
+    graph, node = sealing(server, "", fidelity="lossless", recipients=identity[1])
+    name = published(server, run(server, graph, node))
+    contents = {"empty": b"\n", "large": b"x" * (2**16 + 1), "binary": b"\xff\xfe\x00", "folder": None}
+    for file, content in contents.items():
+        (tmp_path / file).mkdir() if content is None else (tmp_path / file).write_bytes(content)
+    places = [f"file:{tmp_path / file}" for file in (*contents, "missing", "empty/below", "nul\0byte")]
+    places += ["file:/dev/zero", f"file:/{identity[0]}", "file:\\\\server\\share\\secret.txt", "env:NOT_SET_ANYWHERE"]
+    answers = {refusal(server, opening(name, place, replayed=False)[0]).replace(place, "PLACE") for place in places}
+    (answer,) = answers
+    assert "cannot be read from PLACE" in answer
+
+
+def test_a_changed_passphrase_is_sealed_to_and_opened_with(server, photo, tmp_path):
+    """ComfyUI keeps results of nodes whose inputs are the same: the same file may hold another passphrase."""
+    passphrase = tmp_path / "passphrase.txt"
+    graph, node = sealing(server, "", fidelity="lossless", passphrase=f"file:{passphrase}")
+    seals = []
+    for secret in ("first of two", "second of two"):
+        passphrase.write_text(secret)
+        seals.append(published(server, run(server, graph, node)))
+    opened, node = opening(seals[1], f"file:{passphrase}", replayed=False)
+    assert np.array_equal(pixels(run(server, opened, node)), pixels(photo))
+    passphrase.write_text("first of two")
+    assert "passphrase is wrong" in refusal(server, opened)
+    history = json.dumps(server.get("/history"))
+    assert hashlib.sha256(b"first of two").hexdigest()[:16] not in history
+    assert "of two" not in history
