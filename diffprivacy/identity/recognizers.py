@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     from onnx import GraphProto, ValueInfoProto
 
+MAX_SIDE = 1024
+"""Largest crops of a recognizer, in pixels."""
 Embeddings = tuple[Tensor, ...]
 """Unit vectors (B,D) of B faces, one tensor for each network."""
 
@@ -153,6 +155,17 @@ def load_recognizer(path: str | Path, channels: Literal["RGB", "BGR"] = "RGB") -
     Raises DiffPrivacyError for a missing file, a file that is no ONNX model, and a model that is no recognizer.
     """
     try:
+        return _read_recognizer(path, channels)
+    except DiffPrivacyError:
+        raise
+    except Exception as error:  # A file may come from anybody, and parsers meet damage with errors of every kind.
+        raise DiffPrivacyError(
+            f"{path} is damaged, or no face recognizer ({type(error).__name__}); choose one such as w600k_r50.onnx."
+        ) from error
+
+
+def _read_recognizer(path: str | Path, channels: Literal["RGB", "BGR"]) -> Recognizer:
+    try:
         import onnx
         from google.protobuf.message import DecodeError
         from onnx2torch import convert
@@ -212,7 +225,7 @@ def _picture_input(graph: GraphProto, constants: dict[str, np.ndarray]) -> Value
     if len(inputs) != 1 or len(graph.output) != 1:
         return None
     shape = _shape(inputs[0])
-    return inputs[0] if len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] > 0 else None
+    return inputs[0] if len(shape) == 4 and shape[1] == 3 and 0 < shape[2] == shape[3] <= MAX_SIDE else None
 
 
 def _take_normalisation(

@@ -35,6 +35,12 @@ class Threshold:
     different_pairs: int
     source: str
 
+    def __post_init__(self) -> None:
+        for name, lowest in (("far", 0), ("cosine", -1), ("tar", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not lowest <= value <= 1:
+                raise ValueError(f"{name} is {value!r}, no number from {lowest} to 1")
+
 
 def person_threshold(recognizer: FaceMatcher) -> float:
     """Cosine from which the recognizer takes two faces for one person: measured at FAR, or else SAME_PERSON."""

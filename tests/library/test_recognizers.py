@@ -87,6 +87,66 @@ def test_other_files_are_refused(tmp_path):
         load_recognizer(text)
 
 
+def hostile(model: onnx.ModelProto, how: str) -> bytes:
+    """A model that somebody damaged."""
+    graph = model.graph
+    kernel, linear = graph.initializer[:2]
+    if how == "short weights":
+        kernel.raw_data = kernel.raw_data[:-3]
+    elif how == "wrong shape":
+        linear.dims[0] += 1
+    elif how == "unknown type":
+        kernel.data_type = 77
+    elif how == "unknown operator":
+        graph.node[0].op_type = "Sabotage"
+    elif how == "missing weights":
+        del graph.initializer[:]
+    elif how == "no weights named":
+        del graph.node[0].input[1:]
+    elif how == "empty constant":
+        graph.node.insert(0, helper.make_node("Constant", [], ["nothing"]))
+    elif how == "cycle":
+        graph.node[0].input[0] = graph.node[1].output[0]
+    elif how == "output of nothing":
+        graph.node[-1].output[0] = "elsewhere"
+    elif how == "no version":
+        del model.opset_import[:]
+    elif how == "huge input":
+        for dim in graph.input[0].type.tensor_type.shape.dim[2:]:
+            dim.dim_value = 10**6
+    elif how == "weights of another file":
+        kernel.data_location = TensorProto.EXTERNAL
+        kernel.external_data.add(key="location", value="../../../etc/hostname")
+    elif how == "division by zero":
+        graph.node.insert(0, helper.make_node("Div", ["data", "zero"], ["divided"]))
+        graph.node[1].input[0] = "divided"
+        graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "zero"))
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("short weights", "wrong shape", "unknown type", "unknown operator", "missing weights", "no weights named"),
+        *("empty constant", "cycle", "output of nothing", "no version", "huge input", "weights of another file"),
+        "division by zero",
+    ],
+)
+def test_a_hostile_file_is_one_error_that_names_it(tmp_path, how):
+    path = write_onnx(tmp_path / "any.onnx")
+    path.write_bytes(hostile(onnx.load(path), how))
+    with pytest.raises(DiffPrivacyError, match=r"any\.onnx .*choose"):
+        load_recognizer(path)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100, 5000])
+def test_a_file_cut_short_is_one_error_that_names_it(tmp_path, cut):
+    path = write_onnx(tmp_path / "any.onnx")
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(DiffPrivacyError, match=r"any\.onnx .*choose"):
+        load_recognizer(path)
+
+
 @pytest.mark.parametrize(
     "other", [{"outputs": 2}, {"length": 1000}, {"length": 212}, {"height": 16}], ids=lambda other: str(other)
 )
@@ -218,6 +278,18 @@ def test_damaged_thresholds_are_refused(tmp_path, content):
     thresholds_path(path).write_text(content)
     with pytest.raises(DiffPrivacyError, match=r"any\.thresholds\.json is no file of thresholds"):
         load_recognizer(path)
+
+
+@pytest.mark.parametrize("name", ["far", "cosine", "tar"])
+@pytest.mark.parametrize("value", [-5, 1.5, float("nan"), float("inf"), "0.3", None, True, [0.3], 10**400])
+def test_thresholds_that_are_no_cosines_and_shares_are_refused(tmp_path, name, value):
+    path = write_onnx(tmp_path / "any.onnx")
+    write_threshold(path, scores(50, 0.6), scores(2000, 0), 1e-3, "a test")
+    content = json.loads(thresholds_path(path).read_text())
+    content["thresholds"][0][name] = value
+    thresholds_path(path).write_text(json.dumps(content))
+    with pytest.raises(DiffPrivacyError, match=rf"any\.thresholds\.json is no file of thresholds.*{name} is"):
+        read_thresholds(path)
 
 
 def read(path: Path) -> torch.Tensor:
