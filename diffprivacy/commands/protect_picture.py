@@ -24,7 +24,7 @@ from ..progress import sampling_progress
 from ..recovery import png
 from ..recovery.encryption import Seal
 from ..recovery.key import RecoveryKey
-from ..recovery.keyed import Public, anonymize_keyed
+from ..recovery.keyed import EXPERIMENTAL, Public, anonymize_keyed
 from ..recovery.replay import record
 from ..regeneration import Regeneration, task_energy
 from .requests import ProtectRequest, SealRequest
@@ -47,6 +47,7 @@ def _write(
     if isinstance(key, Public):
         png.save(file, picture, [key.to_bytes()], kind=png.KEYED)
         print(f"{file} (keyed mode, experimental)")
+        print(f"warning: {EXPERIMENTAL}", file=sys.stderr)
     elif seal is None or key is None:
         write_picture(file, picture)
         print(file)

@@ -6,6 +6,9 @@ samples. A rotation keeps Gaussian noise Gaussian: a wrong secret gives another 
 permutes, flips signs and mixes by a cosine transform, so neither magnitudes nor signs of the original map remain.
 
 What is published went through the autoencoder, the picture's pixels and the soft border, so recovery is approximate.
+
+Experimental, because guesses of the secret need no eye: of faces recovered under many secrets, those under the right
+one join the rest of the picture better at the mask's seam. What keeps the face is the cost of a guess alone.
 """
 
 from __future__ import annotations
@@ -30,6 +33,10 @@ from ..faces.geometry import Face, crop_face, face_mask, paste_faces
 from .key import RecoveryKey, face_fields
 from .replay import ReplayBackbone, check_crops, check_places
 
+EXPERIMENTAL = (
+    "keyed mode is experimental: recovery is rough, and whoever has the image can try passphrases and tell by machine which "
+    "is likely right; use a long random one, or seal a key instead"
+)
 VERSION = 1
 MAX_PUBLIC = 2**18
 STEPS = 20

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from skimage.transform import SimilarityTransform
 from torch import nn
