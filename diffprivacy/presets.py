@@ -42,16 +42,21 @@ class Preset:
         return Guidance(rule=self.rule, scale=self.scale_at, interval=self.interval)
 
 
+GUIDED = (251, LAST)
+"""Time steps of guidance: below them the network can no longer clean up what guidance leaves behind."""
+
 PRESETS: Mapping[str, Mapping[str, Preset]] = {
     "anonymize": {
         "paper": Preset(strength=0.6, steps=50, switch=400, scale=1.0, scale_after=1.0),
         "default": Preset(
-            strength=0.6, steps=50, switch=400, scale=0.015, scale_after=0.015, rule="normalized", interval=(101, LAST)
+            strength=0.6, steps=50, switch=400, scale=0.015, scale_after=0.015, rule="normalized", interval=GUIDED
         ),
     },
     "hide": {
         "paper": Preset(strength=0.8, steps=100, switch=600, scale=1.5, scale_after=2.5),
-        "default": Preset(strength=0.8, steps=50, switch=600, scale=0.02, scale_after=0.02, rule="normalized"),
+        "default": Preset(
+            strength=0.8, steps=50, switch=600, scale=0.02, scale_after=0.02, rule="normalized", interval=GUIDED
+        ),
     },
     "recover": {
         "paper": Preset(strength=1.0, steps=100, switch=None),

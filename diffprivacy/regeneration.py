@@ -16,6 +16,8 @@ from .diffusion.sampling import Callback, ddim_sigmas, noise_to, sample_euler
 from .diffusion.temporal import steadied
 from .errors import DiffPrivacyError
 from .identity.energies import (
+    ACCEPTED,
+    STRUCTURE,
     Energy,
     augmented,
     diversity,
@@ -25,6 +27,7 @@ from .identity.energies import (
     visual_distance,
 )
 from .identity.recognizers import FaceMatcher
+from .identity.strangers import AWAY, DECOY, DECOY_WEIGHT, drawn_aims, drawn_decoys
 from .presets import Preset
 
 VISUAL_WEIGHT = 1.0
@@ -35,8 +38,11 @@ NETWORK_SIDE = 1024
 """The same for the network and the autoencoder, which need no gradients."""
 
 Task = Literal["anonymize", "hide"]
-EnergyOf = Callable[[Tensor, Tensor], Energy | None]
-"""What guides the regeneration of original crops (F,3,S,S) in [0,1] with their five points (F,5,2); None for nothing."""
+EnergyOf = Callable[[Tensor, Tensor, Tensor], Energy | None]
+"""What guides the regeneration of original crops (F,3,S,S) in [0,1] with their five points (F,5,2); None for nothing.
+
+Its third argument is the private noise (F * V,...), from which aims are drawn.
+"""
 
 
 @dataclass(frozen=True)
@@ -69,19 +75,26 @@ def task_energy(
 
 
 def anonymizing(recognizer: FaceMatcher | None, variants: int = 1, target: Sequence[Tensor] | None = None) -> EnergyOf:
-    """Away from the original's identity, and the variants from each other; nothing without a recognizer.
+    """Away from the original's identity until it is a stranger's, and the variants from each other; nothing without a
+    recognizer.
 
+    A weak pull toward a decoy, a stranger drawn from the noise, makes two protections of one face harder to link.
     target: embeddings (1,D), one for each network, of a new face that has been made already and is to be it again.
     """
 
-    def energy(crops: Tensor, landmarks: Tensor) -> Energy | None:
+    def energy(crops: Tensor, landmarks: Tensor, noise: Tensor) -> Energy | None:
         if recognizer is None:
             return None
-        away = identity_away(recognizer, recognizer.reference(crops, landmarks), landmarks)
+        reference = recognizer.reference(crops, landmarks)
+        aims = drawn_aims(recognizer.strangers, noise, AWAY)
+        away = identity_away(recognizer, reference, landmarks, aims)
         if target is not None:
             same = tuple(vector.expand(len(crops), -1) for vector in target)
             away = away + identity_toward(recognizer, same, landmarks)
-        return augmented(away + diversity(recognizer, landmarks) if variants > 1 else away, landmarks)
+        else:
+            decoys = drawn_decoys(reference, noise)
+            away = away + DECOY_WEIGHT * identity_toward(recognizer, decoys, landmarks, DECOY)
+        return augmented(away + diversity(recognizer, landmarks, aims) if variants > 1 else away, landmarks)
 
     return energy
 
@@ -91,9 +104,9 @@ def hiding(recognizer: FaceMatcher | None) -> EnergyOf:
     if recognizer is None:
         raise DiffPrivacyError("Hiding needs a recognizer that keeps the identity; name one.", "recognizer")
 
-    def energy(crops: Tensor, landmarks: Tensor) -> Energy:
-        toward = identity_toward(recognizer, recognizer.reference(crops, landmarks), landmarks)
-        return augmented(toward, landmarks) + VISUAL_WEIGHT * visual_distance(crops, landmarks, landmarks)
+    def energy(crops: Tensor, landmarks: Tensor, _: Tensor) -> Energy:
+        toward = identity_toward(recognizer, recognizer.reference(crops, landmarks), landmarks, ACCEPTED)
+        return augmented(toward, landmarks) + VISUAL_WEIGHT * visual_distance(crops, landmarks, landmarks, STRUCTURE)
 
     return energy
 
@@ -117,7 +130,7 @@ def regenerate_crops(
     msi = empty if how.words is None else stage_denoiser(backbone, how.prompt, how.words)
     whole = scheduled({"msi": msi, "empty": empty}, preset.schedule(), backbone.noise_levels)
     denoiser = _in_parts(whole, at_once)
-    if (gradient := _gradient(crops, landmarks, backbone, how)) is not None:
+    if (gradient := _gradient(crops, landmarks, noise, backbone, how)) is not None:
         denoiser = guided(denoiser, gradient, sigmas, preset.guidance, backbone.noise_levels)
     if how.smoothing:
         denoiser = steadied(denoiser, how.smoothing)
@@ -137,14 +150,17 @@ def _in_parts(denoiser: Denoiser, at_once: int) -> Denoiser:
     return lambda x, sigma: torch.cat([denoiser(part, sigma) for part in x.split(at_once)])
 
 
-def _gradient(crops: Tensor, landmarks: Tensor, backbone: Backbone, how: Regeneration) -> Gradient | None:
+def _gradient(
+    crops: Tensor, landmarks: Tensor, noise: Tensor, backbone: Backbone, how: Regeneration
+) -> Gradient | None:
     """The energies' gradient, taken through a few crops at a time; each crop's energy is its own."""
     if how.energy is None:
         return None
     chunk = max(1, (GRADIENT_SIDE // crops.shape[-1]) ** 2)
     faces = max(1, chunk // how.variants)
     decoder = backbone.differentiable_decoder()
-    energies = [how.energy(*part) for part in zip(crops.split(faces), landmarks.split(faces), strict=True)]
+    parts = zip(crops.split(faces), landmarks.split(faces), noise.split(faces * how.variants), strict=True)
+    energies = [how.energy(*part) for part in parts]
     gradients = [latent_gradient(energy, decoder, chunk) for energy in energies if energy is not None]
     if not gradients:
         return None

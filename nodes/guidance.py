@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from comfy_api.v0_0_2 import io
 
 from ..diffprivacy.diffusion.guidance import Guidance, guide
+from ..diffprivacy.diffusion.noise import NoiseKey
 from ..diffprivacy.errors import DiffPrivacyError
 from ..diffprivacy.identity import energies
 from ..diffprivacy.identity.recognizers import Ensemble, load_recognizer
+from ..diffprivacy.identity.strangers import AWAY, DECOY, DECOY_WEIGHT, drawn_aims, drawn_decoys
+from ..diffprivacy.presets import GUIDED
 from . import models, sockets
 from .comfy.decoders import differentiable_decoder, tiny_decoder, tiny_decoder_files
 from .comfy.memory import ManagedRecognizer
@@ -92,6 +95,15 @@ def _augmentation_input() -> io.Int.Input:
     )
 
 
+def _noise_input() -> io.Noise.Input:
+    return io.Noise.Input(
+        "noise",
+        optional=True,
+        tooltip="The noise that is sampled with; the aims are drawn from it. Without it they are drawn anew, from the "
+        "operating system, whenever this node runs.",
+    )
+
+
 class AnonymizeEnergy(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -99,7 +111,8 @@ class AnonymizeEnergy(io.ComfyNode):
             node_id="DiffPrivacyAnonymizeEnergy",
             display_name="Anonymize Energy",
             category=CATEGORY,
-            description="Falls as recognizers stop matching the original, and as variants differ from each other.",
+            description="Falls until recognizers see a stranger, neither like the original nor its opposite, and until the "
+            "variants of a face are strangers.",
             search_aliases=["identity loss", "face privacy", "anonymize", "deidentify", "blur face alternative"],
             inputs=[
                 *_energy_inputs(),
@@ -121,22 +134,63 @@ class AnonymizeEnergy(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "form",
-                    options=["smooth", "paper"],
+                    options=["stranger", "smooth", "paper"],
                     advanced=True,
-                    tooltip="paper: max(cos, 0), which stops pulling once the cosine is 0. smooth: softplus; its gradient decays but never vanishes.",
+                    tooltip="stranger: ends where the recognizer sees a stranger. paper: max(cos, 0). smooth: never ends, "
+                    "and makes opposites of the original, which a search finds.",
                 ),
                 _augmentation_input(),
+                io.Float.Input(
+                    "aim",
+                    default=AWAY,
+                    min=-5.0,
+                    max=5.0,
+                    step=0.1,
+                    optional=True,
+                    advanced=True,
+                    tooltip="For stranger: standard deviations above (or below) the mean cosine of strangers, around which "
+                    "each face's aim is drawn. Below 0, recognizers that did not guide see strangers too.",
+                ),
+                io.Float.Input(
+                    "decoy",
+                    default=DECOY_WEIGHT,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip="For stranger: weight of a weak pull toward another person, drawn at random, which makes two "
+                    "protections of one face harder to link.",
+                ),
+                _noise_input(),
             ],
             outputs=[sockets.Energy.Output(display_name="energy")],
         )
 
     @classmethod
-    def execute(cls, recognizer, reference, faces, identity, diversity, form, augmentations) -> io.NodeOutput:
+    def execute(
+        cls,
+        recognizer,
+        reference,
+        faces,
+        identity,
+        diversity,
+        form,
+        augmentations,
+        aim=AWAY,
+        decoy=DECOY_WEIGHT,
+        noise=None,
+    ) -> io.NodeOutput:
         images, landmarks = _reference(reference, faces)
         embeddings = recognizer.reference(images, landmarks)
-        energy = energies.identity_away(recognizer, embeddings, landmarks, form) * identity
+        rows = _private_rows(noise, len(landmarks) * faces.variants)
+        aims = drawn_aims(recognizer.strangers, rows, aim)
+        energy = energies.identity_away(recognizer, embeddings, landmarks, aims, form) * identity
+        if form == "stranger" and decoy:
+            decoys = drawn_decoys(embeddings, rows)
+            energy = energy + energies.identity_toward(recognizer, decoys, landmarks, DECOY) * decoy
         if faces.variants > 1:
-            energy = energy + energies.diversity(recognizer, landmarks, form) * diversity
+            energy = energy + energies.diversity(recognizer, landmarks, aims, form) * diversity
         return io.NodeOutput(energies.augmented(energy, landmarks, augmentations) if augmentations else energy)
 
 
@@ -158,18 +212,50 @@ class HideEnergy(io.ComfyNode):
                     "visual_distance", default=1.0, min=0.0, max=10.0, step=0.05, tooltip="Weight of looking different."
                 ),
                 _augmentation_input(),
+                io.Float.Input(
+                    "accepted",
+                    default=energies.ACCEPTED,
+                    min=0.0,
+                    max=20.0,
+                    step=0.5,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How surely machines shall match, in standard deviations above strangers: about 3 is the "
+                    "threshold at a false accept rate of 1e-3. 20 never ends, as in the paper.",
+                ),
+                io.Float.Input(
+                    "structure",
+                    default=energies.STRUCTURE,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How alike faces may stay, as squared structural similarity: two strangers have 0.25.",
+                ),
             ],
             outputs=[sockets.Energy.Output(display_name="energy")],
         )
 
     @classmethod
-    def execute(cls, recognizer, reference, faces, identity, visual_distance, augmentations) -> io.NodeOutput:
+    def execute(
+        cls,
+        recognizer,
+        reference,
+        faces,
+        identity,
+        visual_distance,
+        augmentations,
+        accepted=energies.ACCEPTED,
+        structure=energies.STRUCTURE,
+    ) -> io.NodeOutput:
         images, landmarks = _reference(reference, faces)
-        energy = energies.identity_toward(recognizer, recognizer.reference(images, landmarks), landmarks) * identity
+        embeddings = recognizer.reference(images, landmarks)
+        energy = energies.identity_toward(recognizer, embeddings, landmarks, accepted) * identity
         if augmentations:
             energy = energies.augmented(energy, landmarks, augmentations)
         if visual_distance:
-            energy = energy + energies.visual_distance(images, landmarks, landmarks) * visual_distance
+            energy = energy + energies.visual_distance(images, landmarks, landmarks, structure) * visual_distance
         return io.NodeOutput(energy)
 
 
@@ -213,7 +299,8 @@ class EnergyGuidance(io.ComfyNode):
                 io.Combo.Input(
                     "rule",
                     options=["normalized", "paper"],
-                    tooltip="normalized: every step moves by the same amount (MPGD). paper: moves by scale x gradient.",
+                    tooltip="normalized: moves by the same amount for each time that a step covers (MPGD), so that "
+                    "few steps guide as far as many. paper: every step moves by scale x gradient.",
                 ),
                 io.Float.Input(
                     "scale",
@@ -222,13 +309,19 @@ class EnergyGuidance(io.ComfyNode):
                     max=1000.0,
                     step=0.005,
                     round=0.0001,
-                    tooltip="0 is off. normalized: 0.01 to 0.05, more leaves traces. paper: 1 for anonymizing, 1.5 to 2.5 for hiding.",
+                    tooltip="0 is off. normalized, for 20 time steps: 0.015 for anonymizing, 0.02 for hiding; above 0.05 traces "
+                    "show. paper, for each step: 1 for anonymizing, 1.5 to 2.5 for hiding.",
                 ),
                 io.Int.Input(
                     "from_step", default=999, min=0, max=999, advanced=True, tooltip="Highest time step it guides at."
                 ),
                 io.Int.Input(
-                    "to_step", default=0, min=0, max=999, advanced=True, tooltip="Lowest time step it guides at."
+                    "to_step",
+                    default=GUIDED[0],
+                    min=0,
+                    max=999,
+                    advanced=True,
+                    tooltip="Lowest time step it guides at. Below 250 the model can no longer clean up after it.",
                 ),
                 io.Int.Input(
                     "every",
@@ -270,9 +363,9 @@ class EnergyGuidance(io.ComfyNode):
         if scale == 0:
             return io.NodeOutput(model)
         levels = noise_levels(model)
-        guidance = Guidance(rule, scale, (to_step, from_step), every)
         latent_format = model.get_model_object("latent_format")
         decode = tiny_decoder(latent_format) if decoder != "VAE" else None
+        guidance = Guidance(rule, scale, (to_step, from_step), every, repeats=1 if decode is None else 4)
         if decode is None:
             decode = differentiable_decoder(vae, latent_format)
         elif energy.landmarks is not None:
@@ -285,6 +378,14 @@ class EnergyGuidance(io.ComfyNode):
             return guide(args["denoised"], gradient, sigma, sigmas, guidance, levels)
 
         return io.NodeOutput(guide_model(model, post_cfg))
+
+
+def _private_rows(noise: Any, count: int) -> torch.Tensor:
+    """Numbers that nobody can guess, a row of them for each image that will be sampled."""
+    shape = (1, 4, 4)
+    if noise is None:
+        return NoiseKey().normal((count, *shape))
+    return noise.generate_noise({"samples": torch.zeros(count, *shape)})
 
 
 def _reference(reference: torch.Tensor, faces: sockets.FaceBatch) -> tuple[torch.Tensor, torch.Tensor]:

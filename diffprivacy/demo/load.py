@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import DiffPrivacyError
 from ..faces.geometry import Crop
 from ..identity.recognizers import Recognizer
-from ..identity.thresholds import read_thresholds
+from ..identity.thresholds import read_strangers, read_thresholds
 from ..msi.module import MSI
 from ..msi.module import load_msi as read_msi
 from .autoencoder import Autoencoder
@@ -115,14 +115,15 @@ def load_image_encoder() -> CLIPVisionModel:
 
 
 def load_recognizer(which: Literal["guide", "judge"]) -> Recognizer:
-    """The recognizer that guides, or the independent one that judges, with the thresholds measured for it."""
-    thresholds = read_thresholds(WEIGHTS / f"{'mobileface' if which == 'guide' else 'dlib'}.safetensors")
+    """The recognizer that guides, or the independent one that judges, with what was measured for it."""
+    file = WEIGHTS / f"{'mobileface' if which == 'guide' else 'dlib'}.safetensors"
+    measured: Any = {"thresholds": read_thresholds(file), "strangers": read_strangers(file)}
     if which == "guide":
         _filled(network := MobileFace(), weights("mobileface"))
-        return Recognizer(network, thresholds=thresholds, name="demo guide")
+        return Recognizer(network, name="demo guide", **measured)
     _filled(network := DlibResNet(), weights("dlib"))
     points = torch.tensor(DlibResNet.POINTS)
-    return Recognizer(network, 150, 255.0, 0.0, thresholds=thresholds, name="demo judge", points=points)
+    return Recognizer(network, 150, 255.0, 0.0, name="demo judge", points=points, **measured)
 
 
 def load_msi() -> MSI:

@@ -17,6 +17,9 @@ Gradient = Callable[[Tensor, int], Tensor]
 RULES = ("paper", "normalized")
 SAME = 1e-4
 """Sigmas closer than this share of each other are one noise level: samplers recompute sigmas with rounding."""
+TIME_STEPS = 1000
+SPAN = 20
+"""Training time steps that a scale is for: those of one step of the paper's 50."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +27,19 @@ class Guidance:
     """How strongly, by which rule and when an energy guides.
 
     rule: "paper" or "normalized", see :func:`guide_denoised`.
-    scale: a number, or a function of the training time step; 0 turns the guidance off.
+    scale: a number, or a function of the training time step; 0 turns the guidance off. Under the normalized rule it is
+    for 20 training time steps, so that few steps guide as far as many; under the paper's it is for each step.
     interval: lowest and highest training time step at which it guides, both inclusive.
     every: guide at every k-th step of the schedule only, counted from its first.
+    repeats: a normalized step that covers more than 20 time steps is made in up to this many, each with a gradient of
+    its own.
     """
 
     rule: str = "normalized"
     scale: float | Callable[[int], float] = 0.015
     interval: tuple[int, int] = (0, 999)
     every: int = 1
+    repeats: int = 4
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
@@ -47,6 +54,13 @@ class Guidance:
         if not low <= timestep <= high or step_index(sigma, sigmas) % self.every:
             return 0.0
         return self.scale(timestep) if callable(self.scale) else self.scale
+
+    def spans(self, sigma: Tensor, sigmas: Tensor, noise_levels: NoiseLevels) -> float:
+        """Training time steps from sigma to the next guided step or the interval's end, divided by 20."""
+        after = step_index(sigma, sigmas) + self.every
+        following = sigmas[after] if after < len(sigmas) else sigmas.new_zeros(())
+        end = max(int(noise_levels.timestep(following)) if following > 0 else -1, self.interval[0] - 1)
+        return (int(noise_levels.timestep(sigma)) - end) / SPAN
 
 
 def step_index(sigma: Tensor, sigmas: Tensor) -> int:
@@ -86,19 +100,27 @@ def guide(
 ) -> Tensor:
     """The guided prediction at sigma within the descending schedule sigmas (N+1,); ``denoised`` itself when off.
 
-    The gradient's seed is the time step: every step sees other views, and every run, on whatever host, the same.
-    Raises DiffPrivacyError when the energy's gradient is not finite.
+    The gradient's seed follows from the time step: every step sees other views, and every run, on whatever host, the
+    same. Raises DiffPrivacyError when the energy's gradient is not finite.
     """
     scale = guidance.scale_at(sigma, sigmas, noise_levels)
     if scale == 0:
         return denoised
-    slope = gradient(denoised, int(noise_levels.timestep(sigma))).to(denoised)
-    if not slope.isfinite().all():
-        raise DiffPrivacyError(
-            f"The energy's gradient holds NaN or infinity at sigma {float(sigma):.4g}: "
-            "check that its recognizer and VAE run in float32 on a picture with a face."
-        )
-    return guide_denoised(denoised, slope, sigma, previous_sigma(sigma, sigmas), guidance.rule, scale)
+    repeats = 1
+    if guidance.rule == "normalized":
+        spans = guidance.spans(sigma, sigmas, noise_levels)
+        repeats = max(1, min(guidance.repeats, round(spans)))
+        scale *= spans / repeats
+    timestep, lower = int(noise_levels.timestep(sigma)), previous_sigma(sigma, sigmas)
+    for i in range(repeats):
+        slope = gradient(denoised, timestep + TIME_STEPS * i).to(denoised)
+        if not slope.isfinite().all():
+            raise DiffPrivacyError(
+                f"The energy's gradient holds NaN or infinity at sigma {float(sigma):.4g}: "
+                "check that its recognizer and VAE run in float32 on a picture with a face."
+            )
+        denoised = guide_denoised(denoised, slope, sigma, lower, guidance.rule, scale)
+    return denoised
 
 
 def guided(

@@ -5,7 +5,7 @@ Pictures come face by face: with F faces and V variants of each, row f * V + v i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 from zlib import crc32
 
@@ -50,55 +50,88 @@ class Energy:
     __rmul__ = __mul__
 
 
+Form = Literal["stranger", "smooth", "paper"]
+"""How an energy of identity falls with the cosine c.
+
+"stranger" is max(c - aim, 0): it is flat once the two are strangers. "paper" is max(c, 0) (Diff-Privacy, arXiv
+2309.05330). "smooth" is a softplus, which never ends: it makes opposites, and whoever ranks a gallery from its other
+end finds the person.
+"""
+ACCEPTED = 7.0
+"""Standard deviations above strangers' mean that machines shall see of a hidden face, with room for those that did not
+guide; about 3 of them are the threshold at a false accept rate of 1e-3."""
+STRUCTURE = 0.25
+"""The energy of :func:`visual_distance` between two strangers: 0.26 over CelebA-HQ, 0.25 over LFW."""
+
+
 def identity_away(
-    recognizer: FaceMatcher, reference: Embeddings, landmarks: Tensor, form: Literal["smooth", "paper"] = "smooth"
+    recognizer: FaceMatcher,
+    reference: Embeddings,
+    landmarks: Tensor,
+    aims: Sequence[Tensor] | None = None,
+    form: Form = "stranger",
 ) -> Energy:
-    """Falls as the face becomes somebody else than the reference, for every network of the recognizer.
+    """Falls until every network of the recognizer sees somebody else than the reference, and is flat from there.
 
     reference: recognizer.reference(...) of the F people, landmarks: (F,5,2) of the faces being made, in pixels.
-    "paper" is max(cos, 0) (Diff-Privacy, arXiv 2309.05330), without gradient once cos <= 0; "smooth" is a softplus
-    that keeps one, ever weaker: a network that is fooled already yields to those that are not.
+    aims: cosines (F * V,) of each network for form "stranger", see :func:`..strangers.drawn_aims`; by default the means
+    of strangers, the same for all faces.
     """
 
     def energy(images: Tensor, _: int) -> Tensor:
-        return _mean_over_networks(recognizer, reference, landmarks, images, _REPULSION[form])
+        cosines = _cosines(recognizer, reference, landmarks, images)
+        return weighted_sum(recognizer.weights, _repulsions(cosines, recognizer, aims, form))
 
     return Energy(energy, landmarks)
 
 
-def identity_toward(recognizer: FaceMatcher, reference: Embeddings, landmarks: Tensor) -> Energy:
-    """1 - cos to the reference: falls as machines take the face for the reference person (arXiv 2309.05330, hiding).
+def identity_toward(
+    recognizer: FaceMatcher, reference: Embeddings, landmarks: Tensor, deviations: float | None = None
+) -> Energy:
+    """Falls as machines take the face for the reference person.
 
-    reference: recognizer.reference(...) of the F people, landmarks: (F,5,2) of the faces being made, in pixels.
+    reference: recognizer.reference(...) of the F people, or F * V embeddings, one for each variant.
+    landmarks: (F,5,2) of the faces being made, in pixels.
+    deviations: how many standard deviations above strangers' mean the cosine has to be, where the energy ends; None for
+    1 - cos, which has no end (arXiv 2309.05330, hiding).
     """
 
     def energy(images: Tensor, _: int) -> Tensor:
-        return _mean_over_networks(recognizer, reference, landmarks, images, lambda cosine: 1 - cosine)
-
-    return Energy(energy, landmarks)
-
-
-def diversity(recognizer: FaceMatcher, landmarks: Tensor, form: Literal["smooth", "paper"] = "smooth") -> Energy:
-    """Falls as the V variants of each face become different people; zero when there is one variant only.
-
-    landmarks: (F,5,2) of the F faces. A variant's energy is the mean over the V - 1 others; the paper's sum over the
-    pairs of a face is (V - 1) / 2 times the sum of the energies of its variants.
-    """
-
-    def energy(images: Tensor, _: int) -> Tensor:
-        variants = _variants(images, len(landmarks))
-        terms = []
-        for e in recognizer.embed(images, landmarks.repeat_interleave(variants, dim=0)):
-            grouped = e.unflatten(0, (-1, variants))
-            values = _REPULSION[form](grouped @ grouped.transpose(1, 2))
-            others = 1 - torch.eye(variants, dtype=e.dtype, device=e.device)
-            terms.append((values * others).sum(dim=2).flatten() / max(variants - 1, 1))
+        cosines = _cosines(recognizer, reference, landmarks, images)
+        if deviations is None:
+            return weighted_sum(recognizer.weights, [1 - cosine for cosine in cosines])
+        enough = [kind.at(deviations) for kind in recognizer.strangers]
+        terms = [(aim - cosine).clamp(min=0) for aim, cosine in zip(enough, cosines, strict=True)]
         return weighted_sum(recognizer.weights, terms)
 
     return Energy(energy, landmarks)
 
 
-def visual_distance(reference: Tensor, reference_landmarks: Tensor, landmarks: Tensor) -> Energy:
+def diversity(
+    recognizer: FaceMatcher, landmarks: Tensor, aims: Sequence[Tensor] | None = None, form: Form = "stranger"
+) -> Energy:
+    """Falls until the V variants of each face are strangers; zero when there is one variant only.
+
+    landmarks: (F,5,2) of the F faces. aims: cosines (F * V,) of each network to the other variants for form "stranger".
+    A variant's energy is the mean over the V - 1 others; the paper's sum over the pairs of a face is (V - 1) / 2 times
+    the sum of the energies of its variants.
+    """
+
+    def energy(images: Tensor, _: int) -> Tensor:
+        variants = _variants(images, len(landmarks))
+        embeddings = recognizer.embed(images, landmarks.repeat_interleave(variants, dim=0))
+        grouped = [e.unflatten(0, (-1, variants)) for e in embeddings]
+        cosines = [(e @ e.mT).flatten(0, 1).T for e in grouped]  # (V,F * V): of every row with the v-th of its face
+        terms = []
+        for values in _repulsions(cosines, recognizer, aims, form):
+            others = 1 - torch.eye(variants).to(values).repeat(1, len(landmarks))
+            terms.append((values * others).sum(dim=0) / max(variants - 1, 1))
+        return weighted_sum(recognizer.weights, terms)
+
+    return Energy(energy, landmarks)
+
+
+def visual_distance(reference: Tensor, reference_landmarks: Tensor, landmarks: Tensor, aim: float = 0.0) -> Energy:
     """Falls as people see another face: local structure unlike the reference's, whatever the light and the colours.
 
     It is the squared structural similarity (the structure term of SSIM, Wang et al., 2004: local correlation) of the
@@ -106,6 +139,7 @@ def visual_distance(reference: Tensor, reference_landmarks: Tensor, landmarks: T
     negative. People tell faces by 8 to 16 cycles per face (Costen et al., 1996), which is what that size keeps. Of the
     candidates of ``benchmarks/visual_distance.py`` it is least lowered by changes that leave a face the same.
     reference: (F,3,H,W) in [0,1] with reference_landmarks (F,5,2); landmarks: (F,5,2) of the faces being made.
+    aim: the squared similarity at which the energy ends; that of two strangers is STRUCTURE.
     """
     with torch.inference_mode(False), torch.no_grad():
         original = _structure_view(reference.clone(), reference_landmarks.clone())
@@ -114,7 +148,7 @@ def visual_distance(reference: Tensor, reference_landmarks: Tensor, landmarks: T
         variants = _variants(images, len(landmarks))
         view = _structure_view(images, landmarks.repeat_interleave(variants, dim=0))
         similarity = _structural_similarity(view, original.to(view).repeat_interleave(variants, dim=0))
-        return similarity.clamp(min=0).square().mean(dim=(1, 2, 3))
+        return (similarity.clamp(min=0).square().mean(dim=(1, 2, 3)) - aim).clamp(min=0)
 
     return Energy(energy, landmarks)
 
@@ -216,25 +250,28 @@ def _structural_similarity(a: Tensor, b: Tensor, window: int = 7) -> Tensor:
 
 
 _TEMPERATURE = 0.1
-_REPULSION: dict[str, Callable[[Tensor], Tensor]] = {
-    "smooth": lambda cosine: _TEMPERATURE * F.softplus(cosine / _TEMPERATURE),
-    "paper": lambda cosine: cosine.clamp(min=0),
-}
 
 
-def _mean_over_networks(
-    recognizer: FaceMatcher,
-    reference: Embeddings,
-    landmarks: Tensor,
-    images: Tensor,
-    form: Callable[[Tensor], Tensor],
-) -> Tensor:
+def _repulsions(
+    cosines: Sequence[Tensor], recognizer: FaceMatcher, aims: Sequence[Tensor] | None, form: Form
+) -> list[Tensor]:
+    """The energy of each network's cosines (..., F * V)."""
+    if form == "smooth":
+        return [_TEMPERATURE * F.softplus(cosine / _TEMPERATURE) for cosine in cosines]
+    if form == "paper":
+        return [cosine.clamp(min=0) for cosine in cosines]
+    ends = [torch.tensor(kind.mean) for kind in recognizer.strangers] if aims is None else aims
+    return [(cosine - end.to(cosine)).clamp(min=0) for cosine, end in zip(cosines, ends, strict=True)]
+
+
+def _cosines(recognizer: FaceMatcher, reference: Embeddings, landmarks: Tensor, images: Tensor) -> list[Tensor]:
+    """The cosine (F * V,) of every image to its reference (F,D) or (F * V,D), for each network."""
     variants = _variants(images, len(landmarks))
     embeddings = recognizer.embed(images, landmarks.repeat_interleave(variants, dim=0))
-    cosines = [
-        (e * r.to(e).repeat_interleave(variants, dim=0)).sum(dim=1) for e, r in zip(embeddings, reference, strict=True)
+    return [
+        (e * r.to(e).repeat_interleave(len(e) // len(r), dim=0)).sum(dim=1)
+        for e, r in zip(embeddings, reference, strict=True)
     ]
-    return weighted_sum(recognizer.weights, [form(cosine) for cosine in cosines])
 
 
 def _variants(images: Tensor, faces: int) -> int:

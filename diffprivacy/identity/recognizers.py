@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..errors import DiffPrivacyError
 from ..faces.alignment import align
-from .thresholds import Threshold, read_thresholds
+from .strangers import ASSUMED, Strangers
+from .thresholds import Threshold, read_strangers, read_thresholds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,10 +32,12 @@ Embeddings = tuple[Tensor, ...]
 class FaceMatcher(nn.Module):
     """What energies and reports see: one network or several, each with its weight (the weights add up to 1).
 
+    strangers: what each network sees in two different people.
     thresholds: those measured for it, none for several networks together.
     """
 
     weights: tuple[float, ...]
+    strangers: tuple[Strangers, ...] = (ASSUMED,)
     thresholds: tuple[Threshold, ...] = ()
 
     def embed(self, images: Tensor, landmarks: Tensor, mirrored: bool = False) -> Embeddings:
@@ -71,6 +74,7 @@ class Recognizer(FaceMatcher):
         thresholds: Sequence[Threshold] = (),
         name: str = "recognizer",
         points: Tensor | None = None,
+        strangers: Strangers = ASSUMED,
     ):
         super().__init__()
         self.points = points
@@ -82,6 +86,7 @@ class Recognizer(FaceMatcher):
         self.thresholds = tuple(thresholds)
         self.name = name
         self.weights = (1.0,)
+        self.strangers = (strangers,)
 
     def forward(self, crops: Tensor) -> Tensor:
         """Unit vectors (B,D) of aligned crops (B,3,s,s) in [0,1]: computed in the weights' type, returned in the crops'.
@@ -123,6 +128,7 @@ class Ensemble(FaceMatcher):
             )
         self.members = nn.ModuleList(member for member, _ in members)
         self.weights = tuple(weight / total * w for member, weight in members for w in member.weights)
+        self.strangers = tuple(kind for member, _ in members for kind in member.strangers)
 
     def embed(self, images: Tensor, landmarks: Tensor, mirrored: bool = False) -> Embeddings:
         members = cast("Iterable[FaceMatcher]", self.members)
@@ -201,7 +207,8 @@ def _read_recognizer(path: str | Path, channels: Literal["RGB", "BGR"]) -> Recog
     # Embeddings have lengths such as 128 or 512; class scores (1000), landmarks (212, 3309), age and gender (3) do not.
     if output.ndim != 2 or len(output) != 2 or output.shape[1] % 32:
         raise no_recognizer
-    return Recognizer(network, size, scale, offset, channels, read_thresholds(path), path.name)
+    kept = read_thresholds(path)
+    return Recognizer(network, size, scale, offset, channels, kept, path.name, strangers=read_strangers(path))
 
 
 def _constants(graph: GraphProto) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DiffPrivacyError
+from .strangers import ASSUMED, Strangers
 from .verification import Scores, operating_point
 
 if TYPE_CHECKING:
@@ -62,29 +63,44 @@ def read_thresholds(model_path: str | Path) -> tuple[Threshold, ...]:
 
     Raises DiffPrivacyError when the file is not as write_threshold left it, or was measured on another model.
     """
+    return _kept(model_path)[0]
+
+
+def read_strangers(model_path: str | Path) -> Strangers:
+    """What the model sees in two different people, as kept beside it, or else as assumed; raises as read_thresholds."""
+    return _kept(model_path)[1] or ASSUMED
+
+
+def _kept(model_path: str | Path) -> tuple[tuple[Threshold, ...], Strangers | None]:
     path = thresholds_path(model_path)
     if not path.is_file():
-        return ()
+        return (), None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         digest, thresholds = content["sha256"], tuple(Threshold(**entry) for entry in content["thresholds"])
+        strangers = Strangers(**content["strangers"]) if "strangers" in content else None
     except (ValueError, KeyError, TypeError) as error:
         raise DiffPrivacyError(f"{path} is no file of thresholds ({error!r}); delete it and measure again.") from error
     if digest != _sha256(model_path):
         raise DiffPrivacyError(f"The thresholds in {path} were measured on another model; delete it and measure again.")
-    return thresholds
+    return thresholds, strangers
 
 
 def write_threshold(model_path: str | Path, same: Scores, different: Scores, far: float, source: str) -> Threshold:
     """Measure the threshold at a false accept rate on clean pairs' cosines and keep it beside the model.
 
+    What the model sees in two different people is kept with it.
     same, different: cosines of pairs of one person and of two; source says which photos, aligned and embedded how.
     Raises DiffPrivacyError when the different pairs are too few for this rate.
     """
     point = operating_point(same, different, far)
     measured = Threshold(far, point.threshold, point.tar, len(same), len(different), source)
     kept = [threshold for threshold in read_thresholds(model_path) if threshold.far != far]
-    content = {"sha256": _sha256(model_path), "thresholds": [asdict(threshold) for threshold in [*kept, measured]]}
+    content = {
+        "sha256": _sha256(model_path),
+        "thresholds": [asdict(threshold) for threshold in [*kept, measured]],
+        "strangers": asdict(Strangers.of(different, source)),
+    }
     thresholds_path(model_path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return measured
 

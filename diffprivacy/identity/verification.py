@@ -56,13 +56,45 @@ def accept_rate(cosines: Scores, threshold: float) -> float:
     return float(np.mean(np.asarray(cosines) >= threshold))
 
 
-def rank1(probes: ArrayLike, probe_people: Sequence[str], gallery: ArrayLike, gallery_people: Sequence[str]) -> float:
+def rank1(
+    probes: ArrayLike,
+    probe_people: Sequence[str],
+    gallery: ArrayLike,
+    gallery_people: Sequence[str],
+    opposite: bool = False,
+) -> float:
     """Share of probes whose nearest face in the gallery is the same person: re-identification rank-1.
 
-    probes: (N,D), gallery: (M,D) unit vectors, in two disjoint sets of photos.
+    probes: (N,D), gallery: (M,D) unit vectors, in two disjoint sets of photos. opposite: the farthest face instead of
+    the nearest, which finds those that guidance drove beyond strangers.
     """
-    nearest = (np.asarray(probes) @ np.asarray(gallery).T).argmax(axis=1)
-    return float(np.mean(np.asarray(gallery_people)[nearest] == np.asarray(probe_people)))
+    cosines = np.asarray(probes) @ np.asarray(gallery).T
+    found = cosines.argmin(axis=1) if opposite else cosines.argmax(axis=1)
+    return float(np.mean(np.asarray(gallery_people)[found] == np.asarray(probe_people)))
+
+
+def strangers_cosine(
+    probes: ArrayLike, probe_people: Sequence[str], gallery: ArrayLike, gallery_people: Sequence[str]
+) -> float:
+    """Mean cosine of probes (N,D) to other people's faces in the gallery (M,D); NaN where there is nobody else."""
+    others = np.asarray(probe_people)[:, None] != np.asarray(gallery_people)[None]
+    cosines = (np.asarray(probes) @ np.asarray(gallery).T)[others]
+    return float(cosines.mean()) if others.any() else float("nan")
+
+
+def link_auc(embeddings: ArrayLike, people: Sequence[str]) -> float:
+    """How surely two protections of one person are told from those of two people: 0.5 is chance, 1 always.
+
+    embeddings: (N,D) unit vectors of protected faces; the area under the ROC curve of their cosines, NaN where no two
+    are of one person, or nobody else is there.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    same, different = pair_cosines(embeddings, people)
+    if not len(same) or not len(different):
+        return float("nan")
+    labels = np.concatenate((np.ones(len(same)), np.zeros(len(different))))
+    return float(roc_auc_score(labels, np.concatenate((same, different))))
 
 
 def _roc(same: Scores, different: Scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

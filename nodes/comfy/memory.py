@@ -23,6 +23,7 @@ class ManagedRecognizer(FaceMatcher):
         super().__init__()
         self.recognizer = recognizer
         self.weights = recognizer.weights
+        self.strangers = recognizer.strangers
         self.thresholds = recognizer.thresholds
         self.patcher = managed(
             recognizer, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()

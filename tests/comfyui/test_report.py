@@ -52,10 +52,13 @@ def results(server, graph: Graph) -> tuple[str, np.ndarray, float, float]:
 def test_an_erased_face_is_nobody_and_a_recovered_one_is_herself(server):
     text, plot, cosine, fidelity = results(server, report("erased.png", "astronaut.png", detector=True))
     lines = text.splitlines()
-    assert lines[0] == "|  | judge: cosine, TAR, rank-1 | found | drift | PSNR | SSIM | likeness |"
+    assert (
+        lines[0]
+        == "|  | judge: cosine (others), TAR, nearest, farthest, link | found | drift | PSNR | SSIM | likeness |"
+    )
     assert "0.0 %" in lines[2].split("|")[2]
     assert lines[2].split("|")[3].strip() == "0.0 %"
-    assert lines[3].startswith("| recovered | 1.00, 100.0 %, 100.0 % | 100.0 % | 0.000 | inf dB | 1.000 | 1.000 |")
+    assert lines[3].startswith("| recovered | 1.00 (–), 100.0 %, –, –, – | 100.0 % | 0.000 | inf dB | 1.000 | 1.000 |")
     assert cosine < 0.4
     assert fidelity == float("inf")
     assert plot.std() > 10

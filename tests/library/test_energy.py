@@ -1,7 +1,5 @@
 """Energies, their random views and their gradient by the latent."""
 
-from typing import Literal
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +10,7 @@ from diffprivacy.faces.alignment import similarity, template
 from diffprivacy.identity.augmentations import blur, compress, move, random_view, recolour
 from diffprivacy.identity.energies import (
     Energy,
+    Form,
     augmented,
     diversity,
     identity_away,
@@ -21,6 +20,7 @@ from diffprivacy.identity.energies import (
     visual_distance,
 )
 from diffprivacy.identity.recognizers import Ensemble, FaceMatcher, Recognizer, load_recognizer
+from diffprivacy.identity.strangers import ASSUMED, SPREAD, Strangers, drawn_aims
 
 SIZE = 48
 
@@ -63,12 +63,10 @@ def cosines(recognizer: Recognizer, a: torch.Tensor, b: torch.Tensor) -> torch.T
         return recognizer.cosine(recognizer.embed(a, landmarks(len(a))), recognizer.embed(b, landmarks(len(b))))
 
 
-def away_from(
-    recognizer: FaceMatcher, originals: torch.Tensor, sign: float, form: Literal["smooth", "paper"]
-) -> Energy:
+def away_from(recognizer: FaceMatcher, originals: torch.Tensor, sign: float, form: Form) -> Energy:
     """Away from the originals' identity, or for sign -1 from its opposite, whose cosine is the negative."""
     reference = recognizer.reference(originals, landmarks(len(originals)))
-    return identity_away(recognizer, tuple(sign * r for r in reference), landmarks(len(originals)), form)
+    return identity_away(recognizer, tuple(sign * r for r in reference), landmarks(len(originals)), form=form)
 
 
 def test_paper_form_is_the_positive_cosine(one):
@@ -97,6 +95,78 @@ def test_toward_is_one_minus_cosine(one):
     torch.testing.assert_close(energy(originals), torch.zeros(2, dtype=torch.float64), atol=1e-9, rtol=0)
 
 
+def with_strangers(matcher: Recognizer, mean: float, std: float) -> Recognizer:
+    matcher.strangers = (Strangers(mean, std, 100, "a test"),)
+    return matcher
+
+
+@pytest.mark.parametrize("beyond", [-0.3, 0.3])
+def test_away_ends_at_each_faces_own_aim(one, beyond):
+    """Above its aim a face falls by the cosine that is left, below it nothing is left to lower."""
+    images, originals = pictures(4, 1), pictures(2, 2)
+    cosine = cosines(one, images, originals.repeat_interleave(2, dim=0))
+    aims = cosine + torch.tensor([beyond, -beyond, beyond, -beyond])
+    energy = identity_away(one, one.reference(originals, landmarks(2)), landmarks(2), [aims])
+    torch.testing.assert_close(energy(images), (cosine - aims).clamp(min=0))
+    moving = gradient_of(energy, images).abs().amax(dim=(1, 2, 3)) > 0
+    assert moving.tolist() == (cosine > aims).tolist()
+
+
+def test_without_aims_it_ends_at_the_mean_of_strangers(one):
+    images, originals = pictures(3, 1), pictures(3, 2)
+    reference = with_strangers(one, 0.1, 0.05).reference(originals, landmarks(3))
+    energy = identity_away(one, reference, landmarks(3))(images)
+    torch.testing.assert_close(energy, (cosines(one, images, originals) - 0.1).clamp(min=0))
+
+
+def test_toward_ends_where_machines_surely_accept(one):
+    images, originals = pictures(3, 1), pictures(3, 2)
+    cosine = cosines(one, images, originals)
+    for mean in (-0.9, float(cosine.max()) + 0.1):
+        reference = with_strangers(one, mean, 0.05).reference(originals, landmarks(3))
+        energy = identity_toward(one, reference, landmarks(3), deviations=4)(images)
+        torch.testing.assert_close(energy, (mean + 0.2 - cosine).clamp(min=0))
+
+
+def test_each_network_ends_at_its_own_strangers(one):
+    two = with_strangers(recognizer(1, 64), 0.2, 0.1)
+    both = Ensemble([(with_strangers(one, -0.1, 0.1), 1), (two, 3)])
+    images, originals = pictures(2, 1), pictures(2, 2)
+    parts = [(cosines(m, images, originals) - m.strangers[0].mean).clamp(min=0) for m in (one, two)]
+    energy = identity_away(both, both.reference(originals, landmarks(2)), landmarks(2))
+    torch.testing.assert_close(energy(images), 0.25 * parts[0] + 0.75 * parts[1])
+
+
+def test_aims_are_drawn_around_strangers():
+    kinds = (Strangers(0.02, 0.1, 100, "a test"), Strangers(-0.1, 0.2, 100, "a test"))
+    noise = torch.randn(4000, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    one, other = drawn_aims(kinds, noise, deviations=-0.5)
+    for aims, kind in ((one, kinds[0]), (other, kinds[1])):
+        assert float(aims.mean()) == pytest.approx(kind.at(-0.5), abs=0.1 * kind.std)
+        assert float(aims.std()) == pytest.approx(SPREAD * kind.std, rel=0.05)
+    assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 0.06
+
+
+def test_aims_follow_all_the_noise_of_a_row_and_nothing_else():
+    """The same row gives the same aim, wherever it stands; one other number in it an unrelated one."""
+    noise = torch.randn(2, 4, 8, 8)
+    (aims,) = drawn_aims([ASSUMED], noise)
+    assert torch.equal(drawn_aims([ASSUMED], noise.flip(0))[0], aims.flip(0))
+    noise[0, -1, -1, -1] += 1e-3
+    (changed,) = drawn_aims([ASSUMED], noise)
+    assert changed[0] != aims[0]
+    assert changed[1] == aims[1]
+
+
+def test_looking_different_ends_where_it_is_asked_to(one):
+    originals, images = pictures(4, 1), pictures(4, 2)
+    whole = visual_distance(originals, landmarks(4), landmarks(4))(images)
+    aim = float(whole.mean())
+    torch.testing.assert_close(
+        visual_distance(originals, landmarks(4), landmarks(4), aim)(images), (whole - aim).clamp(min=0)
+    )
+
+
 def test_variants_follow_face_by_face(one):
     originals, variants = pictures(2, 1), pictures(6, 2)
     energy = identity_toward(one, one.reference(originals, landmarks(2)), landmarks(2))
@@ -116,7 +186,7 @@ def test_ensembles_weigh_each_network(one):
 
 def test_diversity_is_the_papers_sum_over_pairs(one):
     variants = pictures(6, 3)
-    energy = diversity(one, landmarks(2), "paper")(variants)
+    energy = diversity(one, landmarks(2), form="paper")(variants)
     for face in range(2):
         rows = variants[3 * face : 3 * face + 3]
         pairs = [cosines(one, rows[i : i + 1], rows[j : j + 1]).clamp(min=0) for i, j in ((0, 1), (0, 2), (1, 2))]
@@ -139,10 +209,11 @@ class Opposites(FaceMatcher):
         return (F.normalize(vectors),)
 
 
-def test_diversity_goes_on_below_zero_unless_the_papers_form_is_asked_for():
+def test_diversity_ends_with_strangers_unless_the_smooth_form_is_asked_for():
     images = pictures(2)
-    assert not gradient_of(diversity(Opposites(), landmarks(1), "paper"), images).any()
-    assert gradient_of(diversity(Opposites(), landmarks(1)), images).abs().amax(dim=(1, 2, 3)).min() > 0
+    assert not gradient_of(diversity(Opposites(), landmarks(1)), images).any()
+    assert not gradient_of(diversity(Opposites(), landmarks(1), form="paper"), images).any()
+    assert gradient_of(diversity(Opposites(), landmarks(1), form="smooth"), images).abs().amax(dim=(1, 2, 3)).min() > 0
 
 
 def test_energies_add_and_scale(one):

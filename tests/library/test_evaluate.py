@@ -97,18 +97,35 @@ def test_table_counts_accepted_and_nearest():
     """Of two people, one goes over to the other: half are accepted, half are nearest to themselves."""
     faces = [judged("x", [1, 0], [1, 0]), judged("y", [0, 1], [0.8, 0.6], found=False)]
     lines = table({"protected": faces}, {"a": 0.9}).splitlines()
-    assert lines[0] == "|  | a: cosine, TAR, rank-1 | found | drift | PSNR | SSIM | likeness |"
-    assert lines[2] == "| protected | 0.80, 50.0 %, 50.0 % | 50.0 % | 0.100 | 20.0 dB | 0.500 | 0.250 |"
+    assert (
+        lines[0] == "|  | a: cosine (others), TAR, nearest, farthest, link | found | drift | PSNR | SSIM | likeness |"
+    )
+    assert (
+        lines[2] == "| protected | 0.80 (0.40), 50.0 %, 50.0 %, 50.0 %, – | 50.0 % | 0.100 | 20.0 dB | 0.500 | 0.250 |"
+    )
 
 
 def test_table_says_nothing_that_was_not_measured():
     (line,) = table({"protected": [judged("x", [1, 0], [1, 0], found=None)]}, {}).splitlines()[2:]
-    assert line == "| protected | 1.00, –, 100.0 % | – | – | 20.0 dB | 0.500 | 0.250 |"
+    assert line == "| protected | 1.00 (–), –, –, –, – | – | – | 20.0 dB | 0.500 | 0.250 |"
 
 
 def test_variants_of_one_person_are_all_that_person():
     faces = [judged("x", [1, 0], [0.9, 0.1]), judged("x", [1, 0], [0.8, 0.1]), judged("y", [0, 1], [0.1, 1])]
-    assert "100.0 % | 100.0 %" in table({"protected": faces}, {"a": 0.5}).splitlines()[2]
+    assert "100.0 %, 100.0 %, 0.0 %, 1.00 |" in table({"protected": faces}, {"a": 0.5}).splitlines()[2]
+
+
+def test_opposites_are_found_from_the_other_end_and_linked():
+    """Nobody accepts the opposite of a face; the farthest in a gallery is the person, and two of them are alike."""
+    people = np.eye(4)
+    faces = [judged(name, who, spoilt) for name, who in zip("wxyz", people, strict=True) for spoilt in opposites(who)]
+    line = table({"protected": faces}, {"a": 0.3}).splitlines()[2]
+    assert line.startswith("| protected | -0.69 (0.42), 0.0 %, 0.0 %, 100.0 %, 1.00 |")
+
+
+def opposites(who: np.ndarray) -> list[list[float]]:
+    """Two versions of a face, driven to its opposite."""
+    return [list(-who + 0.6 * (1 - who)), list(-who + 0.62 * (1 - who))]
 
 
 def test_plot_has_a_panel_for_each_judge():
@@ -150,9 +167,9 @@ def test_command_prints_the_table_and_writes_the_plot(folders, tmp_path, capsys)
     arguments = ["--recovered", str(recovered), "--plot", str(plot)]
     assert main(["evaluate", str(originals), str(protected), *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("|  | demo judge: cosine, TAR, rank-1 |")
-    assert "50.0 %, 100.0 % | 50.0 %" in lines[2]
-    assert lines[3].startswith("| recovered | 1.00, 100.0 %, 100.0 % | 100.0 % | 0.000 | inf dB | 1.000 |")
+    assert lines[0].startswith("|  | demo judge: cosine (others), TAR, nearest, farthest, link |")
+    assert "(–), 50.0 %, –, –, – | 50.0 %" in lines[2]
+    assert lines[3].startswith("| recovered | 1.00 (–), 100.0 %, –, –, – | 100.0 % | 0.000 | inf dB | 1.000 |")
     assert Image.open(plot).size[0] > 300
 
 

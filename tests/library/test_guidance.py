@@ -100,7 +100,10 @@ def test_the_papers_rule_is_ddim_minus_the_scaled_gradient(task):
 
 @pytest.mark.parametrize(("steps", "strength"), [(50, 0.6), (100, 0.8)])
 def test_the_normalized_rule_is_mpgd(steps, strength):
-    """z0 -= rho g with rho = rho0 / (rms(g) sqrt(abar_prev)); the predicted noise stays; off at t <= 100."""
+    """z0 -= rho g with rho = rho0 / (rms(g) sqrt(abar_prev)); the predicted noise stays; off at t <= 100.
+
+    rho0 is for 20 time steps: a step counts as many of them as it covers above 100.
+    """
     rho0 = 0.004
 
     def step(x_prev, z0, noise, t, previous):
@@ -108,7 +111,8 @@ def test_the_normalized_rule_is_mpgd(steps, strength):
             return x_prev
         slope = gradient(z0)
         rms = slope.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-        moved = z0 - rho0 / (rms * math.sqrt(previous)) * slope
+        covered = t - max(t - 1000 // steps, 100)
+        moved = z0 - rho0 * covered / 20 / (rms * math.sqrt(previous)) * slope
         return math.sqrt(previous) * moved + math.sqrt(1 - previous) * noise
 
     grid, vp, x, sigmas = start(steps, strength)
@@ -145,6 +149,41 @@ def test_guidance_lowers_the_energy():
     ]
     for weaker, stronger in pairwise([energy(plain), *energies]):
         assert (stronger < weaker).all()
+
+
+# --- how far it guides
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("interval", [(0, 999), (251, 999), (300, 599)])
+def test_every_schedule_guides_over_the_same_time(interval, every):
+    """Few steps or many, the spans of those that guide add up to the time between the first and the interval's end."""
+    low, high = interval
+    guidance = Guidance(interval=interval, every=every)
+    for count in (4, 8, 20, 50, 100):
+        times = torch.linspace(599, 0, count + 1).round().long()[:-1]
+        sigmas = torch.cat([LEVELS.sigmas[times], torch.zeros(1)])
+        guiding = [i for i, t in enumerate(times.tolist()) if low <= t <= high and i % every == 0]
+        total = sum(guidance.spans(sigmas[i], sigmas, LEVELS) for i in guiding)
+        assert total == pytest.approx((times[guiding[0]] - low + 1).item() / 20)
+
+
+@pytest.mark.parametrize(("rule", "most"), [("normalized", 4), ("normalized", 1), ("paper", 4)])
+def test_long_steps_take_several_gradients_on_the_way(rule, most):
+    """At most ``repeats``, each from where the last one led and with views of its own; the paper's rule takes one."""
+    seen = []
+
+    def noted(z0, seed):
+        seen.append((seed, z0))
+        return gradient(z0)
+
+    sigmas = torch.cat([LEVELS.sigmas[[600, 540, 300, 100]], torch.zeros(1)])
+    for i, expected in enumerate([3, 4, 4]):
+        seen.clear()
+        guide(latents()[0], noted, sigmas[i], sigmas, Guidance(rule=rule, repeats=most), LEVELS)
+        count = min(expected, most) if rule == "normalized" else 1
+        assert len({seed for seed, _ in seen}) == len(seen) == count
+        assert all(not torch.equal(a, b) for (_, a), (_, b) in pairwise(seen))
 
 
 # --- when it guides
