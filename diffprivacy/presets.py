@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from .diffusion.conditioning import LAST, EmbeddingSchedule
 from .diffusion.guidance import Guidance
@@ -16,6 +17,7 @@ class Preset:
     strength: share of the ``steps`` sampling steps that run, in (0, 1].
     switch: the MSI embeddings hold while t > switch, the empty prompt after; None: MSI in every stage.
     rule, interval, scale: guidance; ``scale_after`` replaces ``scale`` once t <= switch.
+    form: the energies that guide, those that end where recognizers see a stranger or those of the paper.
     """
 
     strength: float
@@ -25,6 +27,7 @@ class Preset:
     scale_after: float = 0.0
     rule: str = "paper"
     interval: tuple[int, int] = (0, LAST)
+    form: Literal["stranger", "paper"] = "paper"
 
     def schedule(self, msi: str = "msi", after: str = "empty") -> EmbeddingSchedule:
         """The embedding schedule over two named conditionings."""
@@ -49,13 +52,27 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
     "anonymize": {
         "paper": Preset(strength=0.6, steps=50, switch=400, scale=1.0, scale_after=1.0),
         "default": Preset(
-            strength=0.6, steps=50, switch=400, scale=0.015, scale_after=0.015, rule="normalized", interval=GUIDED
+            strength=0.6,
+            steps=50,
+            switch=400,
+            scale=0.015,
+            scale_after=0.015,
+            rule="normalized",
+            interval=GUIDED,
+            form="stranger",
         ),
     },
     "hide": {
         "paper": Preset(strength=0.8, steps=100, switch=600, scale=1.5, scale_after=2.5),
         "default": Preset(
-            strength=0.8, steps=50, switch=600, scale=0.02, scale_after=0.02, rule="normalized", interval=GUIDED
+            strength=0.8,
+            steps=50,
+            switch=600,
+            scale=0.02,
+            scale_after=0.02,
+            rule="normalized",
+            interval=GUIDED,
+            form="stranger",
         ),
     },
     "recover": {

@@ -38,6 +38,7 @@ NETWORK_SIDE = 1024
 """The same for the network and the autoencoder, which need no gradients."""
 
 Task = Literal["anonymize", "hide"]
+EnergyForm = Literal["stranger", "paper"]
 EnergyOf = Callable[[Tensor, Tensor, Tensor], Energy | None]
 """What guides the regeneration of original crops (F,3,S,S) in [0,1] with their five points (F,5,2); None for nothing.
 
@@ -67,19 +68,26 @@ class Regeneration:
 def task_energy(
     task: Task,
     recognizer: FaceMatcher | None,
+    form: EnergyForm = "stranger",
     variants: int = 1,
     target: Sequence[Tensor] | None = None,
 ) -> EnergyOf:
     """What guides a task: :func:`anonymizing` or :func:`hiding`."""
-    return anonymizing(recognizer, variants, target) if task == "anonymize" else hiding(recognizer)
+    return anonymizing(recognizer, variants, target, form) if task == "anonymize" else hiding(recognizer, form)
 
 
-def anonymizing(recognizer: FaceMatcher | None, variants: int = 1, target: Sequence[Tensor] | None = None) -> EnergyOf:
+def anonymizing(
+    recognizer: FaceMatcher | None,
+    variants: int = 1,
+    target: Sequence[Tensor] | None = None,
+    form: EnergyForm = "stranger",
+) -> EnergyOf:
     """Away from the original's identity until it is a stranger's, and the variants from each other; nothing without a
     recognizer.
 
     A weak pull toward a decoy, a stranger drawn from the noise, makes two protections of one face harder to link.
     target: embeddings (1,D), one for each network, of a new face that has been made already and is to be it again.
+    form: "paper" for max(cos, 0), without aims, decoys and random views (arXiv 2309.05330, anonymization).
     """
 
     def energy(crops: Tensor, landmarks: Tensor, noise: Tensor) -> Energy | None:
@@ -87,26 +95,35 @@ def anonymizing(recognizer: FaceMatcher | None, variants: int = 1, target: Seque
             return None
         reference = recognizer.reference(crops, landmarks)
         aims = drawn_aims(recognizer.strangers, noise, AWAY)
-        away = identity_away(recognizer, reference, landmarks, aims)
+        whole = identity_away(recognizer, reference, landmarks, aims, form)
+        if variants > 1:
+            whole = whole + diversity(recognizer, landmarks, aims, form)
         if target is not None:
             same = tuple(vector.expand(len(crops), -1) for vector in target)
-            away = away + identity_toward(recognizer, same, landmarks)
-        else:
+            whole = whole + identity_toward(recognizer, same, landmarks)
+        elif form == "stranger":
             decoys = drawn_decoys(reference, noise)
-            away = away + DECOY_WEIGHT * identity_toward(recognizer, decoys, landmarks, DECOY)
-        return augmented(away + diversity(recognizer, landmarks, aims) if variants > 1 else away, landmarks)
+            whole = whole + DECOY_WEIGHT * identity_toward(recognizer, decoys, landmarks, DECOY)
+        return whole if form == "paper" else augmented(whole, landmarks)
 
     return energy
 
 
-def hiding(recognizer: FaceMatcher | None) -> EnergyOf:
-    """Toward the original's identity and away from its looks; raises DiffPrivacyError without a recognizer."""
+def hiding(recognizer: FaceMatcher | None, form: EnergyForm = "stranger") -> EnergyOf:
+    """Toward the original's identity and away from its looks, each until it is enough.
+
+    form: "paper" for 1 - cos alone, without random views (arXiv 2309.05330, hiding).
+    Raises DiffPrivacyError without a recognizer.
+    """
     if recognizer is None:
         raise DiffPrivacyError("Hiding needs a recognizer that keeps the identity; name one.", "recognizer")
 
     def energy(crops: Tensor, landmarks: Tensor, _: Tensor) -> Energy:
-        toward = identity_toward(recognizer, recognizer.reference(crops, landmarks), landmarks, ACCEPTED)
-        return augmented(toward, landmarks) + VISUAL_WEIGHT * visual_distance(crops, landmarks, landmarks, STRUCTURE)
+        reference = recognizer.reference(crops, landmarks)
+        if form == "paper":
+            return identity_toward(recognizer, reference, landmarks)
+        toward = augmented(identity_toward(recognizer, reference, landmarks, ACCEPTED), landmarks)
+        return toward + VISUAL_WEIGHT * visual_distance(crops, landmarks, landmarks, STRUCTURE)
 
     return energy
 

@@ -22,7 +22,7 @@ class Model:
 
     backbone: DiffusersBackbone
     crop: Crop
-    recognizer: FaceMatcher | None
+    recognizer: FaceMatcher
 
 
 def load_vision(request: ModelRequest, backbone: DiffusersBackbone) -> None:
@@ -32,14 +32,15 @@ def load_vision(request: ModelRequest, backbone: DiffusersBackbone) -> None:
 
 
 def load_model(request: ModelRequest) -> Model:
-    """The checkpoint asked for, or the embedded demo model, which brings a recognizer of its own."""
+    """The checkpoint and the recognizers asked for, or the embedded ones."""
     device = request.device or first_device()
     members = [load_recognizer(file.path, file.channels).to(device) for file in request.recognizers]
-    recognizer = Ensemble([(member, 1.0) for member in members]) if members else None
+    recognizer = (
+        Ensemble([(member, 1.0) for member in members]) if members else demo.load_recognizer("guide").to(device)
+    )
     backbone = load_checkpoint(request)
     if request.checkpoint is None:
         print("using the embedded demo model, 128x128 pixels a face; --checkpoint gives real quality", file=sys.stderr)
-        recognizer = recognizer or demo.load_recognizer("guide").to(device)
     return Model(backbone, crop_of(request, backbone), recognizer)
 
 

@@ -15,6 +15,11 @@ SEED_WARNING = (
     "warning: --seed is for tests only: whoever guesses the number can remove the noise from the images and come close "
     "to the original faces; leave it out for images that matter"
 )
+UNGUIDED_WARNING = "warning: --unguided leaves faces that recognizers still match; leave it out for images that matter"
+VARIANTS_WARNING = (
+    "warning: whoever has several variants of one face can average them and comes closer to the original than from one; "
+    "publish one of them only"
+)
 
 
 OPTIONS = {"person": "--only or --except"}
@@ -87,7 +92,13 @@ def add_guide_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=recognizer_file,
         metavar="FILE[:BGR]",
-        help="recognizer as ONNX to guide with; several make an ensemble; :BGR for those that take BGR, as AdaFace does",
+        help="recognizer as ONNX to guide with (default: the embedded one); several make an ensemble; :BGR for those that "
+        "take BGR, as AdaFace does",
+    )
+    parser.add_argument(
+        "--unguided",
+        action="store_true",
+        help="guide with no recognizer: recognizers then still match many of the faces",
     )
 
 
@@ -117,6 +128,7 @@ def model_request(options: argparse.Namespace) -> ModelRequest:
         checkpoint=options.checkpoint,
         device=options.device,
         recognizers=tuple(getattr(options, "recognizer", None) or ()),
+        unguided=getattr(options, "unguided", False),
         size=getattr(options, "size", None),
         clip_vision=getattr(options, "clip_vision", None),
     )

@@ -57,18 +57,14 @@ class People:
         return chosen
 
 
-def load_people(request: PeopleRequest, detector: Detector, recognizer: FaceMatcher | None) -> People | None:
+def load_people(request: PeopleRequest, detector: Detector, recognizer: FaceMatcher) -> People | None:
     """The people asked for, None for none.
 
-    Raises DiffPrivacyError, naming the photo, where one does not show exactly one face, and without a recognizer.
+    Raises DiffPrivacyError, naming the photo, where one does not show exactly one face.
     """
     given = request.only or request.spared
     if not given:
         return None
-    if recognizer is None:
-        raise DiffPrivacyError(
-            "--only and --except need a recognizer that knows people again; name one with --recognizer."
-        )
     embeddings = []
     for photo in (picture for folder in given for picture in pictures_in(folder)):
         picture = read_picture(photo).rgb

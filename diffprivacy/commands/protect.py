@@ -13,6 +13,8 @@ from ..faces.keeping import PARTS
 from .inputs import all_exist, is_video, plan
 from .options import (
     SEED_WARNING,
+    UNGUIDED_WARNING,
+    VARIANTS_WARNING,
     add_checkpoint_options,
     add_crop_options,
     add_detector_option,
@@ -159,6 +161,10 @@ def protect(request: ProtectRequest) -> int:
         return 0
     if request.seed is not None:
         print(SEED_WARNING, file=sys.stderr)
+    if request.model.unguided:
+        print(UNGUIDED_WARNING, file=sys.stderr)
+    if request.variants > 1:
+        print(VARIANTS_WARNING, file=sys.stderr)
     use = load_resources(request)
     failed = 0
     for source, files in todo.items():

@@ -119,5 +119,6 @@ def _regeneration(picture: Tensor, face: Face, request: ProtectRequest, use: Res
     if use.msi is not None:
         crop = crop_face(picture, face, model.crop.size, model.crop.margin)
         words = use.msi.words(model.backbone, crop.movedim(-1, 0)[None])[0]
-    energy = task_energy(request.task, model.recognizer, request.variants)
+    guide = None if request.model.unguided else model.recognizer
+    energy = task_energy(request.task, guide, use.preset.form, request.variants)
     return Regeneration(use.preset, energy, words, variants=request.variants)

@@ -61,14 +61,15 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
     steps = sum(len(tracks_in(tracks, piece)) for piece, _ in todo) * strength_steps(
         use.preset.steps, use.preset.strength
     )
+    guide = None if request.model.unguided else model.recognizer
     with tqdm(desc=source.name, total=steps, unit="step", disable=None, leave=False) as bar:
         words = words_of_people(video, tracks, model.backbone, model.crop, use.msi)
 
         def how(person: int, target: Sequence[Tensor] | None) -> Regeneration:
-            energy = task_energy(request.task, model.recognizer, target=target)
+            energy = task_energy(request.task, guide, use.preset.form, target=target)
             return Regeneration(use.preset, energy, words.get(person), smoothing=radius(float(video.rate)))
 
-        keep = model.recognizer if request.task == "anonymize" else None
+        keep = guide if request.task == "anonymize" else None
         redraw = one_face_each(state, model.backbone, model.crop, how, keep, lambda _: bar.update(1))
         protect_pieces(video, todo, tracks, redraw, model.crop)
     if use.seal is not None:

@@ -33,13 +33,15 @@ class RecognizerFile:
 class ModelRequest:
     """The diffusion model and what goes with it.
 
-    checkpoint: None for the embedded demo model. recognizers: that guide. size: side of the face crops in pixels, None
+    checkpoint: None for the embedded demo model. recognizers: that guide, none for the embedded one; unguided: none
+    guides, and they only tell people. size: side of the face crops in pixels, None
     for what the checkpoint was made for.
     """
 
     checkpoint: Path | None = None
     device: str | None = field(default=None, metadata=ASIDE)
     recognizers: tuple[RecognizerFile, ...] = ()
+    unguided: bool = False
     size: int | None = None
     clip_vision: Path | None = None
 
