@@ -1,7 +1,7 @@
-"""Coverage-guided fuzzing of what strangers hand to recovery: keys, pictures with chunks, keyed mode's open part.
+"""Coverage-guided fuzzing of what strangers hand over: pictures, keys, pictures with chunks, keyed mode's open part.
 
     pip install atheris
-    python -m benchmarks.fuzz key|png|public [--seconds 60]
+    python -m benchmarks.fuzz image|key|png|public [--seconds 60]
 
 Begins at valid files and mutates them. Anything but the documented DiffPrivacyError, or more than 2 GB of memory, ends
 the run with the input that did it.
@@ -10,6 +10,7 @@ the run with the input that did it.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,12 +20,14 @@ import atheris
 import numpy as np
 import torch
 
-with atheris.instrument_imports(include=["diffprivacy.recovery"]):  # pyright: ignore[reportAttributeAccessIssue]
+with atheris.instrument_imports(  # pyright: ignore[reportAttributeAccessIssue]
+    include=["diffprivacy.recovery", "diffprivacy.media", "PIL"]
+):
+    from diffprivacy.media.images import Picture, decode_picture, encode_png
     from diffprivacy.recovery import key as keys
     from diffprivacy.recovery import keyed, png
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.faces.geometry import ARCFACE_TEMPLATE, Face
-from diffprivacy.media.images import Picture, encode_png
 
 FACE = Face((0.0, 0.0, 112.0, 112.0), ARCFACE_TEMPLATE, 1.0)
 
@@ -48,7 +51,25 @@ def a_png() -> bytes:
     return png.with_chunks(picture, png.SEALED_KEY, [b"one", b"two"])
 
 
-TARGETS: dict[str, tuple[Callable[[bytes], object], Callable[[], bytes]]] = {
+def pictures() -> list[bytes]:
+    """One small picture in every format, with a profile and an orientation."""
+    from PIL import Image, ImageCms
+
+    image = Image.fromarray(np.linspace(0, 255, 12 * 9 * 4).reshape(12, 9, 4).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    more = {"exif": exif, "icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()}
+    kinds = {"PNG": ("RGBA", "LA", "P", "1"), "JPEG": ("RGB", "CMYK"), "TIFF": ("RGBA", "CMYK"), "WEBP": ("RGBA",)}
+    made = [encode_png(Picture(torch.rand(5, 4, 3), bit_depth=16))]
+    for kind, mode in [(kind, mode) for kind, modes in kinds.items() for mode in modes] + [("BMP", "RGB")]:
+        file = io.BytesIO()
+        image.convert(mode).save(file, kind, **({} if kind == "BMP" else more))
+        made.append(file.getvalue())
+    return made
+
+
+TARGETS: dict[str, tuple[Callable[[bytes], object], Callable[[], bytes | list[bytes]]]] = {
+    "image": (lambda data: decode_picture(data, "picture"), pictures),
     "key": (keys.RecoveryKey.from_bytes, a_key),
     "png": (lambda data: png.read_chunks(data, png.SEALED_KEY), a_png),
     "public": (keyed.Public.from_bytes, keyed.Public(bytes(16), (FACE,), 128, 1.45).to_bytes),
@@ -61,7 +82,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=60)
     options = parser.parse_args()
     read, valid = TARGETS[options.target]
-    read(valid())
+    made = valid()
+    seeds = made if isinstance(made, list) else [made]
+    for seed in seeds:
+        read(seed)
 
     def once(data: bytes) -> None:
         try:
@@ -70,8 +94,14 @@ def main() -> None:
             return
 
     with tempfile.TemporaryDirectory() as corpus:
-        (Path(corpus) / "valid").write_bytes(valid())
-        limits = [f"-max_total_time={options.seconds}", "-rss_limit_mb=2000", "-max_len=20000"]
+        for number, seed in enumerate(seeds):
+            (Path(corpus) / f"valid{number}").write_bytes(seed)
+        limits = [
+            f"-max_total_time={options.seconds}",
+            "-rss_limit_mb=2000",
+            "-max_len=20000",
+            f"-artifact_prefix={corpus}/",
+        ]
         atheris.Setup([sys.argv[0], *limits, corpus], once)
         atheris.Fuzz()
 

@@ -1,4 +1,4 @@
-"""How steady protected videos are, what that takes from expressions, and whether a person keeps one new face; prints three tables.
+"""How little protected videos flicker, what that takes from expressions, and whether a person keeps one new face; prints three tables.
 
     DIFFPRIVACY_DATA=... python -m benchmarks.video
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diffprivacy import demo
 from diffprivacy.demo.backend import load_backbone
-from diffprivacy.diffusion.temporal import radius
+from diffprivacy.diffusion.temporal import smoothing_weights
 from diffprivacy.faces.detectors import Detector, load_detector
 from diffprivacy.faces.geometry import Face, crop_face, crop_landmarks
 from diffprivacy.identity.recognizers import FaceMatcher, load_recognizer
@@ -63,6 +63,11 @@ def cropped(pictures: Sequence[Tensor], faces: Sequence[Face]) -> tuple[Tensor, 
     )
 
 
+def average(frames: int, reach: int) -> Tensor | None:
+    """The weights of an average over so many frames to both sides; None for 0."""
+    return smoothing_weights([i / RATE for i in range(frames)], 1 / RATE, seconds=reach / RATE) if reach else None
+
+
 def largest(detector: Detector, picture: Tensor) -> Face:
     return max(detector.detect(picture), key=lambda face: face.area)
 
@@ -73,14 +78,14 @@ def tremble(crops: Tensor) -> float:
     return 255 * float(crops.diff(n=2, dim=0).abs()[..., quarter:-quarter, quarter:-quarter].mean())
 
 
-def steadiness(photos: Sequence[Path], frames: int, detector: Detector, judge: FaceMatcher) -> None:
+def flicker(photos: Sequence[Path], frames: int, detector: Detector, judge: FaceMatcher) -> None:
     backbone, guide = load_backbone(), demo.load_recognizer("guide")
     shape = latent_shape(backbone, demo.IMAGE_SIZE)
     rows: dict[str, list[list[float]]] = {}
     for path in photos:
         pictures = filmed(path, frames)
         found = [largest(detector, picture) for picture in pictures]
-        (track,) = track_faces([[face] for face in found], (SIDE, SIDE), RATE)
+        (track,) = track_faces([[face] for face in found], (SIDE, SIDE), [i / RATE for i in range(frames)])
         generator = torch.Generator().manual_seed(0)
         every = torch.randn(frames, *shape, generator=generator)
         one = every[:1].expand(frames, -1, -1, -1)
@@ -90,12 +95,12 @@ def steadiness(photos: Sequence[Path], frames: int, detector: Detector, judge: F
             ("own noise for each frame", smooth, every, 0),
             ("one noise, points as detected", found, one, 0),
             ("one noise, points smoothed", smooth, one, 0),
-            ("and averaged over neighbours", smooth, one, radius(RATE)),
+            ("and averaged over neighbours", smooth, one, 1),
         ):
             crops, landmarks = cropped(pictures, faces)
             new = crops
             if noise is not None:
-                how = Regeneration(PRESET, anonymizing(guide), smoothing=reach)
+                how = Regeneration(PRESET, anonymizing(guide), smoothing=average(frames, reach))
                 new = regenerate_crops(crops, landmarks, noise, backbone, how)
             before, after = (judge.reference(pictures, landmarks)[0] for pictures in (crops, new))
             within = after @ after.T
@@ -141,7 +146,7 @@ def expressions(photos: Sequence[Path], frames: int, detector: Detector) -> None
         pictures, face = talking(path, detector, frames)
         crops, landmarks = cropped(pictures, [face] * frames)
         for reach in (0, 1, 2, 4):
-            how = Regeneration(PRESET, anonymizing(guide), smoothing=reach)
+            how = Regeneration(PRESET, anonymizing(guide), smoothing=average(frames, reach))
             new = regenerate_crops(crops, landmarks, noise, backbone, how)
             rows.setdefault(reach, []).append([swing(new, landmarks), tremble(new)])
     print("\n| averaged over neighbours to both sides | the mouth's movement | tremble |\n|---|---|---|")
@@ -199,7 +204,7 @@ def main() -> None:
     detector = load_detector(data / "detectors" / "yunet_n.onnx")
     judge = load_recognizer(data / "recognizers" / "mobilefacenet_ms1m.onnx")
     photos = [data / "photos" / "celebahq512" / f"{name}.jpg" for name in options.photos]
-    steadiness(photos, options.frames, detector, judge)
+    flicker(photos, options.frames, detector, judge)
     expressions(photos, 20, detector)
     shots(sorted((data / "photos" / "lfw250").iterdir())[: options.people], detector, judge)
 

@@ -13,7 +13,7 @@ from .diffusion.conditioning import scheduled, stage_denoiser
 from .diffusion.guidance import Gradient, guided
 from .diffusion.model import Backbone, Denoiser
 from .diffusion.sampling import Callback, ddim_sigmas, noise_to, sample_euler
-from .diffusion.temporal import steadied
+from .diffusion.temporal import smoothed
 from .errors import DiffPrivacyError
 from .identity.energies import (
     ACCEPTED,
@@ -53,8 +53,8 @@ class Regeneration:
     preset: strength, steps, schedule and guidance. energy: what guides, None for nothing.
     words: (S,D), one row for each time stage, which stand for ``*`` in the prompt until the preset switches to the
     empty prompt; without them the empty prompt holds throughout.
-    variants: how many new faces are made of one. smoothing: of consecutive frames of one face, over how many
-    neighbours to both sides predictions are averaged; 0 for none.
+    variants: how many new faces are made of one. smoothing: of consecutive frames of one face, the weights
+    (F,F) with which predictions are averaged over time; None for no average.
     """
 
     preset: Preset
@@ -62,7 +62,7 @@ class Regeneration:
     words: Tensor | None = None
     prompt: str = "a photo of *"
     variants: int = 1
-    smoothing: int = 0
+    smoothing: Tensor | None = None
 
 
 def task_energy(
@@ -149,8 +149,8 @@ def regenerate_crops(
     denoiser = _in_parts(whole, at_once)
     if (gradient := _gradient(crops, landmarks, noise, backbone, how)) is not None:
         denoiser = guided(denoiser, gradient, sigmas, preset.guidance, backbone.noise_levels)
-    if how.smoothing:
-        denoiser = steadied(denoiser, how.smoothing)
+    if how.smoothing is not None:
+        denoiser = smoothed(denoiser, how.smoothing)
     latents = torch.cat([backbone.encode(part) for part in crops.split(at_once)]).repeat_interleave(variants, dim=0)
     samples = sample_euler(denoiser, noise_to(latents, sigmas[0], noise.to(latents)), sigmas, callback)
     return torch.cat([backbone.decode(part) for part in samples.split(at_once)])

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from bisect import bisect_right
 
 import torch
 from comfy_api.v0_0_2 import io, ui
 
-from ..diffprivacy.diffusion.temporal import ABOVE, moving_average, radius
+from ..diffprivacy.diffusion.temporal import ABOVE, averaged, smoothing_weights
 from ..diffprivacy.errors import DiffPrivacyError, NoFaceError
 from ..diffprivacy.faces.preview import draw_people
 from ..diffprivacy.identity.embedding import embed_face
 from ..diffprivacy.identity.thresholds import SAME_PERSON, person_threshold
-from ..diffprivacy.video.protect import is_cut, thumbnail
+from ..diffprivacy.video.cuts import CutFinder
 from ..diffprivacy.video.tracks import Track, track_faces
 from . import sockets
 from .comfy.sampling import guide_model
@@ -77,7 +77,11 @@ class FollowFaces(io.ComfyNode):
                 [embed_face(recognizer, frame, face) for face in found]
                 for frame, found in zip(frames, faces.faces, strict=True)
             ]
-        tracks = track_faces(faces.faces, faces.size, frame_rate, _cuts(frames), embeddings, same_person)
+        times = [i / frame_rate for i in range(len(frames))]
+        finder = CutFinder()
+        for frame, time in zip(frames, times, strict=True):
+            finder.add(frame, time)
+        tracks = track_faces(faces.faces, faces.size, times, finder.cuts, embeddings, same_person)
         chosen, numbers, previews = [], [], []
         for i, frame in enumerate(frames):
             present = _in_frame(tracks, i)
@@ -87,15 +91,9 @@ class FollowFaces(io.ComfyNode):
             chosen.append(found)
             numbers.append(tuple(present))
             previews.append(draw_people(frame, found, [track.person for track in followed], seen))
-        batch = sockets.FaceBatch(tuple(chosen), faces.size, tracks=tuple(numbers))
+        batch = sockets.FaceBatch(tuple(chosen), faces.size, tracks=tuple(numbers), jumps=tuple(finder.jumps))
         people = len({track.person for track in tracks})
         return io.NodeOutput(batch, people, ui=ui.PreviewImage(torch.stack(previews)))
-
-
-def _cuts(frames: torch.Tensor) -> list[int]:
-    """The frames (N,H,W,3) that begin another shot."""
-    small = [thumbnail(frame) for frame in frames]
-    return [i for i, (before, after) in enumerate(pairwise(small), start=1) if is_cut(before, after)]
 
 
 def _in_frame(tracks: list[Track], frame: int) -> list[int]:
@@ -126,9 +124,8 @@ class SteadyFrames(io.ComfyNode):
     def execute(cls, model, faces, frame_rate) -> io.NodeOutput:
         if faces.tracks is None or faces.variants is None:
             raise DiffPrivacyError("Connect Follow Faces before Crop Faces, and here the faces of Crop Faces.", "faces")
-        tracks = torch.tensor([track for of_frame in faces.tracks for track in of_frame])
         rows = len(faces) * faces.variants
-        reach = radius(frame_rate)
+        weights = _weights(faces, frame_rate)
 
         def post_cfg(args: dict) -> torch.Tensor:
             denoised = args["denoised"]
@@ -137,19 +134,27 @@ class SteadyFrames(io.ComfyNode):
                     f"Steady Frames: the sampler predicts {len(denoised)} images for {rows} ({len(faces)} faces, "
                     f"{faces.variants} variant(s) each); connect the latent of all crops of the same Crop Faces."
                 )
-            return _averaged(denoised, tracks, reach) if args["sigma"][0] > ABOVE else denoised
+            return _averaged(denoised, weights) if args["sigma"][0] > ABOVE else denoised
 
         return io.NodeOutput(guide_model(model, post_cfg))
 
 
-def _averaged(x: torch.Tensor, tracks: torch.Tensor, reach: int) -> torch.Tensor:
-    """x (F*V, ...), V variants of F crops, averaged over the crops of each track; tracks: (F,)."""
-    of_crops = x.unflatten(0, (len(tracks), -1))
-    averaged = torch.empty_like(of_crops)
-    for track in tracks.unique():
-        crops = tracks == track
-        averaged[crops] = moving_average(of_crops[crops], reach)
-    return averaged.flatten(0, 1)
+def _weights(faces: sockets.FaceBatch, frame_rate: float) -> torch.Tensor:
+    """The weights (F,F) of the average over time of all F crops: of each track for itself, and not over a jump."""
+    where = [(track, i) for i, of_frame in enumerate(faces.tracks or ()) for track in of_frame]
+    tracks = torch.tensor([track for track, _ in where])
+    weights = torch.zeros(len(where), len(where))
+    for track in tracks.unique().tolist():
+        frames = [i for of, i in where if of == track]
+        lights = [bisect_right(faces.jumps, i) for i in frames]
+        rows = torch.nonzero(tracks == track)[:, 0]
+        weights[rows[:, None], rows] = smoothing_weights([i / frame_rate for i in frames], 1 / frame_rate, lights)
+    return weights
+
+
+def _averaged(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """x (F*V, ...), V variants of F crops, averaged with weights (F,F)."""
+    return averaged(x.unflatten(0, (len(weights), -1)), weights).flatten(0, 1)
 
 
 NODES = [FollowFaces, SteadyFrames]

@@ -26,7 +26,8 @@ class FaceBatch:
 
     faces: for each image its faces, in the order of the crops; size: (height, width) of the images in pixels;
     margin and variants: those of the crops, None before cropping; opaque: crops are pasted without a soft border;
-    tracks: for each image the numbers of its faces' tracks, None where Follow Faces did not follow them;
+    tracks: for each image the numbers of its faces' tracks, None where Follow Faces did not follow them; jumps: the
+    images that look different from the one before, as at cuts and flashes;
     keep: (N,H,W) in [0,1], what of the images Crop Faces was told to keep, None for nothing.
     """
 
@@ -37,6 +38,7 @@ class FaceBatch:
     opaque: bool = False
     tracks: tuple[tuple[int, ...], ...] | None = None
     keep: torch.Tensor | None = None
+    jumps: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return sum(len(faces) for faces in self.faces)

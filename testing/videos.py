@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffprivacy.video.files import Video, join, open_video, part_writer, read_frames
+from diffprivacy.video.files import open_video, read_frames
+from diffprivacy.video.frames import Video
+from diffprivacy.video.writing import join, part_writer
 
 av = pytest.importorskip("av", "18", reason="videos need PyAV 18, which needs Python 3.11")
 

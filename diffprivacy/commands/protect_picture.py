@@ -19,6 +19,7 @@ from ..faces.geometry import Face, crop_face
 from ..faces.keeping import check_kept, keep_original, kept_parts
 from ..faces.regions import faces_in_boxes, union
 from ..faces.selection import select_faces
+from ..faces.transparency import detect_faces, flattened
 from ..media.images import Picture, read_picture, write_picture
 from ..progress import sampling_progress
 from ..recovery import png
@@ -62,9 +63,10 @@ def _protected(
     model, seal = use.model, use.seal
     picture = read_picture(source)
     try:
-        faces = select_faces(_found(source, picture.rgb, use), request.faces)
+        faces = select_faces(_found(source, picture, use), request.faces)
         if use.people is not None:
-            faces = use.people.in_picture(picture.rgb, faces)
+            faces = use.people.in_picture(flattened(picture, faces, model.crop.margin).rgb, faces)
+        picture = flattened(picture, faces, model.crop.margin)
     except NoFaceError:
         if request.without_face == "error":
             raise
@@ -100,13 +102,13 @@ def _protected(
     )
 
 
-def _found(source: Path, picture: Tensor, use: Resources) -> list[Face]:
+def _found(source: Path, picture: Picture, use: Resources) -> list[Face]:
     """The faces that the detector finds and those that were given for the file, each place once."""
-    faces = use.detector.detect(picture)
+    faces = detect_faces(use.detector, picture)
     if use.boxes is None:
         return faces
-    use.boxes.check(source, 1, (picture.shape[0], picture.shape[1]))
-    return union(faces, faces_in_boxes(picture, use.boxes.of(source), use.detector))
+    use.boxes.check(source, 1, (picture.rgb.shape[0], picture.rgb.shape[1]))
+    return union(faces, faces_in_boxes(picture.rgb, use.boxes.of(source), use.detector))
 
 
 def _say_covered(source: Path, number: int, error: Exception) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import sys
 from collections.abc import Sequence
@@ -12,14 +13,15 @@ from torch import Tensor
 
 from ..diffusion.noise import NoiseKey
 from ..diffusion.sampling import strength_steps
-from ..diffusion.temporal import radius
 from ..errors import DiffPrivacyError, NoFaceError
 from ..regeneration import Regeneration, task_energy
-from ..video.files import Video, join, open_video
+from ..video.files import open_video
 from ..video.protect import Followed, follow_faces, pieces, protect_pieces, tracks_in
 from ..video.regeneration import one_face_each, words_of_people
 from ..video.resume import ResumeState
+from ..video.sound import check_sound
 from ..video.tracks import Track, select_people
+from ..video.writing import join
 from .requests import ProtectRequest, content_digest, digest
 from .resources import Resources
 
@@ -42,6 +44,10 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
         use.seal.check_file(source)
     model = use.model
     video = open_video(source)
+    if request.sound:
+        check_sound(video)
+    if video.left_out:
+        print(f"warning: {source}: not taken over: {', '.join(video.left_out)}", file=sys.stderr)
     with tqdm(
         desc=f"{source.name}: finding faces", total=video.frames or None, unit="frame", disable=None, leave=False
     ) as bar:
@@ -67,17 +73,18 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
 
         def how(person: int, target: Sequence[Tensor] | None) -> Regeneration:
             energy = task_energy(request.task, guide, use.preset.form, target=target)
-            return Regeneration(use.preset, energy, words.get(person), smoothing=radius(float(video.rate)))
+            return Regeneration(use.preset, energy, words.get(person))
 
         keep = guide if request.task == "anonymize" else None
-        redraw = one_face_each(state, model.backbone, model.crop, how, keep, lambda _: bar.update(1))
-        protect_pieces(video, todo, tracks, redraw, model.crop)
+        regenerate = one_face_each(state, model.backbone, model.crop, how, keep, lambda _: bar.update(1))
+        chosen = dataclasses.replace(followed, tracks=tracks)
+        protect_pieces(video, todo, chosen, regenerate, model.crop)
     if use.seal is not None:
         use.seal.close_file(source, sealed_beside(target, source))
     join([path for _, path in plan], video, target, sound=request.sound)
     state.remove()
     print(f"{target} ({_summary(followed.frames, tracks)})")
-    _warn_of_gaps(source, video, followed)
+    _warn_of_gaps(source, followed)
     if use.seal is not None:
         print(f"{sealed_beside(target, source)} (the original, sealed)")
 
@@ -93,12 +100,14 @@ def _summary(frames: int, tracks: Sequence[Track]) -> str:
     return f"{frames} frames, {len(people)} {'person' if len(people) == 1 else 'people'}, {carried} faces carried over"
 
 
-def _warn_of_gaps(source: Path, video: Video, followed: Followed) -> None:
+def _warn_of_gaps(source: Path, followed: Followed) -> None:
     """Say where no face was found, as only a look can tell whether there is none."""
     present = {number for track in followed.tracks for number in range(track.start, track.stop)}
     runs = [list(run) for found, run in groupby(range(followed.frames), key=present.__contains__) if not found]
     if runs:
-        times = [f"{_time(run[0], video)} to {_time(run[-1] + 1, video)}" for run in runs]
+        # The last frame is shown for as long as the one before it.
+        ends = [*followed.times, 2 * followed.times[-1] - followed.times[max(0, followed.frames - 2)]]
+        times = [f"{_time(ends[run[0]])} to {_time(ends[run[-1] + 1])}" for run in runs]
         more = f" and {len(times) - MOST_GAPS} times more" if len(times) > MOST_GAPS else ""
         print(
             f"warning: {source}: no face was found from {', '.join(times[:MOST_GAPS])}{more}; look there",
@@ -106,6 +115,6 @@ def _warn_of_gaps(source: Path, video: Video, followed: Followed) -> None:
         )
 
 
-def _time(frame: int, video: Video) -> str:
-    minutes, seconds = divmod(float(frame / video.rate), 60)
+def _time(seconds: float) -> str:
+    minutes, seconds = divmod(seconds, 60)
     return f"{minutes:.0f}:{seconds:04.1f}"

@@ -1,6 +1,8 @@
-"""Steadiness over time: what is drawn in one frame of a video agrees with what is drawn in its neighbours."""
+"""Temporal smoothing: what is generated in one frame of a video agrees with what is generated in its neighbours."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,9 +16,9 @@ SECONDS = 0.04
 ``benchmarks/video.py`` shows."""
 
 
-def steadied(denoiser: Denoiser, reach: int, above: float = ABOVE) -> Denoiser:
+def smoothed(denoiser: Denoiser, weights: Tensor, above: float = ABOVE) -> Denoiser:
     """A denoiser for consecutive frames of one face, x (N,C,h,w) from the same noise, whose predictions are averaged
-    over time while sigma > above.
+    over time with ``weights`` (N,N) while sigma > above.
 
     In crops that follow the face what moves is small, so that the average takes little from expressions and most of
     the flicker; it costs nothing beside the network.
@@ -24,24 +26,29 @@ def steadied(denoiser: Denoiser, reach: int, above: float = ABOVE) -> Denoiser:
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         denoised = denoiser(x, sigma)
-        return moving_average(denoised, reach) if sigma > above else denoised
+        return averaged(denoised, weights) if sigma > above else denoised
 
     return denoise
 
 
-def radius(rate: float) -> int:
-    """Over how many frames to both sides is averaged at ``rate`` frames per second."""
-    return max(1, round(SECONDS * rate))
+def smoothing_weights(
+    times: Sequence[float], interval: float, shots: Sequence[int] | None = None, seconds: float = SECONDS
+) -> Tensor:
+    """Weights (N,N) of a triangular average over frames shown at ``times`` (N), in seconds; every row sums to 1.
+
+    interval: usual seconds from a frame to the next. At an even rate the average reaches over ``seconds``, and at
+    least one frame, to both sides; a frame that is late has less weight, or none.
+    shots: number of the shot, or of the stretch of even light, that each frame belongs to; no average goes beyond it.
+    """
+    reach = interval * (max(1, round(seconds / interval)) + 1)
+    at = torch.tensor(times, dtype=torch.float64)
+    weights = (1 - (at[:, None] - at).abs() / reach).clamp(min=0)
+    if shots is not None:
+        of = torch.tensor(shots)
+        weights = weights * (of[:, None] == of)
+    return (weights / weights.sum(dim=1, keepdim=True)).float()
 
 
-def moving_average(x: Tensor, reach: int) -> Tensor:
-    """Triangular average of x (N, ...) over its first dimension, ``reach`` rows to both sides, fewer at the ends."""
-    total = torch.zeros_like(x)
-    weights = x.new_zeros(len(x), *[1] * (x.ndim - 1))
-    for shift in range(-reach, reach + 1):
-        here, there = slice(max(0, -shift), len(x) - max(0, shift)), slice(max(0, shift), len(x) + min(0, shift))
-        weight = 1 - abs(shift) / (reach + 1)
-        if here.stop > here.start:
-            total[here] += weight * x[there]
-            weights[here] += weight
-    return total / weights
+def averaged(x: Tensor, weights: Tensor) -> Tensor:
+    """x (N, ...) averaged over its first dimension with weights (N,N)."""
+    return (weights.to(x) @ x.flatten(1)).view_as(x)

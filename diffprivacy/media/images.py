@@ -19,17 +19,24 @@ import torch
 from torch import Tensor
 
 from ..errors import DiffPrivacyError
+from .limits import check_file
 
 if TYPE_CHECKING:
     from PIL import Image, ImageCms
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
+MOST_FILE_BYTES = 2**30
+"""Of a picture's file."""
+MOST_BYTES = 640_000_000
+"""Of a picture's pixels as they were saved: 106 megapixels of RGB with 16 bits a channel, twice as many with 8."""
 SAME_COLOUR = 2
 """Levels of 255 by which a profile may differ from sRGB and still mean sRGB, as its many editions do."""
 ROWS = 256
 """Rows turned into levels at once, so that a large picture needs no second copy of its values."""
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 0x0102
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_COLOUR_TYPE, _GREY_WITH_ALPHA = 25, 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +54,9 @@ def read_picture(path: str | Path) -> Picture:
     Raises DiffPrivacyError, naming the file, if it is missing, damaged, too large or of another format.
     """
     path = Path(path)
-    if path.is_dir():
-        raise DiffPrivacyError(f"{path} is a folder; name a picture in it.")
+    check_file(path, "picture", MOST_FILE_BYTES)
     try:
         data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise DiffPrivacyError(f"{path}: there is no such file.") from error
     except OSError as error:
         raise DiffPrivacyError(f"{path} cannot be read: {error.strerror}.") from error
     return decode_picture(data, str(path))
@@ -67,15 +71,16 @@ def decode_picture(data: bytes, name: str) -> Picture:
             # Pillow warns of large pictures and odd tags in ones that it reads well; what matters is an error.
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
+            _check_size(image, data, name)
             image.load()
             orientation = image.getexif().get(_ORIENTATION, 1)
+            pixels = _pixels(image, data)
     except UnidentifiedImageError as error:
         raise DiffPrivacyError(f"{name} is not a picture that can be read ({', '.join(FORMATS)}).") from error
     except Image.DecompressionBombError as error:
         raise DiffPrivacyError(f"{name} is too large ({error}); make it smaller first.") from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         raise DiffPrivacyError(f"{name} is damaged: {error}.") from error
-    pixels = _pixels(image, data)
     if pixels is None:
         raise DiffPrivacyError(f"{name} is a picture of mode {image.mode}; save it as RGB with 8 or 16 bits a channel.")
     del image
@@ -170,10 +175,9 @@ def _pixels(image: Image.Image, data: bytes) -> np.ndarray | None:
         return None
     if _bits_per_sample(image, data) != 16:
         return _pixels_8(image)
-    if _to_srgb(image) is None:
-        return _pixels_16(data)
     # Colour management works on 8 bits: a 16-bit picture in another colour space comes out with 8.
-    return _pixels_8(image)
+    in_8_bits = _in_8_bits(image, data)
+    return _pixels_16(data) if _to_srgb(in_8_bits) is None else _pixels_8(in_8_bits)
 
 
 def _bits_per_sample(image: Image.Image, data: bytes) -> int:
@@ -184,16 +188,45 @@ def _bits_per_sample(image: Image.Image, data: bytes) -> int:
     return 8
 
 
+def _in_8_bits(image: Image.Image, data: bytes) -> Image.Image:
+    """A picture of 16 bits a channel with 8, grey where it is grey: Pillow gives some as they are, some in colour."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        reduced = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.format == "PNG" and data[_PNG_COLOUR_TYPE] == _GREY_WITH_ALPHA:
+        reduced = Image.merge("LA", (image.getchannel("R"), image.getchannel("A")))
+    else:
+        return image
+    reduced.info = dict(image.info)
+    return reduced
+
+
 def _pixels_16(data: bytes) -> np.ndarray | None:
     """By OpenCV, as Pillow gives 8 of the 16 bits."""
     import cv2
 
+    if data.startswith(_PNG) and not _is_whole_png(data):
+        raise ValueError("its end is missing")
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.dtype != np.uint16:
+    if pixels is None:
+        raise ValueError("its pixels cannot be decoded")
+    if pixels.dtype != np.uint16:
         return None
     if pixels.ndim == 2:
         return np.repeat(pixels[..., None], 3, axis=2)
     return pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+
+
+def _is_whole_png(data: bytes) -> bool:
+    """Whether no chunk is longer than the file, as OpenCV makes room for whatever length one claims."""
+    at = len(_PNG)
+    while at + 8 <= len(data):
+        length, name = struct.unpack(">I4s", data[at : at + 8])
+        at += 12 + length
+        if name == b"IEND":
+            return at <= len(data)
+    return False
 
 
 def _pixels_8(image: Image.Image) -> np.ndarray:
@@ -210,6 +243,16 @@ def _pixels_8(image: Image.Image) -> np.ndarray:
     return pixels if alpha is None else np.dstack((pixels, alpha))
 
 
+def _check_size(image: Image.Image, data: bytes, name: str) -> None:
+    """Before a pixel is decoded: a file of a megabyte may hold gigabytes."""
+    needed = image.width * image.height * len(image.getbands()) * _bits_per_sample(image, data) // 8
+    if needed > MOST_BYTES:
+        raise DiffPrivacyError(
+            f"{name} is too large: its {image.width}x{image.height} pixels take {needed / 1e6:.0f} MB, and they may take "
+            f"{MOST_BYTES / 1e6:.0f}; make it smaller first."
+        )
+
+
 def _to_srgb(image: Image.Image) -> ImageCms.ImageCmsTransform | None:
     """The colour transform that the embedded profile asks for; None where the picture is sRGB already, or says nothing."""
     from PIL import Image, ImageCms
@@ -217,14 +260,15 @@ def _to_srgb(image: Image.Image) -> ImageCms.ImageCmsTransform | None:
     profile = image.info.get("icc_profile")
     if not profile:
         return None
+    mode = {"LA": "L", "RGBA": "RGB"}.get(image.mode, image.mode)
     try:
-        transform = ImageCms.buildTransform(io.BytesIO(profile), ImageCms.createProfile("sRGB"), image.mode, "RGB")
+        transform = ImageCms.buildTransform(io.BytesIO(profile), ImageCms.createProfile("sRGB"), mode, "RGB")
     except ImageCms.PyCMSError:
         # A damaged profile, or one for other channels, is ignored, as everywhere.
         return None
-    bands = len(image.getbands())
+    bands = Image.getmodebands(mode)
     probe = np.stack(np.meshgrid(*[np.arange(0, 256, 15, dtype=np.uint8)] * bands), axis=-1)
-    probe = Image.frombytes(image.mode, (probe.size // bands, 1), probe.tobytes())
+    probe = Image.frombytes(mode, (probe.size // bands, 1), probe.tobytes())
     shift = np.asarray(ImageCms.applyTransform(probe, transform), int) - np.asarray(probe.convert("RGB"), int)
     return None if np.abs(shift).max() <= SAME_COLOUR else transform
 

@@ -1,43 +1,61 @@
-"""The whole job on one video: its faces are followed, redrawn piece by piece, and pasted back into every frame."""
+"""The whole job on one video: its faces are followed, regenerated piece by piece, and pasted back into every frame."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..diffusion.temporal import smoothing_weights
 from ..faces.detectors import Detector
 from ..faces.geometry import Crop, Face, crop_face, crop_landmarks, paste_faces
 from ..identity.embedding import embed_face
 from ..identity.recognizers import FaceMatcher
 from ..media.images import levels, values
-from .files import Frame, Video, part_writer, read_frames
+from .cuts import CutFinder
+from .files import read_frames
+from .frames import Frame, Video
 from .tracks import Track, track_faces
+from .writing import part_writer
 
 CONTEXT = 4
-"""Frames before and after a piece that are redrawn with it, so that pieces agree where they meet."""
+"""Frames before and after a piece that are regenerated with it, so that pieces agree where they meet."""
 PIECE_BYTES = 2**28
 """Memory for the frames of a piece."""
 PIECE_FRAMES = (8, 64)
 """Fewest and most frames of a piece."""
-CUT = 0.1
-"""Mean change of a small picture of the frame, in [0,1], from which another shot begins."""
 
-Redraw = Callable[[Tensor, Tensor, int], Tensor]
-"""``redraw(crops, landmarks, person)``: consecutive crops (N,3,S,S) of one face, with points (N,5,2), made new."""
+Regenerate = Callable[[Tensor, Tensor, int, Tensor], Tensor]
+"""``regenerate(crops, landmarks, person, smoothing)``: consecutive crops (N,3,S,S) of one face, with points (N,5,2),
+made new; smoothing: the weights (N,N) with which they are averaged over time."""
 
 
 @dataclass(frozen=True)
 class Followed:
-    """The faces of a video with ``frames`` frames."""
+    """The faces of a video.
 
-    frames: int
-    tracks: list[Track]
+    times: when each frame is shown, in seconds from the first. jumps: frames that look different from the one before,
+    as at cuts and flashes.
+    """
+
+    times: Sequence[float]
+    tracks: Sequence[Track]
+    jumps: Sequence[int] = field(default=())
+
+    @property
+    def frames(self) -> int:
+        """How many."""
+        return len(self.times)
+
+    def smoothing(self, numbers: Sequence[int]) -> Tensor:
+        """The weights (N,N) with which the frames of these numbers are averaged over time."""
+        interval = float(np.median(np.diff(self.times))) if self.frames > 1 else 1.0
+        lights = np.searchsorted(self.jumps, numbers, side="right").tolist()
+        return smoothing_weights([self.times[number] for number in numbers], interval, lights)
 
 
 def follow_faces(
@@ -49,14 +67,12 @@ def follow_faces(
     """
     found: list[list[Face]] = []
     embeddings: list[list[np.ndarray]] = []
-    cuts: set[int] = set()
-    before = None
+    times: list[float] = []
+    cuts = CutFinder()
     for i, frame in enumerate(read_frames(video)):
         picture = values(frame.pixels)
-        small = thumbnail(picture)
-        if before is not None and is_cut(before, small):
-            cuts.add(i)
-        before = small
+        times.append(float((frame.time - video.start) * video.time_base))
+        cuts.add(picture, times[-1])
         faces = detector.detect(picture)
         found.append(faces)
         if recognizer is not None:
@@ -65,7 +81,7 @@ def follow_faces(
             callback(i)
     size = (video.height, video.width)
     known = embeddings if recognizer is not None else None
-    return Followed(len(found), track_faces(found, size, float(video.rate), cuts, known))
+    return Followed(times, track_faces(found, size, times, cuts.cuts, known), cuts.jumps)
 
 
 def pieces(video: Video, frames: int) -> list[range]:
@@ -79,11 +95,11 @@ def pieces(video: Video, frames: int) -> list[range]:
 def protect_pieces(
     video: Video,
     todo: Sequence[tuple[range, Path]],
-    tracks: Sequence[Track],
-    redraw: Redraw,
+    followed: Followed,
+    regenerate: Regenerate,
     crop: Crop,
 ) -> None:
-    """Write the given consecutive pieces of the video with the faces of all tracks made new."""
+    """Write the given consecutive pieces of the video with the faces of all tracks of ``followed`` made new."""
     if not todo:
         return
     first = max(0, todo[0][0].start - CONTEXT)
@@ -94,7 +110,7 @@ def protect_pieces(
             held[item[0]] = item[1]
         for number in [number for number in held if number < piece.start - CONTEXT]:
             del held[number]
-        new = _redrawn(held, piece, tracks, redraw, crop)
+        new = _regenerated(held, piece, followed, regenerate, crop)
         with part_writer(path, video) as write:
             for number in piece:
                 write(_protected(held[number], new.get(number, []), crop.margin))
@@ -109,12 +125,12 @@ def face_at(video: Video, track: Track, crop: Crop) -> Tensor:
     return crop_face(values(frame.pixels), track.face(number), crop.size, crop.margin).movedim(-1, 0)
 
 
-def _redrawn(
-    held: dict[int, Frame], piece: range, tracks: Sequence[Track], redraw: Redraw, crop: Crop
+def _regenerated(
+    held: dict[int, Frame], piece: range, followed: Followed, regenerate: Regenerate, crop: Crop
 ) -> dict[int, list[tuple[Face, Tensor]]]:
     """The new faces of a piece's frames, each with its crop (S,S,3)."""
     new: dict[int, list[tuple[Face, Tensor]]] = {}
-    for track in tracks_in(tracks, piece):
+    for track in tracks_in(followed.tracks, piece):
         numbers = [number for number in held if track.start <= number < track.stop]
         faces = [track.face(number) for number in numbers]
         crops = [
@@ -122,8 +138,9 @@ def _redrawn(
             for number, face in zip(numbers, faces, strict=True)
         ]
         landmarks = torch.stack([crop_landmarks(face, crop.size, crop.margin) for face in faces])
-        redrawn = redraw(torch.stack(crops), landmarks, track.person).movedim(1, -1).cpu()
-        for number, face, image in zip(numbers, faces, redrawn, strict=True):
+        weights = followed.smoothing(numbers)
+        made = regenerate(torch.stack(crops), landmarks, track.person, weights).movedim(1, -1).cpu()
+        for number, face, image in zip(numbers, faces, made, strict=True):
             new.setdefault(number, []).append((face, image))
     return new
 
@@ -139,13 +156,3 @@ def _protected(frame: Frame, faces: Sequence[tuple[Face, Tensor]], margin: float
     places, crops = zip(*faces, strict=True)
     pasted = paste_faces(values(frame.pixels), crops, places, margin)
     return Frame(levels(pasted, frame.pixels.dtype.itemsize * 8), frame.time)
-
-
-def thumbnail(picture: Tensor) -> Tensor:
-    """A frame (H,W,3) as small as :func:`is_cut` compares it, (3,18,32)."""
-    return F.adaptive_avg_pool2d(picture.movedim(-1, 0), (18, 32))
-
-
-def is_cut(before: Tensor, after: Tensor) -> bool:
-    """Whether another shot begins between the thumbnails of two frames."""
-    return bool((after - before).abs().mean() > CUT)

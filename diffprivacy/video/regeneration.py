@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
@@ -13,8 +14,8 @@ from ..faces.geometry import Crop
 from ..identity.recognizers import FaceMatcher
 from ..msi.module import MSI
 from ..regeneration import Regeneration, latent_shape, regenerate_crops
-from .files import Video
-from .protect import Redraw, face_at
+from .frames import Video
+from .protect import Regenerate, face_at
 from .resume import ResumeState
 from .tracks import Track
 
@@ -30,7 +31,7 @@ def one_face_each(
     how: HowOf,
     keep: FaceMatcher | None = None,
     callback: Callback | None = None,
-) -> Redraw:
+) -> Regenerate:
     """What makes crops of the people of a video new.
 
     Each person's noise, one for all frames, follows from the state's key. keep: measures the face that a
@@ -39,15 +40,15 @@ def one_face_each(
     """
     shape = latent_shape(backbone, crop.size)
 
-    def redraw(crops: Tensor, landmarks: Tensor, person: int) -> Tensor:
+    def regenerate(crops: Tensor, landmarks: Tensor, person: int, smoothing: Tensor) -> Tensor:
         same = state.noise_key.normal(shape, "person", person).expand(len(crops), -1, -1, -1)
-        of_person = how(person, state.faces.get(person))
+        of_person = dataclasses.replace(how(person, state.faces.get(person)), smoothing=smoothing)
         new = regenerate_crops(crops, landmarks, same, backbone, of_person, callback)
         if keep is not None and person not in state.faces:
             state.keep_face(person, mean_face(keep, new, landmarks))
         return new
 
-    return redraw
+    return regenerate
 
 
 def words_of_people(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 
 import numpy as np
 
@@ -25,6 +25,8 @@ SMOOTH = 0.28
 """Seconds over which the points of a face are smoothed, by a parabola (Savitzky and Golay, 1964)."""
 VELOCITY = 5
 """Frames from which the movement is taken with which a face is carried on."""
+SAME_PLACE = 0.15
+"""Share of ``REACH`` within which a face beyond a suspected cut is the same, where no embeddings tell."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,38 +68,42 @@ class _Open:
 
     @property
     def last(self) -> int:
-        return max(self.points)
+        return next(reversed(self.points))
 
 
 def track_faces(
     frames: Sequence[Sequence[Face]],
     size: tuple[int, int],
-    rate: float,
+    times: Sequence[float],
     cuts: Collection[int] = (),
     embeddings: Sequence[Sequence[np.ndarray]] | None = None,
     same_person: float = SAME_PERSON,
 ) -> list[Track]:
     """The appearances of all faces that were detected in the frames of a video, sorted by start and from the left.
 
-    A face that the detector misses for less than ``GAP`` seconds is placed between its neighbours; one that was seen
-    ``CONFIRMED`` times is carried on for ``CARRY`` seconds at both ends, along its movement, unless it leaves the
-    picture. Landmarks are smoothed over time, so that a crop does not tremble with the detector.
-    size: height and width of the frames. rate: frames per second. cuts: frames that begin another shot.
+    A face that the detector misses for less than ``GAP`` seconds, or in a single frame, is placed between its
+    neighbours; one that was seen ``CONFIRMED`` times is carried on for ``CARRY`` seconds, and at least one frame, at
+    both ends, along its movement, unless it leaves the picture. Landmarks are smoothed over time, so that a crop does
+    not jitter with the detector.
+    size: height and width of the frames. times: when each frame is shown, in seconds, increasing.
+    cuts: frames that seem to begin another shot. A face is carried over none, but goes on beyond one where it was, or
+    near it and with the embedding that it had: what seemed a cut may have been a flash.
     embeddings: unit vectors (D,) of the same faces, which also tell who is who where people cross.
     same_person: cosine from which two appearances are one person's.
     """
-    gap, carry = round(GAP * rate), round(CARRY * rate)
-    tracks = []
-    for first, stop in _shots(len(frames), cuts):
-        done: list[_Open] = []
-        active: list[_Open] = []
-        for i in range(first, stop):
-            vectors = None if embeddings is None else embeddings[i]
-            done += [track for track in active if i - track.last > gap]
-            active = [track for track in active if i - track.last <= gap]
-            active += _continued(active, i, frames[i], vectors)
-        closed = [_closed(track, rate) for track in done + active]
-        tracks += [_carried(track, (first, stop), size, carry, closed) for track in closed]
+    clock = np.asarray(times, dtype=np.float64)
+    bounds = sorted({0, len(frames), *cuts})
+    done: list[_Open] = []
+    active: list[_Open] = []
+    for i, faces in enumerate(frames):
+        vectors = None if embeddings is None else embeddings[i]
+        lost = [track for track in active if clock[i] - clock[track.last] > GAP + 1e-9 and i - track.last > 2]
+        done += lost
+        active = [track for track in active if track not in lost]
+        shot = bounds[bisect_right(bounds, i) - 1]
+        active += _continued(active, i, faces, vectors, shot, same_person)
+    closed = [_closed(track, clock, bounds) for track in done + active]
+    tracks = [_carried(track, clock, bounds, size, closed) for track in closed]
     tracks.sort(key=lambda track: (track.start, track.landmarks[0].mean(axis=0)[0]))
     return _with_people(tracks, same_person)
 
@@ -125,21 +131,30 @@ def select_people(tracks: Sequence[Track], which: str) -> list[Track]:
     return [track for track in tracks if track.person in chosen]
 
 
-def _shots(count: int, cuts: Collection[int]) -> Iterator[tuple[int, int]]:
-    bounds = sorted({0, count, *cuts})
-    yield from pairwise(bounds)
-
-
 def _continued(
-    active: Sequence[_Open], frame: int, faces: Sequence[Face], vectors: Sequence[np.ndarray] | None
+    active: Sequence[_Open],
+    frame: int,
+    faces: Sequence[Face],
+    vectors: Sequence[np.ndarray] | None,
+    shot: int,
+    same_person: float,
 ) -> list[_Open]:
-    """Give each face of a frame to the open track that it continues; returns new tracks for the others."""
+    """Give each face of a frame to the open track that it continues; returns new tracks for the others.
+
+    shot: the frame with which the shot seems to have begun; what was lost before it needs a cosine of ``same_person``.
+    """
     from scipy.optimize import linear_sum_assignment
 
     cost = np.array([[_distance(track, frame, face) for face in faces] for track in active])
     allowed = cost <= 1
-    if vectors is not None:
-        cost = cost + np.array([[1 - track.embeddings[-1] @ vector for vector in vectors] for track in active])
+    if cost.size:
+        elsewhere = np.array([track.last < shot for track in active])
+        if vectors is None:
+            allowed[elsewhere] &= cost[elsewhere] <= SAME_PLACE
+        else:
+            cosines = np.array([[track.embeddings[-1] @ vector for vector in vectors] for track in active])
+            allowed[elsewhere] &= cosines[elsewhere] >= same_person
+            cost = cost + 1 - cosines
     owners: dict[int, _Open] = {}
     if cost.size:
         pairs = zip(*linear_sum_assignment(np.where(allowed, cost, 1e3)), strict=True)
@@ -170,43 +185,74 @@ def _side(points: np.ndarray) -> float:
     return TEMPLATE_SIZE / float(np.hypot(*align_matrix(Face((0, 0, 0, 0), points, 1.0), TEMPLATE_SIZE, 1.0)[:, 0]))
 
 
-def _closed(track: _Open, rate: float) -> Track:
-    """The track with its gaps filled and its points smoothed."""
-    from scipy.signal import savgol_filter
-
+def _closed(track: _Open, clock: np.ndarray, bounds: Sequence[int]) -> Track:
+    """The track with its gaps filled and its points smoothed within each shot."""
     known = sorted(track.points)
     frames = np.arange(known[0], known[-1] + 1)
+    times = clock[frames]
     values = np.stack([track.points[i] for i in known]).reshape(len(known), 10)
-    filled = np.stack([np.interp(frames, known, column) for column in values.T], axis=1).reshape(-1, 5, 2)
-    window = round(SMOOTH * rate) // 2 * 2 + 1
-    if 3 <= window <= len(filled):
-        filled = np.asarray(savgol_filter(filled, window, 2 if window > 3 else 1, axis=0))
+    filled = np.stack([np.interp(times, clock[known], column) for column in values.T], axis=1)
+    inside = [bound for bound in bounds if frames[0] < bound <= frames[-1]]
+    shots = zip([frames[0], *inside], [*inside, frames[-1] + 1], strict=True)
+    for shot in (slice(first - frames[0], stop - frames[0]) for first, stop in shots):
+        filled[shot] = _smoothed(filled[shot], times[shot])
     embedding = None
     if track.embeddings:
         mean = np.mean(track.embeddings, axis=0)
         embedding = mean / np.linalg.norm(mean)
-    return Track(known[0], filled.astype(np.float32), np.isin(frames, known), embedding)
+    return Track(known[0], filled.reshape(-1, 5, 2).astype(np.float32), np.isin(frames, known), embedding)
 
 
-def _carried(track: Track, shot: tuple[int, int], size: tuple[int, int], carry: int, others: Sequence[Track]) -> Track:
-    """The track carried on at both ends, as long as it stays in the picture and meets no other face."""
+def _smoothed(values: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Each row of values (n,D) on the parabola, or with three rows the line, through those within ``SMOOTH`` seconds.
+
+    At the ends the window does not shrink: it stays whole, as that of Savitzky and Golay.
+    """
+    smooth = np.empty_like(values)
+    half = SMOOTH / 2 + 1e-9
+    for i, time in enumerate(times):
+        middle = max(times[0] + half, min(time, times[-1] - half))
+        window = slice(bisect_left(times, middle - half), bisect_right(times, middle + half))
+        if (count := window.stop - window.start) < 3:
+            smooth[i] = values[i]
+            continue
+        powers = ((times[window] - time) / SMOOTH)[:, None] ** np.arange(2 if count == 3 else 3)
+        smooth[i] = np.linalg.lstsq(powers, values[window], rcond=None)[0][0]
+    return smooth
+
+
+def _carried(
+    track: Track, clock: np.ndarray, bounds: Sequence[int], size: tuple[int, int], others: Sequence[Track]
+) -> Track:
+    """The track carried on at both ends, as long as it stays in the picture and its shot and meets no other face."""
     if track.seen.sum() < CONFIRMED:
         return track
 
-    def ahead(points: np.ndarray, before: np.ndarray, frames: range) -> list[np.ndarray]:
-        velocity = (points - before[0]).mean(axis=0) / max(len(before) - 1, 1)
+    def ahead(known: np.ndarray, since: np.ndarray, frames: range) -> list[np.ndarray]:
+        """known: points (n,5,2) at the times ``since``, of which the last goes on to the frames."""
+        points = known[-1]
+        velocity = (points - known[0]).mean(axis=0) / max(abs(since[-1] - since[0]), 1e-9)
         places = []
-        for n, frame in enumerate(frames, start=1):
-            moved = points + velocity * n
+        for frame in frames:
+            away = abs(clock[frame] - since[-1])
+            moved = points + velocity * min(away, CARRY)
             x, y = moved.mean(axis=0)
-            if not (0 <= x < size[1] and 0 <= y < size[0]) or _taken(moved, frame, track, others):
+            is_late = away > CARRY + 1e-9 and places
+            if (
+                is_late
+                or not (-0.5 <= x < size[1] - 0.5 and -0.5 <= y < size[0] - 0.5)
+                or _taken(moved, frame, track, others)
+            ):
                 break
             places.append(moved)
         return places
 
-    low, high = max(shot[0], track.start - carry), min(shot[1], track.stop + carry)
-    head = ahead(track.landmarks[0], track.landmarks[:VELOCITY][::-1], range(track.start - 1, low - 1, -1))[::-1]
-    tail = ahead(track.landmarks[-1], track.landmarks[-VELOCITY:], range(track.stop, high))
+    low = bounds[bisect_right(bounds, track.start) - 1]
+    high = bounds[bisect_left(bounds, track.stop)]
+    times = clock[track.start : track.stop]
+    first, last = track.landmarks[:VELOCITY][::-1], track.landmarks[-VELOCITY:]
+    head = ahead(first, times[:VELOCITY][::-1], range(track.start - 1, low - 1, -1))[::-1]
+    tail = ahead(last, times[-VELOCITY:], range(track.stop, high))
     return replace(
         track,
         start=track.start - len(head),

@@ -325,7 +325,9 @@ def test_frames_of_a_video(backbone, crop, face):
     recognizer = demo.load_recognizer("guide")
     with another_device():
         energy = anonymizing(recognizer.to(OTHER), target=[torch.randn(1, 256)])
-        how = Regeneration(Preset(strength=1.0, steps=2, switch=None, scale=1.0), energy, smoothing=1)
+        how = Regeneration(
+            Preset(strength=1.0, steps=2, switch=None, scale=1.0), energy, smoothing=torch.full((3, 3), 1 / 3)
+        )
         crops, landmarks = crop.expand(3, -1, -1, -1), points.expand(3, -1, -1)
         regenerate_crops(crops, landmarks, torch.randn(3, 16, 16, 16), backbone.to(OTHER), how)
 

@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -244,6 +245,49 @@ def test_grey_profile_is_converted_to_srgb():
     assert np.abs(read - srgb_levels((grey / 255) ** 1.8)[..., None]).max() < 2.5
 
 
+def deep_png(pixels: np.ndarray, profile: bytes) -> bytes:
+    """A PNG of 16 bits a channel, (H,W,C) with 1 to 4 channels, written by hand: Pillow writes no grey with alpha."""
+    height, width, channels = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    head = struct.pack(">II5B", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    chunks = (
+        (b"IHDR", head),
+        (b"iCCP", b"p\0\0" + zlib.compress(profile)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    )
+    framed = (struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+@pytest.mark.parametrize("kind", ["grey", "grey with alpha", "tiff", "colour with alpha"])
+def test_profiles_of_16_bits_are_followed(kind):
+    grey = np.arange(256, dtype=np.uint16).reshape(16, 16, 1) * 257
+    alpha = grey[::-1]
+    data = {
+        "grey": lambda: deep_png(grey, icc_profile(1.8, {})),
+        "grey with alpha": lambda: deep_png(np.dstack((grey, alpha)), icc_profile(1.8, {})),
+        "tiff": lambda: tiff(grey[..., 0], photometric="minisblack", iccprofile=icc_profile(1.8, {})),
+        "colour with alpha": lambda: deep_png(np.dstack((grey, grey, grey, alpha)), icc_profile(1.8, ADOBE_RGB)),
+    }[kind]()
+    picture = decode_picture(data, "photo")
+    read = picture.rgb.numpy() * 255
+    assert np.abs(read - srgb_levels((grey / 65535) ** 1.8)).max() < 2.5
+    assert (picture.alpha is not None) == ("alpha" in kind)
+    if picture.alpha is not None:
+        assert np.abs(picture.alpha.numpy() - alpha[..., 0] / 65535).max() < 1 / 255
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_16_bits_in_srgb_stay_16_bits(channels):
+    pixels = RNG.integers(0, 65535, (8, 8, channels), endpoint=True)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    picture = decode_picture(deep_png(pixels, profile), "photo")
+    assert picture.bit_depth == 16
+    expected = {1: [0, 0, 0], 2: [0, 0, 0, 1], 3: [0, 1, 2], 4: [0, 1, 2, 3]}[channels]
+    np.testing.assert_array_equal(levels(picture), pixels[..., expected])
+
+
 def test_srgb_profile_leaves_every_level():
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     data = encoded(Image.fromarray(photo()), icc_profile=profile)
@@ -284,7 +328,55 @@ def test_bad_files_get_one_clear_error(tmp_path):
     assert_one_clear_error(read_picture, floats, "mode F", "16 bits")
 
 
+def test_pictures_that_would_take_too_much_memory_are_refused_by_their_head(tmp_path):
+    """Black pixels: a thousandth of their size as a file."""
+    rows = zlib.compress(bytes(20_000 * 4 * 2 + 1) * 100)
+    head = struct.pack(">II5B", 20_000, 8_000, 16, 6, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", rows), (b"IEND", b""))
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks
+    )
+    (tmp_path / "deep.png").write_bytes(data)
+    assert_one_clear_error(read_picture, tmp_path / "deep.png", "20000x8000 pixels take 1280 MB", "make it smaller")
+
+    blank = encoded(Image.new("RGB", (8, 8)), "BMP")
+    (tmp_path / "wide.bmp").write_bytes(blank[:18] + struct.pack("<ii", 14_000, 16_000) + blank[26:])
+    assert_one_clear_error(read_picture, tmp_path / "wide.bmp", "too large")
+
+
+@pytest.mark.parametrize("name", [b"IDAT", b"teXt", b"IEND"])
+def test_a_chunk_that_claims_two_gigabytes_takes_none(name):
+    """After the picture itself, where Pillow does not look any more."""
+    data = encode_png(Picture(torch.rand(4, 4, 3), bit_depth=16))
+    long = data[:-12] + struct.pack(">I4s", 2**31 - 8, name) + b"abc"
+    tracemalloc.start()
+    with pytest.raises(DiffPrivacyError, match="long is damaged"):
+        decode_picture(long, "long")
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+
+
+def test_pipes_devices_and_long_files_are_refused_unread(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "endless.png").symlink_to("/dev/zero")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    assert_one_clear_error(read_picture, tmp_path / "pipe.png", "a pipe or a device")
+    assert_one_clear_error(read_picture, tmp_path / "endless.png", "a pipe or a device")
+    assert_one_clear_error(read_picture, tmp_path / "loop.png", "cannot be read")
+    with (tmp_path / "long.png").open("wb") as file:
+        file.truncate(2**31)
+    assert_one_clear_error(read_picture, tmp_path / "long.png", "2147 MB", "make it smaller")
+    Image.fromarray(photo()).save(tmp_path / "photo.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "photo.png")
+    assert read_picture(tmp_path / "link.png").rgb.shape == (24, 40, 3)
+
+
 SAMPLES = {
+    "grey png with a profile": deep_png(RNG.integers(0, 65535, (9, 9, 2)), icc_profile(1.8, {})),
+    "cmyk jpeg": encoded(Image.fromarray(photo()).convert("CMYK"), "JPEG"),
+    "palette png": encoded(transparent_palette()),
+    "deflated tiff": tiff(photo().astype(np.uint16) * 257, photometric="rgb", compression="zlib"),
+    "rotated webp": encoded(Image.fromarray(photo()), "WEBP", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0"),
     "png": encoded(Image.fromarray(photo())),
     "16-bit png": encode_png(Picture(torch.from_numpy(photo()).float() / 255, bit_depth=16)),
     "jpeg": encoded(Image.fromarray(photo()), "JPEG"),
@@ -307,12 +399,29 @@ def test_a_cut_file_is_an_error_or_complete(kind, data):
         assert torch.equal(picture.rgb, decode_picture(whole, "whole").rgb)
 
 
-@settings(deadline=None, max_examples=300)
+def with_checksums(data: bytes) -> bytes:
+    """The same chunks of a PNG, each with the checksum of what it holds."""
+    made, at = data[:8], 8
+    while at + 12 <= len(data):
+        length = struct.unpack(">I", data[at : at + 4])[0]
+        content = data[at + 4 : at + 8 + length]
+        made += data[at : at + 4] + content + struct.pack(">I", zlib.crc32(content))
+        at += 12 + length
+    return made + data[at:]
+
+
+@settings(deadline=None, max_examples=400)
 @given(kind=st.sampled_from(sorted(SAMPLES)), data=st.data())
 def test_a_damaged_file_is_an_error_or_a_picture(kind, data):
+    """Bytes changed, put in, taken out, and repeated; PNG's checksums made right, so that what they guard is read."""
     damaged = bytearray(SAMPLES[kind])
     for _ in range(data.draw(st.integers(1, 4))):
-        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+        at = data.draw(st.integers(0, len(damaged) - 1))
+        length = data.draw(st.integers(1, 16))
+        new = data.draw(st.binary(min_size=1, max_size=8) | st.just(bytes(damaged[at : at + length])))
+        damaged[at : at + data.draw(st.sampled_from([0, 1, len(new), length]))] = new
+    if "png" in kind:
+        damaged = with_checksums(bytes(damaged))
     try:
         picture = decode_picture(bytes(damaged), "damaged")
     except DiffPrivacyError as error:

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.video.files import join, open_video, part_writer, read_frames
+from diffprivacy.video.files import open_video, read_frames
+from diffprivacy.video.writing import join, part_writer
 from testing.clear_errors import assert_one_clear_error
 from testing.videos import av, picture, pixels, protect, psnr, seconds, tone, write_source
 
@@ -35,7 +36,7 @@ def test_bad_files_get_one_clear_error(tmp_path):
     for kind in ("PNG", "JPEG"):
         still = tmp_path / f"{kind}.mp4"
         Image.fromarray(picture(0)).save(still, kind)
-        assert_one_clear_error(read, still, "no video")
+        assert_one_clear_error(read, still, "not a video")
 
     sound = tmp_path / "sound.mp4"
     with av.open(str(sound), "w") as container:

@@ -1,0 +1,199 @@
+"""The sound of a protected video: copied where an MP4 can hold it, else encoded as AAC."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import DiffPrivacyError
+from .files import load_av, named_errors, open_container
+from .frames import Video
+
+if TYPE_CHECKING:
+    from av import AudioFrame, AudioLayout, AudioStream, Packet
+    from av.container import InputContainer, OutputContainer
+
+COPIED_SOUND = {"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"}
+"""Sound that an MP4 holds as it is; other sound is encoded as AAC."""
+BIT_RATE = 96_000
+"""Bits a second for each channel of sound that is encoded."""
+MOST_CHANNELS = 6
+"""Channels that are encoded; more are mixed down first, as FFmpeg's resampler may crash at seven and eight."""
+
+_HALF = 0.5**0.5
+_SURROUND = {
+    **{name: {name: 1.0} for name in ("FL", "FR", "FC", "LFE", "BL", "BR")},
+    "SL": {"BL": _HALF},
+    "SR": {"BR": _HALF},
+    "BC": {"BL": _HALF, "BR": _HALF},
+    "FLC": {"FL": _HALF, "FC": _HALF},
+    "FRC": {"FR": _HALF, "FC": _HALF},
+}
+"""What each channel gives to those of 5.1, after ITU-R BS.775: two channels in one keep their power."""
+_PLACES = ("FL", "FR", "FC", "LFE", "BL", "BR")
+_NAME_IN_MP3 = re.compile(rb"LAME(\d\.\d{2,3})?|Lav[cf](\d\d\.\d+\.\d+)?")
+_FILL, _DATA = 6, 4
+
+
+def check_sound(video: Video) -> None:
+    """Raises DiffPrivacyError, naming the track, for sound that can be neither copied nor encoded."""
+    with open_container(video.path) as container:
+        heard(container, video.path)
+
+
+def heard(container: InputContainer, path: Path) -> list[AudioStream]:
+    """The sound tracks that a copy takes over: all that FFmpeg knows; raises as :func:`check_sound`."""
+    streams = [stream for stream in container.streams.audio if stream.codec_context]
+    for stream in streams:
+        is_mixed = not _is_copied(stream) and stream.channels > MOST_CHANNELS
+        if is_mixed and not set(_places(stream.layout)) <= set(_SURROUND):
+            raise DiffPrivacyError(
+                f"{path}: sound track {stream.index} has {stream.channels} channels ({stream.layout.name}), which cannot "
+                "be mixed down to 5.1; leave the sound out with --no-sound, or convert it with another program first."
+            )
+    return streams
+
+
+def sound_track(stream: AudioStream, output: OutputContainer) -> Callable[[Packet], Iterable[Packet]]:
+    """Adds a sound track to the output; the function returned turns the stream's packets into the track's."""
+    return (_copied if _is_copied(stream) else _encoded)(stream, output)
+
+
+def packets_of_sound(
+    container: InputContainer, tracks: dict[int, Callable[[Packet], Iterable[Packet]]], path: Path
+) -> Iterator[Packet]:
+    """All packets of the tracks, by the index of their streams, in the order of the file."""
+    if tracks:
+        with named_errors(path, "has damaged sound"):
+            for packet in container.demux([container.streams[index] for index in tracks]):
+                yield from tracks[packet.stream.index](packet)
+
+
+def _is_copied(stream: AudioStream) -> bool:
+    return stream.codec.canonical_name in COPIED_SOUND
+
+
+def _copied(stream: AudioStream, output: OutputContainer) -> Callable[[Packet], Iterable[Packet]]:
+    track = output.add_stream_from_template(stream, opaque=True)
+    unsigned = {"aac": unsigned_aac, "mp3": unsigned_mp3}.get(stream.codec.canonical_name)
+
+    def copy(packet: Packet) -> Iterator[Packet]:
+        if packet.size:
+            if unsigned is not None:
+                packet.update(unsigned(bytes(packet)))
+            packet.stream = track
+            yield packet
+
+    return copy
+
+
+def _encoded(stream: AudioStream, output: OutputContainer) -> Callable[[Packet], Iterable[Packet]]:
+    """As AAC; where sound is missing or cannot be decoded, silence keeps what follows in time."""
+    av = load_av()
+    from av.codec.context import Flags
+
+    rates = av.Codec("aac", "w").audio_rates or []
+    rate = stream.rate if stream.rate in rates else 48_000
+    is_mixed = stream.channels > MOST_CHANNELS
+    channels = min(stream.channels, MOST_CHANNELS)
+    track = output.add_stream(
+        "aac", rate=rate, layout="5.1" if is_mixed else f"{channels}c", bit_rate=BIT_RATE * channels
+    )
+    track.codec_context.flags |= Flags.bitexact
+    resampler = av.AudioResampler(track.format, track.layout, rate, options={"async": "1"})
+
+    def encode(packet: Packet) -> Iterator[Packet]:
+        try:
+            frames = packet.decode()
+        except av.InvalidDataError:
+            return
+        if is_mixed:
+            frames = map(mixed_down, frames)
+        for frame in frames if packet.size else [*frames, None]:
+            for resampled in resampler.resample(frame):
+                yield from track.encode(resampled)
+        if not packet.size:
+            yield from track.encode(None)
+
+    return encode
+
+
+def mixed_down(frame: AudioFrame) -> AudioFrame:
+    """Sound of channels that ``_SURROUND`` names as 5.1 in floating point."""
+    from av import AudioFrame
+
+    names = _places(frame.layout)
+    samples = _samples(frame)
+    weights = np.array([[_SURROUND[name].get(place, 0.0) for name in names] for place in _PLACES], np.float32)
+    mixed = AudioFrame.from_ndarray((weights @ samples).clip(-1, 1), format="fltp", layout="5.1")
+    mixed.sample_rate, mixed.pts, mixed.time_base = frame.sample_rate, frame.pts, frame.time_base
+    return mixed
+
+
+def _places(layout: AudioLayout) -> list[str]:
+    """The channels' names; the usual ones of their number where the file gives none."""
+    from av import AudioLayout
+
+    if layout.name == f"{layout.nb_channels} channels":
+        layout = AudioLayout(f"{layout.nb_channels}c")
+    return [channel.name for channel in layout.channels]
+
+
+def _samples(frame: AudioFrame) -> np.ndarray:
+    """(C,N) float32 in [-1,1]. PyAV's own ``to_ndarray`` takes eight planes for nine."""
+    from av.audio.frame import format_dtypes
+
+    channels = len(frame.layout.channels)
+    dtype = np.dtype(format_dtypes[frame.format.name])
+    if frame.format.is_packed:
+        raw = np.frombuffer(bytes(frame.planes[0]), dtype, frame.samples * channels).reshape(-1, channels).T
+    else:
+        raw = np.stack([np.frombuffer(bytes(plane), dtype, frame.samples) for plane in frame.planes[:channels]])
+    if dtype == np.uint8:
+        return (raw.astype(np.float32) - 128) / 128
+    full = float(np.iinfo(dtype).max) + 1 if dtype.kind == "i" else 1.0
+    return raw.astype(np.float32) / full
+
+
+def unsigned_mp3(packet: bytes) -> bytes:
+    """The packet with zeros where its encoder named itself, in what fills up a frame."""
+    return _NAME_IN_MP3.sub(lambda found: bytes(len(found[0])), packet)
+
+
+def unsigned_aac(packet: bytes) -> bytes:
+    """The packet with zeros in the fill and data elements before its sound, where encoders name themselves.
+
+    Of ISO/IEC 14496-3's raw_data_block, behind an ADTS header if there is one.
+    """
+    total = 8 * len(packet)
+    bits = int.from_bytes(packet, "big")
+    at = 0
+    if packet[:1] == b"\xff" and packet[1:2] and packet[1] & 0xF6 == 0xF0:
+        at = 56 if packet[1] & 1 else 72
+
+    def read(count: int) -> int:
+        nonlocal at
+        at += count
+        return bits >> max(total - at, 0) & (1 << count) - 1
+
+    while at + 3 <= total and (element := read(3)) in (_FILL, _DATA):
+        if element == _DATA:
+            read(4)
+            is_aligned, length = read(1), read(8)
+            length += read(8) if length == 255 else 0
+            at = -(-at // 8) * 8 if is_aligned else at
+        else:
+            length = read(4)
+            length += read(8) - 1 if length == 15 else 0
+        end = at + 8 * length
+        if end > total:
+            break
+        # A fill element whose type is above 2 says something about the sound.
+        if element == _DATA or length == 0 or bits >> total - at - 4 & 15 <= 2:
+            bits &= ~(((1 << end - at) - 1) << total - end)
+        at = end
+    return bits.to_bytes(len(packet), "big")
