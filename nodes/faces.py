@@ -9,7 +9,7 @@ from comfy_api.v0_0_2 import io, ui
 from ..diffprivacy.errors import DiffPrivacyError, NoFaceError
 from ..diffprivacy.faces.detectors import MIN_SIZE, load_detector
 from ..diffprivacy.faces.preview import draw_faces
-from ..diffprivacy.faces.selection import select_faces, select_person
+from ..diffprivacy.faces.selection import fitted_masks, select_faces, select_person
 from ..diffprivacy.identity.embedding import embed_face
 from ..diffprivacy.identity.thresholds import SAME_PERSON, person_threshold
 from . import models, sockets
@@ -84,7 +84,11 @@ class DetectFaces(io.ComfyNode):
                     options=["error", "keep unchanged"],
                     tooltip="What to do with an image of the batch in which no face is found or chosen.",
                 ),
-                io.Mask.Input("mask", optional=True, tooltip="Only faces whose centre lies in the mask."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Only faces whose centre lies in the mask; a mask of another size is resized.",
+                ),
                 sockets.FaceRecognizer.Input(
                     "recognizer", optional=True, tooltip="Needed to compare faces with the person."
                 ),
@@ -151,11 +155,12 @@ class DetectFaces(io.ComfyNode):
         known = None if person is None else _embedding_of_person(person, detector, recognizer)
         keep = "only" if person_mode == "only this person" else "all but"
         chosen, previews = [], []
+        masks = None if mask is None else fitted_masks(mask, image.shape[1:3])
         for i, picture in enumerate(image.cpu().float()):
             candidates = detector.detect(picture, SHOWN, min_size)
             found, below = by_score(candidates, min_score or detector.min_score)
             try:
-                faces = _selected(found, select, None if mask is None else mask[i % len(mask)].cpu())
+                faces = _selected(found, select, None if masks is None else masks[i % len(masks)])
                 if known is not None:
                     faces = _of_person(faces, picture, known, recognizer, person_threshold, keep)
             except NoFaceError as error:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DiffPrivacyError, NoFaceError
@@ -71,6 +72,12 @@ def select_person(
             reason = "every face is"
         raise NoFaceError(f"{reason}, threshold {threshold:.2f}, so nothing would be protected.", "person")
     return chosen
+
+
+def fitted_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks (N,h,w), or a single one (h,w), resized to the height and width of an image: (N,H,W), by interpolation."""
+    batch = masks.reshape(-1, 1, *masks.shape[-2:]).cpu().float()
+    return F.interpolate(batch, tuple(size), mode="bilinear")[:, 0]
 
 
 def _in_mask(face: Face, mask: Tensor) -> bool:

@@ -112,15 +112,25 @@ def test_a_face_that_the_detector_misses_in_a_frame_is_protected_there(server):
     assert min(followed) > 5
 
 
-@pytest.mark.parametrize(("recognizer", "people"), [(False, "2"), (True, "1")])
-def test_nobody_is_followed_over_a_cut_but_a_recognizer_knows_them_again(server, recognizer, people):
-    frames = astronaut(6)
-    frames[2:4] = 128
-    file = write_frames(server.base / "input" / "cut.png", frames)
+def followed(server: ComfyServer, file: str, recognizer: bool) -> tuple[int, str]:
+    """Number of crops, and of people as it is shown."""
     clip = Clip(file).follow(recognizer).crop()
     (shown, _) = clip.graph.add("PreviewAny", source=clip.people)
-    assert len(clip.run(server, clip.crops)) == 4
-    assert server.run(clip.graph)[shown]["text"] == [people]
+    return len(clip.run(server, clip.crops)), server.run(clip.graph)[shown]["text"][0]
+
+
+@pytest.mark.parametrize(("recognizer", "people"), [(False, "2"), (True, "1")])
+def test_nobody_is_followed_over_a_cut_but_a_recognizer_knows_them_again(server, recognizer, people):
+    mirrored = moving(skimage.data.astronaut()[:, ::-1], 0, 90, 288, 288, count=3)
+    file = write_frames(server.base / "input" / "shots.png", np.concatenate([astronaut(3), mirrored]))
+    assert followed(server, file, recognizer) == (6, people)
+
+
+def test_a_face_is_followed_through_a_flash(server):
+    frames = astronaut(6)
+    frames[2:4] = 255
+    file = write_frames(server.base / "input" / "flash.png", frames)
+    assert followed(server, file, recognizer=False) == (6, "1")
 
 
 def test_steady_frames_take_the_flicker_away(server, shot):

@@ -6,7 +6,7 @@ import torch
 
 from diffprivacy.errors import DiffPrivacyError, NoFaceError
 from diffprivacy.faces.geometry import ARCFACE_TEMPLATE, Face
-from diffprivacy.faces.selection import select_faces, select_person
+from diffprivacy.faces.selection import fitted_masks, select_faces, select_person
 
 
 def face(x: float, y: float, side: float) -> Face:
@@ -95,3 +95,21 @@ def test_nobody_left_is_an_error_that_says_how_close_it_was():
         select_person(FACES, EMBEDDINGS, stranger, 0.9, "only")
     with pytest.raises(NoFaceError, match="person: every face is"):
         select_person(FACES, EMBEDDINGS, stranger, -1.0, "all but")
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.5, 1, 3])
+@pytest.mark.parametrize("shape", ["batch", "single"])
+def test_a_mask_of_another_size_means_the_same_place(scale, shape):
+    """The right half of an image of 100 x 80 pixels, where one face has its middle."""
+    height, width = int(80 * scale), int(100 * scale)
+    mask = torch.zeros(height, width)
+    mask[:, width * 3 // 4 :] = 1
+    fitted = fitted_masks(mask if shape == "single" else mask[None], (80, 100))
+    assert fitted.shape == (1, 80, 100)
+    assert select_faces(FACES, "all", fitted[0]) == [FACES[2]]
+
+
+def test_masks_of_a_batch_stay_apart_and_their_own_size_stays_exact():
+    masks = (torch.rand(3, 8, 6) > 0.5).float()
+    assert torch.equal(fitted_masks(masks, (8, 6)), masks)
+    assert fitted_masks(masks, (16, 12)).shape == (3, 16, 12)
