@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from .diffusion.conditioning import scheduled, stage_denoiser
 from .diffusion.guidance import Gradient, guided
 from .diffusion.model import Backbone, Denoiser
+from .diffusion.out_of_memory import halving
 from .diffusion.sampling import Callback, ddim_sigmas, noise_to, sample_euler
 from .diffusion.temporal import smoothed
 from .errors import DiffPrivacyError
@@ -178,7 +180,7 @@ def _gradient(
     decoder = backbone.differentiable_decoder()
     parts = zip(crops.split(faces), landmarks.split(faces), noise.split(faces * how.variants), strict=True)
     energies = [how.energy(*part) for part in parts]
-    gradients = [latent_gradient(energy, decoder, chunk) for energy in energies if energy is not None]
+    gradients = [halving(partial(latent_gradient, energy, decoder), chunk) for energy in energies if energy is not None]
     if not gradients:
         return None
 

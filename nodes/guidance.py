@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +12,7 @@ from comfy_api.v0_0_2 import io
 
 from ..diffprivacy.diffusion.guidance import Guidance, guide
 from ..diffprivacy.diffusion.noise import NoiseKey
+from ..diffprivacy.diffusion.out_of_memory import halving
 from ..diffprivacy.errors import DiffPrivacyError
 from ..diffprivacy.identity import energies
 from ..diffprivacy.identity.recognizers import Ensemble, load_recognizer
@@ -364,20 +367,24 @@ class EnergyGuidance(io.ComfyNode):
             return io.NodeOutput(model)
         levels = noise_levels(model)
         latent_format = model.get_model_object("latent_format")
-        decode = tiny_decoder(latent_format) if decoder != "VAE" else None
-        guidance = Guidance(rule, scale, (to_step, from_step), every, repeats=1 if decode is None else 4)
-        if decode is None:
-            decode = differentiable_decoder(vae, latent_format)
-        elif energy.landmarks is not None:
-            decode = energies.near_faces(decode, energy.landmarks)
-        gradient = energies.latent_gradient(energy, decode, chunk or None)
+        tiny = tiny_decoder(latent_format, model.load_device) if decoder != "VAE" else None
+        guidance = Guidance(rule, scale, (to_step, from_step), every, repeats=4 if tiny else 1)
+        decode = network = tiny or differentiable_decoder(vae, latent_format)
+        if tiny and energy.landmarks is not None:
+            decode = energies.near_faces(tiny, energy.landmarks)
+        gradient = halving(functools.partial(energies.latent_gradient, energy, decode), chunk or None)
 
         def post_cfg(args: dict) -> torch.Tensor:
             sigma = args["sigma"][0]
             sigmas = args["model_options"]["transformer_options"]["sample_sigmas"]
             return guide(args["denoised"], gradient, sigma, sigmas, guidance, levels)
 
-        return io.NodeOutput(guide_model(model, post_cfg))
+        patchers = [network.patcher, *(recognizer.patcher for recognizer in energy.recognizers)]
+
+        def memory(shape: Sequence[int]) -> float:
+            return network.memory((min(chunk or shape[0], shape[0]), *shape[1:]))
+
+        return io.NodeOutput(guide_model(model, post_cfg, patchers, memory))
 
 
 def _private_rows(noise: Any, count: int) -> torch.Tensor:

@@ -90,7 +90,7 @@ class EncoderIdentity:
         digest = hashlib.sha256()
         for weight in weights:
             sample = weight.detach().flatten()[:: max(1, weight.numel() // 4096)]
-            digest.update((sample > 0).cpu().numpy().tobytes())
+            digest.update((sample.float() > 0).cpu().numpy().tobytes())
         return cls(tuple(widths), depth, digest.hexdigest()[:12])
 
     def __str__(self) -> str:

@@ -30,11 +30,18 @@ class Energy:
 
     It keeps no state: what is random in it is drawn from the seed of the call.
     landmarks: (F,5,2) in pixels, of the faces outside whose crops it reads nothing; None when it may read anything.
+    recognizers: those that it asks, which a host brings to its device before sampling.
     """
 
-    def __init__(self, function: Callable[[Tensor, int], Tensor], landmarks: Tensor | None = None):
+    def __init__(
+        self,
+        function: Callable[[Tensor, int], Tensor],
+        landmarks: Tensor | None = None,
+        recognizers: tuple[FaceMatcher, ...] = (),
+    ):
         self._function = function
         self.landmarks = landmarks
+        self.recognizers = recognizers
 
     def __call__(self, images: Tensor, seed: int = 0) -> Tensor:
         return self._function(images, seed)
@@ -42,10 +49,11 @@ class Energy:
     def __add__(self, other: Energy) -> Energy:
         both = [energy.landmarks for energy in (self, other) if energy.landmarks is not None]
         landmarks = torch.cat(both) if len(both) == 2 else None
-        return Energy(lambda images, seed: self(images, seed) + other(images, seed), landmarks)
+        recognizers = tuple(dict.fromkeys((*self.recognizers, *other.recognizers)))
+        return Energy(lambda images, seed: self(images, seed) + other(images, seed), landmarks, recognizers)
 
     def __mul__(self, weight: float) -> Energy:
-        return Energy(lambda images, seed: self(images, seed) * weight, self.landmarks)
+        return Energy(lambda images, seed: self(images, seed) * weight, self.landmarks, self.recognizers)
 
     __rmul__ = __mul__
 
@@ -82,7 +90,7 @@ def identity_away(
         cosines = _cosines(recognizer, reference, landmarks, images)
         return weighted_sum(recognizer.weights, _repulsions(cosines, recognizer, aims, form))
 
-    return Energy(energy, landmarks)
+    return Energy(energy, landmarks, (recognizer,))
 
 
 def identity_toward(
@@ -104,7 +112,7 @@ def identity_toward(
         terms = [(aim - cosine).clamp(min=0) for aim, cosine in zip(enough, cosines, strict=True)]
         return weighted_sum(recognizer.weights, terms)
 
-    return Energy(energy, landmarks)
+    return Energy(energy, landmarks, (recognizer,))
 
 
 def diversity(
@@ -128,7 +136,7 @@ def diversity(
             terms.append((values * others).sum(dim=0) / max(variants - 1, 1))
         return weighted_sum(recognizer.weights, terms)
 
-    return Energy(energy, landmarks)
+    return Energy(energy, landmarks, (recognizer,))
 
 
 def visual_distance(reference: Tensor, reference_landmarks: Tensor, landmarks: Tensor, aim: float = 0.0) -> Energy:
@@ -165,7 +173,7 @@ def augmented(energy: Energy, landmarks: Tensor, draws: int = 4) -> Energy:
         values = [energy(random_view(images, points, generator), seed) for _ in range(draws)]
         return torch.stack(values).mean(dim=0)
 
-    return Energy(mean, energy.landmarks)
+    return Energy(mean, energy.landmarks, energy.recognizers)
 
 
 def near_faces(

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import comfy.clip_vision
 import comfy.latent_formats
 import comfy.model_management
+import comfy.model_patcher
 import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models
@@ -16,7 +17,7 @@ import folder_paths
 import torch
 
 from ...diffprivacy import demo
-from .memory import managed
+from .memory import Resident
 
 
 class DemoLatent(comfy.latent_formats.LatentFormat):
@@ -67,7 +68,9 @@ def load_model() -> Any:
     state = {names[name]: tensor for name, tensor in demo.weights("unet").items()}
     model = config.get_model(state, "")
     management = comfy.model_management
-    patcher = managed(model, management.get_torch_device(), management.unet_offload_device())
+    patcher = comfy.model_patcher.CoreModelPatcher(
+        model, load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
+    )
     model.load_model_weights(state, "", assign=patcher.is_dynamic())
     return patcher
 
@@ -94,7 +97,7 @@ def load_vae() -> Any:
     vae.first_stage_model = demo.load_autoencoder()
     vae.latent_channels = demo.LATENT_CHANNELS
     vae.size = None
-    vae.patcher = managed(vae.first_stage_model, vae.device, comfy.model_management.vae_offload_device())
+    vae.patcher = Resident(vae.first_stage_model, vae.device, comfy.model_management.vae_offload_device())
     return vae
 
 

@@ -1,19 +1,72 @@
-"""Networks under ComfyUI's memory management: copies that autograd can use, and giving their memory back."""
+"""Networks under ComfyUI's memory management: private copies that autograd can use, and giving their memory back."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import gc
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
 import torch
 import torch.utils.checkpoint
+from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 
+from ...diffprivacy.errors import DiffPrivacyError
 from ...diffprivacy.identity.recognizers import Embeddings, FaceMatcher
+
+STATE = (
+    "dynamic_",
+    "_v",
+    "_pin",
+    "_prefetch",
+    "comfy_",
+    "prev_comfy_",
+    "weight_lowvram_function",
+    "bias_lowvram_function",
+    "model_lowvram",
+    "model_loaded_weight_memory",
+    "model_offload_buffer_memory",
+    "lowvram_patch_counter",
+    "current_weight_patches_uuid",
+)
+"""How the attributes begin that ComfyUI's patchers hang on a network: they say where its weights are, and own memory."""
+
+
+class Resident(comfy.model_patcher.ModelPatcher):
+    """A network on its device as a whole or not at all, its weights ordinary tensors that autograd can save.
+
+    ComfyUI's other patchers move weights in inference mode, cast what does not fit into one buffer that all layers
+    share, and move only layers of its own: under autograd each of these is a wrong gradient or an error.
+    """
+
+    def partially_load(
+        self, device_to: torch.device, extra_memory: float = 0, force_patch_weights: bool = False
+    ) -> int:
+        before = self.loaded_size()
+        self._move(device_to, self.model_size())
+        return self.loaded_size() - before
+
+    def partially_unload(
+        self, device_to: torch.device, memory_to_free: float = 0, force_patch_weights: bool = False
+    ) -> int:
+        freed = self.loaded_size()
+        self._move(device_to, 0)
+        return freed
+
+    def detach(self, unpatch_all: bool = True) -> None:
+        if unpatch_all:
+            self._move(self.offload_device, 0)
+
+    def _move(self, device: torch.device, loaded: int) -> None:
+        with torch.inference_mode(False):
+            self.model.to(device)
+        self.model.device = device
+        self.model.model_loaded_weight_memory = loaded
 
 
 class ManagedRecognizer(FaceMatcher):
@@ -25,15 +78,21 @@ class ManagedRecognizer(FaceMatcher):
         self.weights = recognizer.weights
         self.strangers = recognizer.strangers
         self.thresholds = recognizer.thresholds
-        self.patcher = managed(
-            recognizer, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
-        )
+        management = comfy.model_management
+        self.patcher = Resident(recognizer, management.get_torch_device(), management.unet_offload_device())
 
     def embed(self, images: Tensor, landmarks: Tensor, mirrored: bool = False) -> Embeddings:
-        comfy.model_management.load_models_gpu([self.patcher])
+        load([self.patcher])
         device = self.patcher.load_device
         embeddings = self.recognizer.embed(images.to(device), landmarks.to(device), mirrored)
         return tuple(embedding.to(images.device) for embedding in embeddings)
+
+
+def load(patchers: Sequence[Any], memory_required: float = 0) -> None:
+    """Bring networks to their devices; free when they are there, so that it can stand in a loop."""
+    if not all(patcher.loaded_size() for patcher in patchers):
+        with torch.inference_mode(False):
+            comfy.model_management.load_models_gpu(patchers, memory_required, force_full_load=True)
 
 
 def private_patcher(patcher: Any) -> Any:
@@ -41,9 +100,44 @@ def private_patcher(patcher: Any) -> Any:
 
     The model is taken off the GPU first: only then are its weights those of the file, and there is room for the copy.
     """
+    if comfy.model_management.vram_state == comfy.model_management.VRAMState.NO_VRAM:
+        raise DiffPrivacyError("ComfyUI was started with --novram, which leaves no room to train; start it without.")
     comfy.model_management.unload_model_and_clones(patcher)
     untouched = ({}, {}, {}, set())
-    return patcher.clone(disable_dynamic=True, model_override=(private_copy(patcher.model), untouched))
+    private = patcher.clone(disable_dynamic=True, model_override=(private_copy(patcher.model), untouched))
+    private.parent = None
+    return private
+
+
+def private_copy(network: torch.nn.Module, without: Sequence[str] = ()) -> Any:
+    """A frozen copy of a network that shares nothing with ComfyUI's memory management, for autograd inside a prompt.
+
+    without: children that are left out, None in the copy.
+    Raises DiffPrivacyError for quantized weights, which have no gradients.
+    """
+    for name, weight in network.named_parameters():
+        if isinstance(weight, QuantizedTensor) or isinstance(weight.data, QuantizedTensor) or weight.dtype.itemsize < 2:
+            raise DiffPrivacyError(
+                f"{type(network).__name__} has quantized weights ({name}), through which no gradient goes; "
+                "load the model's file in float16, bfloat16 or float32."
+            )
+    configuration = getattr(network, "model_config", None)  # Shared: a UNet's cannot be copied.
+    memo: dict[int, Any] = {id(configuration): configuration}
+    memo |= {id(child): None for name, child in network.named_children() if name in without}
+    for module in network.modules():
+        memo |= {id(value): None for name, value in vars(module).items() if name.startswith(STATE) and _owned(value)}
+    with torch.inference_mode(False):
+        private = copy.deepcopy(network, memo).requires_grad_(False)
+    vars(private).pop("device", None)
+    for module in private.modules():
+        for name in [name for name in vars(module) if name.startswith(STATE)]:
+            delattr(module, name)
+    return private
+
+
+def _owned(value: Any) -> bool:
+    """Whether a value may own native memory; None, numbers and types are shared by everybody."""
+    return not isinstance(value, (type(None), bool, int, float, str, tuple, torch.dtype, torch.device))
 
 
 def release() -> None:
@@ -53,16 +147,14 @@ def release() -> None:
     comfy.model_management.soft_empty_cache()
 
 
-def private_copy(network: torch.nn.Module) -> Any:
-    """A frozen copy of a network that autograd can use, even of one that was loaded in inference mode."""
-    configuration = getattr(network, "model_config", None)  # Shared: a UNet's cannot be copied.
-    with torch.inference_mode(False):
-        return copy.deepcopy(network, {id(configuration): configuration}).requires_grad_(False)
+def replace_forward(layer: torch.nn.Module, function: Callable[..., Any]) -> None:
+    """Let a layer's forward be ``function(layer, ...)``, without a reference cycle that would outlive the network."""
+    layer.forward = functools.partial(function, weakref.proxy(layer))
 
 
-def managed(network: torch.nn.Module, device: torch.device, offload_device: torch.device) -> Any:
-    """The network under ComfyUI's memory management; load it with load_models_gpu before use."""
-    return comfy.model_patcher.CoreModelPatcher(network, load_device=device, offload_device=offload_device)
+def checkpoint_layer(layer: torch.nn.Module) -> None:
+    """Compute a layer's activations again in the backward pass instead of keeping them."""
+    replace_forward(layer, functools.partial(checkpointed, type(layer).forward))
 
 
 def checkpointed(forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.clip_model
 import comfy.model_management
 import comfy.model_sampling
 import torch
+from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
 from ...diffprivacy.backends.diffusers import clip_pixels
@@ -29,8 +29,8 @@ from ...diffprivacy.diffusion.model import (
     TextConditioning,
 )
 from ...diffprivacy.errors import DiffPrivacyError
-from .decoders import differentiable_decoder
-from .memory import checkpointed, private_patcher
+from .decoders import Decoder, differentiable_decoder
+from .memory import checkpoint_layer, load, private_patcher, replace_forward
 from .sampling import run_sampler
 
 
@@ -85,7 +85,7 @@ class ComfyBackbone:
     def decode(self, latents: Tensor) -> Tensor:
         return self.vae.decode(self._latent_format.process_out(latents)).movedim(-1, 1)
 
-    def differentiable_decoder(self) -> Callable[[Tensor], Tensor]:
+    def differentiable_decoder(self) -> Decoder:
         return differentiable_decoder(self.vae, self._latent_format)
 
     def text_conditioning(self, prompt: str, pseudo_words: Tensor | None = None) -> list:
@@ -147,13 +147,13 @@ class ComfyBackbone:
         encoders = [getattr(model, f"clip_{name}") for name in self._text_names]
         for module in model.modules():
             if isinstance(module, comfy.clip_model.CLIPLayer):
-                module.forward = functools.partial(_text_layer, module)
+                replace_forward(module, _text_layer)
         widths = list(self.text_encoder_identity.widths)
 
         def encode(prompt: str, words: Tensor) -> TextConditioning:
             prompt = isolate_placeholders(prompt)
             check_placeholders(prompt, 1)
-            comfy.model_management.load_models_gpu([patcher])
+            load([patcher])
             tokens = self.clip.tokenize(prompt)
             outputs = [
                 encoder([[vector if token == PLACEHOLDER_TOKEN else token for token, *_ in tokens[name][0]] for vector in part])
@@ -165,18 +165,22 @@ class ComfyBackbone:
         return encode
 
     def differentiable_denoiser(self, checkpointing: bool = False) -> DifferentiableDenoiser:
-        """A private copy of the UNet with the MODEL's LoRAs and attention patches."""
+        """A private copy of the UNet with the MODEL's LoRAs and attention patches.
+
+        Its attention is PyTorch's own, which has gradients everywhere; those that ComfyUI may choose have not.
+        """
         patcher = private_patcher(self.model)
         model = patcher.model
         if checkpointing:
             network = model.diffusion_model
             for block in (*network.input_blocks, network.middle_block, *network.output_blocks):
                 for layer in block:
-                    layer.forward = functools.partial(checkpointed, layer.forward)
+                    checkpoint_layer(layer)
+        patcher.set_model_optimized_attention(attention_pytorch)
         options = patcher.model_options["transformer_options"]
 
         def denoise(x: Tensor, sigmas: Tensor, conditioning: TextConditioning) -> Tensor:
-            comfy.model_management.load_models_gpu([patcher])
+            load([patcher])
             height, width = (8 * side for side in x.shape[-2:])
             extra = {"cross_attn": conditioning.context, "pooled_output": conditioning.pooled}
             conditions = model.extra_conds(noise=x, device=x.device, height=height, width=width, **extra)

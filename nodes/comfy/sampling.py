@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.model_management
@@ -10,6 +11,7 @@ import comfy.samplers
 import comfy.utils
 import latent_preview
 import torch
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...diffprivacy.diffusion.model import Denoiser
@@ -59,13 +61,32 @@ def euler() -> comfy.samplers.KSAMPLER:
     return comfy.samplers.sampler_object("euler")
 
 
-def guide_model(model: Any, function: Callable[[dict], Tensor]) -> Any:
-    """A copy of a MODEL whose predictions, after CFG, pass through a function; it can be interrupted at every step."""
+def guide_model(
+    model: Any,
+    function: Callable[[dict], Tensor],
+    patchers: Sequence[Any] = (),
+    memory: Callable[[Sequence[int]], float] = lambda shape: 0.0,
+) -> Any:
+    """A copy of a MODEL whose predictions, after CFG, pass through a function; it can be interrupted at every step.
+
+    patchers: of the networks that the function uses. They are loaded with the model, before sampling begins: loaded in
+    the middle of a step they might push the model off its device. memory: bytes that the function needs for latents
+    of a shape; they are free when sampling begins.
+    """
 
     def interruptible(args: dict) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
         return function(args)
 
-    guided = model.clone()
+    def prepare(executor: Any, model: Any, shape: Sequence[int], *arguments: Any, **options: Any) -> Any:
+        prepared = executor(model, shape, *arguments, **options)
+        management, needed = comfy.model_management, memory(shape)
+        if not management.is_device_cpu(model.load_device) and needed > management.get_free_memory(model.load_device):
+            management.load_models_gpu([model, *prepared[2]], memory_required=needed)
+        return prepared
+
+    guided, key = model.clone(), uuid.uuid4().hex
     guided.set_model_sampler_post_cfg_function(interruptible)
+    guided.set_additional_models(key, list(patchers))
+    guided.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, key, prepare)
     return guided

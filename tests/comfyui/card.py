@@ -1,0 +1,237 @@
+"""Runs inside a Python process of ComfyUI's own: its memory management as on an NVIDIA card, on a machine without one.
+
+python card.py COMFYUI PACK SCENARIO… prints what each scenario found as one line of JSON. ComfyUI's native part loads on
+any Linux machine, so its dynamic patchers are real. The device "meta" stands for the card.
+"""
+
+import asyncio
+import copy
+import gc
+import itertools
+import json
+import sys
+from unittest.mock import patch
+
+comfyui, pack, *scenarios = sys.argv[1:]
+sys.argv = ["main.py", "--cpu"]
+sys.path.insert(0, comfyui)
+
+import comfy_aimdo.control  # noqa: E402
+
+comfy_aimdo.control.init(implementation="cuda")
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.model_management as management  # noqa: E402
+import comfy.model_patcher as patchers  # noqa: E402
+import comfy.ops  # noqa: E402
+import comfy.sd  # noqa: E402
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+
+import nodes  # noqa: E402
+
+torch.set_num_threads(1)
+assert asyncio.run(nodes.load_custom_node(pack))
+prefix = pack.replace(".", "_x_") + "."
+memory, sampling = (sys.modules[f"{prefix}nodes.comfy.{name}"] for name in ("memory", "sampling"))
+CARD, CPU = torch.device("meta"), torch.device("cpu")
+patchers.ModelPatcherDynamic._vbar_get = lambda self, create=False: None  # No card, no pages of its memory.
+FREE = {"card": 2**40}
+"""Bytes that the card has free."""
+management.get_free_memory = lambda device=None, torch_free_too=False: (
+    (FREE["card"], 0) if torch_free_too else FREE["card"]
+)
+
+
+class Autoencoder(nn.Module):
+    """Encoder and decoder of ComfyUI's own layers."""
+
+    def __init__(self):
+        super().__init__()
+        layer = comfy.ops.disable_weight_init.Conv2d
+        self.encoder = nn.Sequential(layer(64, 64, 3))
+        self.decoder = nn.Sequential(layer(64, 64, 3), layer(64, 64, 3))
+        for weight in self.parameters():
+            nn.init.normal_(weight, std=0.05)
+
+    def forward(self, x):
+        return self.decoder(x)
+
+
+def state(network: nn.Module) -> list[str]:
+    return sorted({name for module in network.modules() for name in vars(module) if name.startswith(memory.STATE)})
+
+
+def prompts() -> dict:
+    """Encode, guide, sample, decode, free, three times over, with a VAE that the dynamic patcher holds."""
+    vae = Autoencoder().requires_grad_(False)
+    original = patchers.ModelPatcherDynamic(vae, CARD, CPU)
+    found: dict = {"dynamic": original.is_dynamic()}
+    with torch.inference_mode():
+        for turn in range(3):
+            if turn != 1:  # Once the guidance comes before the VAE was ever used.
+                original.partially_load(CARD, 1e32)
+            private = memory.private_copy(vae, without=("encoder",))
+            found["left"], found["encoder"] = state(private), private.encoder is None
+            decoder = memory.Resident(private, CPU, CPU)
+            memory.load([decoder])
+            with torch.inference_mode(False), torch.enable_grad():
+                x = torch.ones(1, 64, 8, 8, requires_grad=True)
+                found["gradient"] = float(torch.autograd.grad(private(x).square().sum(), x)[0].abs().sum())
+            original.partially_load(CARD, 1e32)
+            del decoder, private
+            memory.release()
+            original.partially_load(CARD, 1e32)
+    original.detach()
+    del original, vae
+    gc.collect()
+    return found
+
+
+def reloaded() -> dict:
+    """Gradients after ComfyUI has moved a network off and on again inside inference mode, as VAE Decode makes it do."""
+    plain_to = nn.Module.to
+
+    def to(self, target, *rest):  # Another precision stands for another device.
+        if isinstance(target, torch.device):
+            return plain_to(self, torch.float64 if target == CARD else torch.float32)
+        return plain_to(self, target, *rest)
+
+    network = Autoencoder().requires_grad_(False)
+    exact = copy.deepcopy(network).double()
+    patcher = memory.Resident(network, CARD, CPU)
+    errors = []
+    with patch.object(nn.Module, "to", to), torch.inference_mode():
+        for _ in range(3):
+            management.load_models_gpu([patcher])
+            with torch.inference_mode(False), torch.enable_grad():
+                x = torch.ones(1, 64, 8, 8, dtype=torch.float64, requires_grad=True)
+                gradient = torch.autograd.grad(network(x).square().sum(), x)[0]
+                expected = torch.autograd.grad(exact(x).square().sum(), x)[0]
+                errors.append(float((gradient - expected).norm() / expected.norm()))
+            management.unload_all_models()
+    return {"errors": errors}
+
+
+def uploads() -> dict:
+    """Bytes moved to the card when a recognizer of plain torch layers is loaded at three calls one after another."""
+    network = nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.Conv2d(64, 64, 3)).requires_grad_(False)
+    size = management.module_size(network)
+    patcher, moved, calls = memory.Resident(network, CARD, CPU), [0], []
+    plain_to = torch.Tensor.to
+
+    def to(self, *arguments, **options):
+        result = plain_to(self, *arguments, **options)
+        if self.device.type == "cpu" and result.device.type == "meta":
+            moved[0] += self.nbytes
+        return result
+
+    with patch.object(torch.Tensor, "to", to):
+        for _ in range(3):
+            moved[0] = 0
+            memory.load([patcher])
+            calls.append(moved[0])
+    devices = sorted({tensor.device.type for tensor in (*network.parameters(), *network.buffers())})
+    return {"size": size, "calls": calls, "devices": devices}
+
+
+def crowded() -> dict:
+    """A private network where ComfyUI would let layers share a buffer, as with too little memory or --novram."""
+    found = {}
+    for name, vram in (("low", management.VRAMState.LOW_VRAM), ("none", management.VRAMState.NO_VRAM)):
+        network = nn.Sequential(*(comfy.ops.disable_weight_init.Linear(64, 64) for _ in range(8)))
+        with patch.object(management, "vram_state", vram), patch.dict(FREE, {"card": 1}):
+            management.load_models_gpu([memory.Resident(network.requires_grad_(False), CARD, CPU)])
+        found[name] = [layer.weight.device.type for layer in network]
+        found[f"{name}_casts"] = any(layer.comfy_cast_weights for layer in network)
+    return found
+
+
+def quantized() -> dict:
+    """What a copy of weights says that have no gradients."""
+    from comfy.quant_ops import QuantizedTensor
+
+    found = {}
+    half = torch.randn(16, 16, dtype=torch.float16)
+    kinds = {
+        "fp8": half.to(torch.float8_e4m3fn),
+        "quantized": QuantizedTensor.from_float(half, "TensorCoreFP8Layout"),
+    }
+    for name, weight in kinds.items():
+        network = nn.Sequential(nn.Linear(16, 16))
+        network[0].weight = nn.Parameter(weight, requires_grad=False)
+        try:
+            memory.private_copy(network)
+        except Exception as error:
+            found[name] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def loads_while_sampling() -> dict:
+    """At which point of a guided sampling run ComfyUI is asked to load something."""
+    demo_model, decoders = (sys.modules[f"{prefix}nodes.comfy.{name}"] for name in ("demo_model", "decoders"))
+    events = []
+    load_models_gpu = management.load_models_gpu
+
+    def recording(*arguments, **options):
+        events.append("load")
+        return load_models_gpu(*arguments, **options)
+
+    with torch.inference_mode():
+        model, clip, vae = demo_model.load_model(), demo_model.load_clip(), demo_model.load_vae()
+        decoder = decoders.differentiable_decoder(vae, model.get_model_object("latent_format"))
+        empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+
+        def post_cfg(args):
+            events.append("guide")
+            with torch.inference_mode(False), torch.enable_grad():
+                z = args["denoised"].clone().requires_grad_()
+                torch.autograd.grad(decoder(z).sum(), z)
+            return args["denoised"]
+
+        guided = sampling.guide_model(model, post_cfg, [decoder.patcher], decoder.memory)
+        latent = {"samples": torch.zeros(1, 16, 8, 8)}
+        with patch.object(management, "load_models_gpu", recording):
+            for _ in range(2):
+                events.append("run")
+                sampling.run_sampler(guided, empty, latent, torch.tensor([3.0, 1.0, 0.3, 0.0]), _euler)
+                management.unload_all_models()
+    return {"events": events}
+
+
+def _euler(denoiser, x, sigmas, callback):
+    for sigma, lower in itertools.pairwise(sigmas):
+        x = x + (x - denoiser(x, sigma)) / sigma * (lower - sigma)
+    return x
+
+
+def attention() -> dict:
+    """Whose attention a training copy of the UNet uses, whatever ComfyUI has chosen."""
+    demo_model, comfy_model = (sys.modules[f"{prefix}nodes.comfy.{name}"] for name in ("demo_model", "model"))
+    import comfy.ldm.modules.attention as attention
+
+    @torch.library.custom_op("diffprivacy_test::attention", mutates_args=())
+    def without_gradient(q: torch.Tensor) -> torch.Tensor:
+        return q.clone()
+
+    @attention.wrap_attn
+    def chosen(q, k, v, heads, *rest, **options):
+        return without_gradient(q)
+
+    with torch.inference_mode():
+        denoise = comfy_model.ComfyBackbone(demo_model.load_model()).differentiable_denoiser()
+    from importlib import import_module
+
+    conditioning = import_module(f"{prefix}diffprivacy.diffusion.model").TextConditioning
+    with patch.object(attention, "optimized_attention", chosen), torch.enable_grad():
+        context = torch.randn(1, 77, 256, requires_grad=True)
+        denoised = denoise(torch.randn(1, 16, 8, 8), torch.tensor([2.0]), conditioning(context, None))
+        gradient = torch.autograd.grad(denoised.square().sum(), context)[0]
+    return {"gradient": float(gradient.abs().sum())}
+
+
+for scenario in scenarios:
+    print(json.dumps({scenario: globals()[scenario]()}))

@@ -1,0 +1,78 @@
+"""ComfyUI's memory management as on an NVIDIA card: no crash, right gradients, nothing loaded twice.
+
+The scenarios run in processes of their own, so that a crash of the process is a failed test.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.comfyui.conftest import HERE, PACK
+
+
+def run(comfyui: Path, *scenarios: str) -> dict[str, Any]:
+    command = [sys.executable, "-X", "faulthandler", HERE / "card.py", comfyui, PACK, *scenarios]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "memory leak" not in done.stderr.lower()
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {name: found for line in lines for name, found in line.items()}
+
+
+@pytest.fixture(scope="module")
+def found(comfyui: Path) -> dict[str, Any]:
+    return run(comfyui, "reloaded", "uploads", "crowded", "quantized", "loads_while_sampling", "attention")
+
+
+def test_a_decoder_comes_and_goes_beside_a_vae_that_comfyui_holds_in_pages(comfyui: Path):
+    """The copy had owned the VAE's native memory a second time: the process died when either was freed."""
+    found = run(comfyui, "prompts")["prompts"]
+    assert found["dynamic"]
+    assert found["left"] == []
+    assert found["encoder"]
+    assert found["gradient"] > 0
+
+
+def test_gradients_hold_after_comfyui_has_moved_the_network_off_and_on_again(found):
+    assert max(found["reloaded"]["errors"]) < 1e-6
+
+
+def test_a_recognizer_is_uploaded_once_and_whole(found):
+    found = found["uploads"]
+    assert found["calls"][0] >= found["size"]
+    assert found["calls"][1:] == [0, 0]
+    assert found["devices"] == ["meta"]
+
+
+def test_a_private_network_is_whole_even_with_too_little_memory(found):
+    found = found["crowded"]
+    for vram in ("low", "none"):
+        assert set(found[vram]) == {"meta"}
+        assert not found[f"{vram}_casts"]
+
+
+def test_quantized_weights_are_refused_with_the_remedy(found):
+    found = found["quantized"]
+    for kind in ("fp8", "quantized"):
+        assert found[kind].startswith("DiffPrivacyError")
+        assert "load the model's file in float16, bfloat16 or float32" in found[kind]
+
+
+def test_nothing_is_loaded_in_the_middle_of_a_guided_step(found):
+    """What is loaded there may push the running UNet off the card."""
+    events = found["loads_while_sampling"]["events"]
+    runs = "".join({"run": "|", "load": "L", "guide": "g"}[event] for event in events).split("|")[1:]
+    assert len(runs) == 2
+    for run in runs:
+        assert run.lstrip("L") == "ggg"
+        assert run.startswith("L")
+
+
+def test_training_uses_an_attention_that_has_gradients(found):
+    assert found["attention"]["gradient"] > 0
