@@ -198,7 +198,7 @@ def test_keyed_mode(photos, tmp_path, monkeypatch, capsys):
         if secret == "right":
             protect(photos / "jane-doe.png", tmp_path / "out", "--keyed", "--passphrase-env", "SECRET")
             printed = capsys.readouterr()
-            assert "jane-doe.png (keyed, experimental)" in printed.out
+            assert "jane-doe.png (keyed mode, experimental)" in printed.out
             assert "warning: keyed mode is experimental" in printed.err
         recover_all = ["recover", str(tmp_path / "out"), "-o", str(tmp_path / secret)]
         assert main([*recover_all, "--passphrase-env", "SECRET"]) == 0
