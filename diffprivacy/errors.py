@@ -25,6 +25,10 @@ class NoFaceError(DiffPrivacyError):
     """An image in which no face was found, so that nothing in it would be protected."""
 
 
+class UsageError(DiffPrivacyError):
+    """A command that cannot be done as it was given."""
+
+
 @contextmanager
 def at_field(field: str) -> Iterator[None]:
     """Errors raised within are this field's."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import demo
-from ..errors import DiffPrivacyError
+from ..errors import DiffPrivacyError, UsageError
 from ..evaluation.comparison import Judged, clean_pairs, judge, table
 from ..evaluation.drawing import cosine_plot
 from ..faces.detectors import load_detector
@@ -18,7 +18,7 @@ from ..identity.recognizers import Recognizer, load_recognizer
 from ..identity.thresholds import FAR, kept_thresholds, write_threshold
 from ..identity.verification import operating_point
 from ..media.images import Picture, read_picture, write_picture
-from .inputs import pictures_in, plan
+from .inputs import layout, pictures_in
 from .options import add_detector_option, recognizer_file
 from .requests import EvaluateRequest, RecognizerFile
 
@@ -73,9 +73,7 @@ def evaluate(request: EvaluateRequest) -> int:
     from tqdm import tqdm
 
     if request.keep_thresholds and not (request.clean and request.recognizers):
-        raise DiffPrivacyError(
-            "--keep-thresholds needs --clean, the photos, and --recognizer, the file to keep it beside."
-        )
+        raise UsageError("--keep-thresholds needs --clean, the photos, and --recognizer, the file to keep it beside.")
     detector = load_detector(request.detector)
     judges = _judges(request.recognizers)
     thresholds = kept_thresholds(judges)
@@ -133,7 +131,7 @@ def _matches(originals: Path, folder: Path) -> list[tuple[Path, list[Path]]]:
 
     Raises DiffPrivacyError for an original without one.
     """
-    return [(source, list(_versions(file))) for source, (file,) in plan([originals], folder).items()]
+    return [(source, list(_versions(file))) for source, (file,) in layout([originals], folder).targets.items()]
 
 
 def _versions(file: Path) -> Iterator[Path]:

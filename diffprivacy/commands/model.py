@@ -11,6 +11,7 @@ from .. import demo
 from ..backends.diffusers import DiffusersBackbone, load_backbone
 from ..backends.vision import load_vision_encoder
 from ..demo.backend import load_backbone as load_demo_backbone
+from ..errors import UsageError
 from ..faces.geometry import Crop
 from ..identity.recognizers import Ensemble, FaceMatcher, load_recognizer
 from .requests import ModelRequest
@@ -31,9 +32,22 @@ def load_vision(request: ModelRequest, backbone: DiffusersBackbone) -> None:
         backbone.vision_encoder = load_vision_encoder(request.clip_vision).to(backbone.device)
 
 
+def device_of(request: ModelRequest) -> str:
+    """The device asked for, or the first that is there; raises UsageError for one that is not."""
+    if request.device is None:
+        return first_device()
+    try:
+        torch.zeros(1, device=request.device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"There is no device {request.device} here ({str(error).splitlines()[0]}): leave --device out."
+        ) from error
+    return request.device
+
+
 def load_model(request: ModelRequest) -> Model:
     """The checkpoint and the recognizers asked for, or the embedded ones."""
-    device = request.device or first_device()
+    device = device_of(request)
     members = [load_recognizer(file.path, file.channels).to(device) for file in request.recognizers]
     recognizer = (
         Ensemble([(member, 1.0) for member in members]) if members else demo.load_recognizer("guide").to(device)
@@ -59,7 +73,7 @@ def load_checkpoint(request: ModelRequest) -> DiffusersBackbone:
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    device = request.device or first_device()
+    device = device_of(request)
     if request.checkpoint is None:
         return load_demo_backbone().to(device)
     return load_backbone(request.checkpoint).to(device, torch.float32 if device == "cpu" else torch.float16)

@@ -58,6 +58,30 @@ def parts(text: str) -> tuple[str, ...]:
         raise argparse.ArgumentTypeError(error.message) from error
 
 
+def share(text: str) -> float:
+    """A number above 0 and up to 1."""
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and up to 1")
+    return number
+
+
+def cosine(text: str) -> float:
+    """A number from -1 to 1."""
+    number = float(text)
+    if not -1 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from -1 to 1")
+    return number
+
+
+def whole(text: str) -> int:
+    """A whole number that torch takes as a seed."""
+    number = int(text)
+    if not 0 <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 2**63 - 1")
+    return number
+
+
 def recognizer_file(text: str) -> RecognizerFile:
     """``FILE``, or ``FILE:BGR`` for a recognizer that takes its images in BGR."""
     file = text.removesuffix(":BGR")
@@ -142,7 +166,7 @@ def add_people_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--except", dest="spared", **photos, help="protect everybody but the people in these photos")
     parser.add_argument(
         "--person-threshold",
-        type=float,
+        type=cosine,
         metavar="COSINE",
         help=f"from which two faces are one person (default: kept beside the recognizer, else {SAME_PERSON})",
     )

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import DiffPrivacyError
 from ..faces.detectors import MIN_SIZE
 from ..faces.keeping import PARTS
-from .inputs import all_exist, is_video, plan
+from ..media.atomic import Together
+from .batch import Batch, StopBatch
+from .inputs import folder_of, is_video, plan
+from .manifest import Manifest
 from .options import (
     SEED_WARNING,
     UNGUIDED_WARNING,
@@ -23,7 +25,6 @@ from .options import (
     add_seal_options,
     add_vision_option,
     model_request,
-    option_at_fault,
     parts,
     people_request,
     positive,
@@ -32,8 +33,8 @@ from .options import (
 )
 from .protect_picture import protect_picture
 from .protect_video import protect_video
-from .requests import ProtectRequest
-from .resources import load_resources
+from .requests import ProtectRequest, digest
+from .resources import Resources, load_resources
 
 TASKS = {
     "anonymize": "make every face somebody else",
@@ -52,7 +53,14 @@ def add_parser(commands: Any) -> None:
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("inputs", nargs="+", type=Path, metavar="INPUT", help="picture, video, or folder of them")
-    add("-o", "--output", required=True, type=Path, metavar="OUT", help="folder for the PNG and MP4 files")
+    add(
+        "-o",
+        "--output",
+        required=True,
+        type=Path,
+        metavar="OUT",
+        help="folder for the PNG and MP4 files; for one input also a file",
+    )
     add_checkpoint_options(parser)
     add_guide_options(parser)
     add_crop_options(parser)
@@ -153,27 +161,36 @@ def _request(options: argparse.Namespace) -> ProtectRequest:
 
 def protect(request: ProtectRequest) -> int:
     """Protect all inputs; returns the exit code."""
-    targets = plan(request.inputs, request.output, request.variants, lambda video: f"{video.stem}.mp4")
-    todo = {source: files for source, files in targets.items() if request.overwrite or not all_exist(files)}
-    if len(todo) < len(targets):
-        print(f"{len(targets) - len(todo)} already done (--overwrite does them again)")
-    if not todo:
-        return 0
+    found = plan(request.inputs, request.output, request.variants, lambda video: f"{video.stem}.mp4")
+    batch = Batch("protected", found)
+    manifest = Manifest(folder_of(request.output), digest(request), request.overwrite)
+    use = None
+    for source, files in found.targets.items():
+        with batch.input(source), manifest.source(source, files) as entry:
+            if entry.is_done():
+                batch.already += 1
+                continue
+            if use is None:
+                use = _prepare(request)
+            with Together() as made:
+                if is_video(source):
+                    said = protect_video(source, files[0], request, use, made)
+                else:
+                    said = protect_picture(source, files, request, use, made)
+                entry.finish(made)
+            batch.finished(said)
+    return batch.finish()
+
+
+def _prepare(request: ProtectRequest) -> Resources:
+    """What the first input needs; what is wrong here is wrong for all."""
     if request.seed is not None:
         print(SEED_WARNING, file=sys.stderr)
     if request.model.unguided:
         print(UNGUIDED_WARNING, file=sys.stderr)
     if request.variants > 1:
         print(VARIANTS_WARNING, file=sys.stderr)
-    use = load_resources(request)
-    failed = 0
-    for source, files in todo.items():
-        try:
-            if is_video(source):
-                protect_video(source, files[0], request, use)
-            else:
-                protect_picture(source, files, request, use)
-        except DiffPrivacyError as error:
-            print(f"error: {source}: {option_at_fault(error)}", file=sys.stderr)
-            failed += 1
-    return 1 if failed else 0
+    try:
+        return load_resources(request)
+    except Exception as error:
+        raise StopBatch(error) from error

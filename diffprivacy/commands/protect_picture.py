@@ -20,7 +20,8 @@ from ..faces.keeping import check_kept, keep_original, kept_parts
 from ..faces.regions import faces_in_boxes, union
 from ..faces.selection import select_faces
 from ..faces.transparency import detect_faces, flattened
-from ..media.images import Picture, read_picture, write_picture
+from ..media.atomic import Together
+from ..media.images import Picture, read_picture
 from ..progress import sampling_progress
 from ..recovery import png
 from ..recovery.encryption import Seal
@@ -33,27 +34,31 @@ from .resources import Resources
 from .sealing import write_sealed
 
 
-def protect_picture(source: Path, files: Sequence[Path], request: ProtectRequest, use: Resources) -> None:
-    """Protect a picture: one file for each variant. Raises DiffPrivacyError, and writes nothing, where it cannot."""
+def protect_picture(
+    source: Path, files: Sequence[Path], request: ProtectRequest, use: Resources, made: Together
+) -> list[str]:
+    """Make a picture's files, one for each variant; returns what to say of them."""
     with sampling_progress(source.name) as progress:
         pictures, key = _protected(source, request, use, progress)
-    files[0].parent.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        _write(file, next(pictures), key, use.seal, request.sealing)
+    return [_write(made, file, next(pictures), key, use.seal, request.sealing) for file in files]
 
 
 def _write(
-    file: Path, picture: Picture, key: RecoveryKey | Public | None, seal: Seal | None, sealing: SealRequest
-) -> None:
+    made: Together,
+    file: Path,
+    picture: Picture,
+    key: RecoveryKey | Public | None,
+    seal: Seal | None,
+    sealing: SealRequest,
+) -> str:
     if isinstance(key, Public):
-        png.save(file, picture, [key.to_bytes()], kind=png.KEYED)
-        print(f"{file} (keyed mode, experimental)")
+        png.add(made, file, picture, [key.to_bytes()], kind=png.KEYED)
         print(f"warning: {EXPERIMENTAL}", file=sys.stderr)
-    elif seal is None or key is None:
-        write_picture(file, picture)
-        print(file)
-    else:
-        write_sealed(file, picture, key, seal, sealing)
+        return f"{file} (keyed mode, experimental)"
+    if seal is None or key is None:
+        png.add(made, file, picture)
+        return str(file)
+    return write_sealed(made, file, picture, key, seal, sealing)
 
 
 def _protected(

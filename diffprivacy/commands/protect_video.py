@@ -14,6 +14,7 @@ from torch import Tensor
 from ..diffusion.noise import NoiseKey
 from ..diffusion.sampling import strength_steps
 from ..errors import DiffPrivacyError, NoFaceError
+from ..media.atomic import Together
 from ..regeneration import Regeneration, task_energy
 from ..video.files import open_video
 from ..video.protect import Followed, follow_faces, pieces, protect_pieces, tracks_in
@@ -29,10 +30,10 @@ MOST_GAPS = 10
 """Gaps that are named one by one."""
 
 
-def protect_video(source: Path, target: Path, request: ProtectRequest, use: Resources) -> None:
-    """Protect a video; an earlier run that was interrupted goes on.
+def protect_video(source: Path, target: Path, request: ProtectRequest, use: Resources, made: Together) -> list[str]:
+    """Make a video's files; an earlier run that was interrupted goes on. Returns what to say of them.
 
-    Raises DiffPrivacyError, and writes nothing, for a video without a face and options that are for pictures.
+    Raises DiffPrivacyError for a video without a face and options that are for pictures.
     """
     from tqdm import tqdm
 
@@ -80,13 +81,14 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
         chosen = dataclasses.replace(followed, tracks=tracks)
         protect_pieces(video, todo, chosen, regenerate, model.crop)
     if use.seal is not None:
-        use.seal.close_file(source, sealed_beside(target, source))
-    join([path for _, path in plan], video, target, sound=request.sound)
-    state.remove()
-    print(f"{target} ({_summary(followed.frames, tracks)})")
+        use.seal.close_file(source, made.add(sealed_beside(target, source)))
+    join([path for _, path in plan], video, made.add(target), sound=request.sound)
+    made.afterwards.append(state.remove)
     _warn_of_gaps(source, followed)
+    said = [f"{target} ({_summary(followed.frames, tracks)})"]
     if use.seal is not None:
-        print(f"{sealed_beside(target, source)} (the original, sealed)")
+        said.append(f"{sealed_beside(target, source)} (the original, sealed)")
+    return said
 
 
 def sealed_beside(target: Path, source: Path) -> Path:

@@ -7,23 +7,27 @@ import dataclasses
 import re
 import sys
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..backends.diffusers import DiffusersBackbone
-from ..errors import DiffPrivacyError
+from ..errors import DiffPrivacyError, UsageError
 from ..faces.selection import parse_selection
-from ..media.images import Picture, read_picture, write_picture
+from ..media.atomic import Together
+from ..media.images import Picture, encode_png, read_picture
 from ..progress import sampling_progress
 from ..recovery import png, replay
 from ..recovery.envelope import read_signer
 from ..recovery.key import RecoveryKey
 from ..recovery.keyed import Public, recover_keyed
 from ..recovery.opening import open_keys
-from .inputs import all_exist, is_video, plan
+from .batch import Batch, StopBatch
+from .inputs import folder_of, is_video, plan
+from .manifest import Manifest
 from .model import load_checkpoint
-from .options import add_checkpoint_options, add_passphrase_options, model_request, option_at_fault, passphrase_request
-from .requests import RecoverRequest
+from .options import add_checkpoint_options, add_passphrase_options, model_request, passphrase_request
+from .requests import RecoverRequest, digest
 from .sealing import Secrets
 
 if TYPE_CHECKING:
@@ -91,48 +95,60 @@ def _request(options: argparse.Namespace) -> RecoverRequest:
 
 def recover(request: RecoverRequest) -> int:
     """Recover all inputs; returns the exit code."""
-    targets = plan(request.inputs, request.output, video_name=_recovered_video)
-    if request.key_files and len(targets) > 1:
-        raise DiffPrivacyError("--key-file belongs to one picture; name a single one.")
-    todo = {source: files for source, files in targets.items() if request.overwrite or not all_exist(files)}
-    if len(todo) < len(targets):
-        print(f"{len(targets) - len(todo)} already done (--overwrite does them again)")
-    secrets = Secrets(request)
-    signer = None if request.signer is None else read_signer(request.signer)
-    backbone = None
-    failed = 0
-    for source, (file,) in todo.items():
-        try:
-            if is_video(source):
-                if signer is not None:
-                    raise DiffPrivacyError("The sealed original of a video carries no signature; leave --signer out.")
-                sealed = _sealed_video(source, request)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                secrets.open_file(sealed, file)
-                print(file)
+    found = plan(request.inputs, request.output, video_name=_recovered_video)
+    if request.key_files and len(found.targets) > 1:
+        raise UsageError("--key-file belongs to one image; name a single one.")
+    batch = Batch("recovered", found)
+    manifest = Manifest(folder_of(request.output), digest(request), request.overwrite)
+    tools = _Tools(request)
+    for source, (file,) in found.targets.items():
+        with batch.input(source), manifest.source(source, [file]) as entry:
+            if entry.is_done():
+                batch.already += 1
                 continue
-            picture = read_picture(source)
-            keyed = None if request.key_files else _public(source)
-            if keyed and signer is not None:
-                raise DiffPrivacyError("A picture in keyed mode carries no signature; leave --signer out.")
-            keys = [] if keyed else _keys(source, picture, request, secrets, signer)
-            replay.check_places(picture.rgb.shape, keys)
-            if backbone is None and not (keys and all(key.patches for key in keys)):
-                backbone = load_checkpoint(request.model)
-            if keyed and backbone is not None:
-                print("keyed mode (experimental): a wrong passphrase gives another face, not an error", file=sys.stderr)
-                rgb = recover_keyed(picture.rgb, keyed, backbone, secrets.asked())
-                recovered = dataclasses.replace(picture, rgb=rgb)
-            else:
-                recovered = _recover(source, picture, keys, backbone, request)
-        except DiffPrivacyError as error:
-            print(f"error: {source}: {option_at_fault(error)}", file=sys.stderr)
-            failed += 1
-            continue
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_picture(file, recovered)
-        print(file)
-    return 1 if failed else 0
+            with Together() as made:
+                if is_video(source):
+                    if tools.signer is not None:
+                        raise DiffPrivacyError(
+                            "The sealed original of a video carries no signature; leave --signer out."
+                        )
+                    tools.secrets.open_file(_sealed_video(source, request), made.add(file))
+                else:
+                    made.write(file, encode_png(_recover_picture(source, request, tools)))
+                entry.finish(made)
+            batch.finished([str(file)])
+    return batch.finish()
+
+
+class _Tools:
+    """Secrets, and the checkpoint, which is loaded by the first key that needs it."""
+
+    def __init__(self, request: RecoverRequest):
+        self._request = request
+        self.secrets = Secrets(request)
+        self.signer = None if request.signer is None else read_signer(request.signer)
+
+    @cached_property
+    def backbone(self) -> DiffusersBackbone:
+        try:
+            return load_checkpoint(self._request.model)
+        except Exception as error:
+            raise StopBatch(error) from error
+
+
+def _recover_picture(source: Path, request: RecoverRequest, tools: _Tools) -> Picture:
+    picture = read_picture(source)
+    if not request.key_files and (keyed := _public(source)):
+        if tools.signer is not None:
+            raise DiffPrivacyError("A picture in keyed mode carries no signature; leave --signer out.")
+        print("keyed mode (experimental): a wrong passphrase gives another face, not an error", file=sys.stderr)
+        rgb = recover_keyed(picture.rgb, keyed, tools.backbone, tools.secrets.asked())
+        return dataclasses.replace(picture, rgb=rgb)
+    keys = _keys(source, picture, request, tools.secrets, tools.signer)
+    replay.check_places(picture.rgb.shape, keys)
+    backbone = None if keys and all(key.patches for key in keys) else tools.backbone
+    with sampling_progress(source.name) as progress:
+        return replay.recover(picture, keys, backbone, request.accept_changed, progress)
 
 
 def _sealed_video(source: Path, request: RecoverRequest) -> Path:
@@ -159,17 +175,6 @@ def _sealed_beside(source: Path) -> list[Path]:
 def _recovered_video(source: Path) -> str:
     """The name of an original, whose container need not be the protected video's."""
     return next((path.stem for path in _sealed_beside(source)), source.name)
-
-
-def _recover(
-    source: Path,
-    picture: Picture,
-    keys: list[RecoveryKey],
-    backbone: DiffusersBackbone | None,
-    request: RecoverRequest,
-) -> Picture:
-    with sampling_progress(source.name) as progress:
-        return replay.recover(picture, keys, backbone, request.accept_changed, progress)
 
 
 def _public(source: Path) -> Public | None:

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import DiffPrivacyError
+from ..errors import DiffPrivacyError, UsageError
+from ..media.atomic import Together
 from ..media.images import Picture
 from ..recovery import png
 from ..recovery.encryption import (
@@ -29,18 +30,18 @@ def load_seal(request: ProtectRequest) -> Seal | None:
     sealing = request.sealing
     apart = request.task != "anonymize" or request.variants > 1 or sealing.recipients or sealing.sign_with
     if sealing.keyed and apart:
-        raise DiffPrivacyError("--keyed goes with anonymize, one variant and a passphrase, and stores no key to sign.")
+        raise UsageError("--keyed goes with anonymize, one variant and a passphrase, and stores no key to sign.")
     signer = None if sealing.sign_with is None else read_signing_key(sealing.sign_with)
     if sealing.recipients:
         if _given_passphrase(sealing.passphrase) or sealing.ask_passphrase:
-            raise DiffPrivacyError("A key is sealed either to a passphrase or to public keys (--seal-to); choose one.")
+            raise UsageError("A key is sealed either to a passphrase or to public keys (--seal-to); choose one.")
         return Seal(recipients=sealing.recipients, signer=signer)
     if sealing.ask_passphrase:
         return Seal(passphrase=_new_passphrase(), signer=signer)
     if (passphrase := _given_passphrase(sealing.passphrase)) is not None:
         return Seal(passphrase=passphrase, signer=signer)
     if sealing.keyed or sealing.beside or sealing.per_face or sealing.fidelity != "latent" or signer:
-        raise DiffPrivacyError("The options of the recovery key need --seal-to, --passphrase-file or --passphrase-env.")
+        raise UsageError("The options of the recovery key need --seal-to, --passphrase-file or --passphrase-env.")
     return None
 
 
@@ -75,20 +76,22 @@ def ask_passphrase(prompt: str = "Passphrase: ") -> str:
     return getpass.getpass(prompt)
 
 
-def write_sealed(file: Path, picture: Picture, key: RecoveryKey, seal: Seal, sealing: SealRequest) -> None:
-    """Write a protected picture with its sealed key inside or beside it."""
+def write_sealed(
+    files: Together, file: Path, picture: Picture, key: RecoveryKey, seal: Seal, sealing: SealRequest
+) -> str:
+    """Add a protected picture with its sealed key, inside or beside it; returns what to say of it."""
     bound = key.bound_to(picture)
     keys = [bound.only(i) for i in range(len(bound.faces))] if sealing.per_face else [bound]
     sealed = [seal.close_key(key) for key in keys]
-    png.save(file, picture, sealed, sealing.beside)
+    png.add(files, file, picture, sealed, sealing.beside)
     size = sum(map(len, sealed)) / 1000
     place = "beside" if sealing.beside else "inside"
-    print(f"{file} (sealed {key.fidelity} key {place}, {size:.1f} kB)")
+    return f"{file} (sealed {key.fidelity} key {place}, {size:.1f} kB)"
 
 
 def _given_passphrase(place: PassphraseRequest) -> str | None:
     if place.file and place.env:
-        raise DiffPrivacyError("Give --passphrase-file or --passphrase-env, not both.")
+        raise UsageError("Give --passphrase-file or --passphrase-env, not both.")
     if place.file:
         return read_secret_file(place.file, "passphrase")
     if place.env:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DiffPrivacyError
+from ..errors import UsageError
 from ..faces.detectors import load_detector
 from ..faces.geometry import crop_face
 from ..faces.selection import select_faces
@@ -27,6 +27,7 @@ from .options import (
     add_vision_option,
     model_request,
     positive,
+    whole,
 )
 from .requests import TrainRequest
 
@@ -60,7 +61,9 @@ def add_parser(commands: Any) -> None:
     add("--checkpointing", action="store_true", help="less memory for more time")
     add("--lr", type=float, default=Settings.lr, metavar="LR", help="learning rate (default: what suits the module)")
     add("--no-flips", action="store_true", help="do not learn from the mirror images too")
-    add("--seed", type=int, default=0, metavar="N", help="of all draws (default 0): the same seed gives the same file")
+    add(
+        "--seed", type=whole, default=0, metavar="N", help="of all draws (default 0): the same seed gives the same file"
+    )
     parser.set_defaults(run=lambda options: train_msi(_request(options)))
 
 
@@ -93,7 +96,7 @@ def train_msi(request: TrainRequest) -> int:
 
     sources = [picture for given in request.inputs for picture in pictures_in(given)]
     if request.output.suffix != ".safetensors":
-        raise DiffPrivacyError(f"{request.output}: an MSI is a .safetensors file; give such a name to --output.")
+        raise UsageError(f"{request.output}: an MSI is a .safetensors file; give such a name to --output.")
     backbone = load_checkpoint(request.model)
     load_vision(request.model, backbone)
     crop = crop_of(request.model, backbone)

@@ -19,7 +19,8 @@ from ..evaluation.drawing import contact_sheet
 from ..faces.detectors import load_detector
 from ..faces.geometry import Face, crop_face
 from ..faces.selection import select_faces
-from ..media.images import Picture, read_picture, write_atomically, write_picture
+from ..media.atomic import write_atomically
+from ..media.images import Picture, read_picture, write_picture
 from ..pipeline import protect
 from ..presets import PRESETS
 from ..progress import sampling_progress
@@ -53,7 +54,7 @@ def run(photo: Path | None, output: Path, seed: int | None = None) -> None:
         raise DiffPrivacyError(f"{output} cannot be made a folder ({error.strerror}); choose another.") from error
     backbone = load_backbone()
     identity, stranger = x25519.Identity.generate(), x25519.Identity.generate()
-    write_atomically(output / "identity.txt", f"{identity}\n".encode())
+    write_atomically(output / "identity.txt", f"{identity}\n".encode(), secret=True)
     _protect(original, face, backbone, Seal(recipients=[str(identity.to_public())]), output, seed)
     del original
 

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import io
-import os
-import secrets
 import struct
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DiffPrivacyError
+from .atomic import write_atomically
 from .limits import check_file
 
 if TYPE_CHECKING:
@@ -37,6 +33,7 @@ _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 0x0102
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_COLOUR_TYPE, _GREY_WITH_ALPHA = 25, 4
+_SUBFILE_TYPE = 0x00FE
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +46,10 @@ class Picture:
 
 
 def read_picture(path: str | Path) -> Picture:
-    """The picture (the first, where the file holds several) turned upright and converted to sRGB.
+    """The picture turned upright and converted to sRGB.
 
-    Raises DiffPrivacyError, naming the file, if it is missing, damaged, too large or of another format.
+    Raises DiffPrivacyError, naming the file, if it is missing, damaged, too large, of another format, or an animation
+    or several pages.
     """
     path = Path(path)
     check_file(path, "picture", MOST_FILE_BYTES)
@@ -72,6 +70,7 @@ def decode_picture(data: bytes, name: str) -> Picture:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             _check_size(image, data, name)
+            _check_single(image, name)
             image.load()
             orientation = image.getexif().get(_ORIENTATION, 1)
             pixels = _pixels(image, data)
@@ -121,52 +120,26 @@ def write_picture(path: str | Path, picture: Picture) -> None:
     write_atomically(path, encode_png(picture))
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write a file through a temporary one beside it, so that no half file is ever seen under its name.
-
-    mode: the file's permissions from its first byte on, less the process's umask.
-    Raises DiffPrivacyError if that fails; what stood at ``path`` before is then still there.
-    """
-    opener = partial(os.open, mode=mode)
-    with appearing(path) as temporary, open(temporary, "xb", opener=opener) as file:
-        file.write(data)
-
-
-@contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` for a file that takes its place once the block has written it.
-
-    If the block fails, what stood at ``path`` before is still there, and nothing else. Raises DiffPrivacyError where
-    the file cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        try:
-            yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            _sync_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise DiffPrivacyError(f"{path} cannot be written: {error.strerror}.") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring a rename to the disk, so that files written one after the other survive a power cut in that order."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def values(pixels: np.ndarray) -> Tensor:
     """What uint8 or uint16 stand for: float32 in [0,1], contiguous."""
     return torch.from_numpy(pixels.astype(np.float32, order="C")).div_(np.iinfo(pixels.dtype).max)
+
+
+def _check_single(image: Image.Image, name: str) -> None:
+    """Raises DiffPrivacyError for an animation and for several pages; thumbnails and a camera's second JPEG are neither."""
+    parts = getattr(image, "n_frames", 1) if image.format in ("PNG", "WEBP", "TIFF") else 1
+    if image.format == "TIFF" and parts > 1:
+        kinds = []
+        for i in range(parts):
+            image.seek(i)
+            kinds.append(image.tag_v2.get(_SUBFILE_TYPE, 0))  # pyright: ignore[reportAttributeAccessIssue]
+        image.seek(0)
+        parts = sum(not kind & 1 for kind in kinds)
+    if parts > 1:
+        raise DiffPrivacyError(
+            f"{name} holds {parts} frames or pages, of which one is protected at a time: save each as a file of its own, "
+            "or an animation as a video."
+        )
 
 
 def _pixels(image: Image.Image, data: bytes) -> np.ndarray | None:

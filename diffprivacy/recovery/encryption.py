@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DiffPrivacyError
-from ..media.images import appearing, write_atomically
+from ..media.atomic import appearing, write_atomically
 from .key import MAX_BYTES, RecoveryKey
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import DiffPrivacyError
-from ..media.images import Picture, encode_png, write_atomically
+from ..media.atomic import Together
+from ..media.images import Picture, encode_png
 from .encryption import MAX_SEALED
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -74,18 +75,30 @@ def _check_count(keys: int) -> None:
         )
 
 
-def save(
-    path: Path, picture: Picture, sealed: Sequence[bytes] = (), beside: bool = False, kind: bytes = SEALED_KEY
+def save(path: Path, picture: Picture, sealed: Sequence[bytes] = (), beside: bool = False) -> None:
+    """Write a picture with its sealed keys inside or beside it: all files appear complete, or none does."""
+    with Together() as files:
+        add(files, path, picture, sealed, beside)
+        files.commit()
+
+
+def add(
+    files: Together,
+    path: Path,
+    picture: Picture,
+    sealed: Sequence[bytes] = (),
+    beside: bool = False,
+    kind: bytes = SEALED_KEY,
 ) -> None:
-    """Write a picture with its sealed keys inside or beside it: the keys first, each file complete or not at all."""
+    """As :func:`save`, to files that appear together, the keys before the picture."""
     _check_count(len(sealed))
     data = encode_png(picture)
     if beside:
         for file, content in zip(names_beside(path, len(sealed)), sealed, strict=True):
-            write_atomically(file, content)
+            files.write(file, content)
     elif sealed:
         data = with_chunks(data, kind, sealed)
-    write_atomically(path, data)
+    files.write(path, data)
 
 
 def names_beside(picture: Path, count: int) -> list[Path]:

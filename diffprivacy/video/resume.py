@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.noise import NoiseKey
-from ..media.images import write_atomically
+from ..media.atomic import write_atomically
 
 FORMAT = 2
 """Of the job file; a job in another is begun anew."""
@@ -57,14 +57,18 @@ class ResumeState:
     def _load(self) -> bool:
         if not self._file.exists():
             return False
-        kept = json.loads(self._file.read_text())
-        if kept["settings"] != self.settings:
-            return False
-        self.noise_key = NoiseKey(bytes.fromhex(kept["noise"]))
-        self.faces = {int(person): [torch.tensor([v]) for v in vectors] for person, vectors in kept["faces"].items()}
+        try:
+            kept = json.loads(self._file.read_text())
+            if kept["settings"] != self.settings:
+                return False
+            noise_key = NoiseKey(bytes.fromhex(kept["noise"]))
+            faces = {int(person): [torch.tensor([v]) for v in vectors] for person, vectors in kept["faces"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return False  # damaged, as by a power cut
+        self.noise_key, self.faces = noise_key, faces
         return True
 
     def _save(self) -> None:
         faces = {person: [vector[0].tolist() for vector in vectors] for person, vectors in self.faces.items()}
         content = json.dumps({"settings": self.settings, "noise": self.noise_key.key.hex(), "faces": faces})
-        write_atomically(self._file, content.encode(), mode=0o600)
+        write_atomically(self._file, content.encode(), secret=True)

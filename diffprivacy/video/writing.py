@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DiffPrivacyError
-from ..media.images import appearing
+from ..media.atomic import appearing
 from .files import load_av, named_errors, open_container
 from .frames import Frame, Video, even_size, to_even, yuv_format, yuv_graph
 from .sound import heard, packets_of_sound, sound_track

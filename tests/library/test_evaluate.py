@@ -214,7 +214,7 @@ def test_thresholds_come_from_clean_photos(folders, data_dir, tmp_path, capsys):
 
 
 def test_thresholds_are_kept_beside_a_file_only(folders, tmp_path, capsys):
-    assert main(["evaluate", *map(str, folders), "--clean", str(tmp_path), "--keep-thresholds"]) == 1
+    assert main(["evaluate", *map(str, folders), "--clean", str(tmp_path), "--keep-thresholds"]) == 2
     assert "--keep-thresholds needs --clean, the photos, and --recognizer" in capsys.readouterr().err
 
 

@@ -1,5 +1,6 @@
 """Bad image files, and what stops on the way: one clear error, no memory taken, and no half file."""
 
+import io
 import os
 import struct
 import tracemalloc
@@ -7,13 +8,14 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.media.images import Picture, decode_picture, encode_png, read_picture, write_picture
+from diffprivacy.media.images import Picture, decode_picture, encode_png, levels, read_picture, write_picture
 from testing.clear_errors import assert_one_clear_error
 from testing.image_files import deep_png, encoded, icc_profile, photo, tiff, transparent_palette
 
@@ -177,3 +179,20 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
         write_picture(path, Picture(torch.ones(2, 2, 3)))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {})])
+def test_animations_and_pages_are_refused(kind, options):
+    """Only one would be protected, and the others lost."""
+    first, second = (Image.fromarray(np.full((8, 8, 3), level, np.uint8)) for level in (10, 200))
+    data = encoded(first, kind, save_all=True, append_images=[second], **options)
+    with pytest.raises(DiffPrivacyError, match=r"photo holds 2 frames or pages"):
+        decode_picture(data, "photo")
+
+
+def test_a_thumbnail_is_no_page():
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(photo(), photometric="rgb")
+        writer.write(np.zeros((4, 4, 3), np.uint8), photometric="rgb", subfiletype=1)
+    np.testing.assert_array_equal(levels(decode_picture(file.getvalue(), "photo").rgb, 8), photo())

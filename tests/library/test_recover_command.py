@@ -149,17 +149,17 @@ def test_what_recover_says_of_identities(sealed, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "code", "message"),
     [
-        (["--seal-to", "nobody"], "is no public key"),
-        (["--fidelity", "lossless"], "need --seal-to"),
-        (["--passphrase-env", "NOT_SET"], "NOT_SET"),
-        (["--passphrase-file", "absent.txt"], "absent.txt"),
-        (["--passphrase-env", "HOME", "--seal-to", "age1x"], "choose one"),
+        (["--seal-to", "nobody"], 1, "is no public key"),
+        (["--fidelity", "lossless"], 2, "need --seal-to"),
+        (["--passphrase-env", "NOT_SET"], 1, "NOT_SET"),
+        (["--passphrase-file", "absent.txt"], 1, "absent.txt"),
+        (["--passphrase-env", "HOME", "--seal-to", "age1x"], 2, "choose one"),
     ],
 )
-def test_wrong_seals_stop_before_anything_is_written(photos, tmp_path, capsys, options, message):
-    assert main(["anonymize", str(photos), "-o", str(tmp_path / "out"), *options]) == 1
+def test_wrong_seals_stop_before_anything_is_written(photos, tmp_path, capsys, options, code, message):
+    assert main(["anonymize", str(photos), "-o", str(tmp_path / "out"), *options]) == code
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -210,6 +210,6 @@ def test_keyed_mode(photos, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("options", [["--seal-to", "age1x"], ["--variants", "2"], []])
 def test_keyed_mode_needs_a_passphrase_and_one_variant(photos, tmp_path, capsys, options):
-    assert main(["anonymize", str(photos), "-o", str(tmp_path / "out"), "--keyed", *options]) == 1
+    assert main(["anonymize", str(photos), "-o", str(tmp_path / "out"), "--keyed", *options]) == 2
     assert "passphrase" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

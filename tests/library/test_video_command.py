@@ -118,7 +118,7 @@ def test_an_interrupted_video_goes_on_and_ends_the_same(tmp_path, stopped, capsy
     assert (unfinished / "job.json").stat().st_mode & 0o777 == 0o600
     assert main([*command, str(out)]) == 0
     assert stopped == [8, 8, 8]
-    assert [path.name for path in out.iterdir()] == ["secret name.mp4"]
+    assert [path.name for path in out.glob("[!.]*")] == ["secret name.mp4"]
     assert main([*command, str(once)]) == 0
     for one, other in zip(pixels(out / "secret name.mp4"), pixels(once / "secret name.mp4"), strict=True):
         assert np.array_equal(one, other)
@@ -159,13 +159,13 @@ def test_sealed_videos_come_back_to_the_last_bit(clip, tmp_path, capsys):
     (tmp_path / "stranger.txt").write_text(str(other))
     out = tmp_path / "out"
     assert main(["hide", str(clip), "-o", str(out), *QUICK, "--seal-to", str(identity.to_public())]) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["clip.mp4", "clip.mp4.age"]
+    assert sorted(path.name for path in out.glob("[!.]*")) == ["clip.mp4", "clip.mp4.age"]
     assert psnr(np.stack(pixels(out / "clip.mp4")), np.stack(pixels(clip))) < 30
     back = tmp_path / "back"
     command = ["recover", str(out), "-o", str(back)]
     assert main([*command, "--identity-file", str(tmp_path / "stranger.txt")]) == 1
     assert "sealed to others" in capsys.readouterr().err
-    assert list(back.iterdir()) == []
+    assert not back.exists()
     assert main([*command, "--identity-file", str(tmp_path / "friend.txt")]) == 0
     assert (back / "clip.mp4").read_bytes() == clip.read_bytes()
     sealed = out / "clip.mp4.age"
@@ -246,7 +246,7 @@ def test_a_bad_video_does_not_stop_the_others(clip, tmp_path, capsys):
     (folder / "good.mp4").write_bytes(clip.read_bytes())
     assert main(["anonymize", str(folder), "-o", str(tmp_path / "out"), *QUICK]) == 1
     assert "bad.mp4" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.mp4"]
+    assert [path.name for path in (tmp_path / "out").glob("[!.]*")] == ["good.mp4"]
 
 
 def test_people_on_one_face_in_two_shots(data_dir, tmp_path):
