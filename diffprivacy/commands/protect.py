@@ -30,6 +30,7 @@ from .options import (
     positive,
     score,
     seal_request,
+    share,
 )
 from .protect_picture import protect_picture
 from .protect_video import protect_video
@@ -66,7 +67,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add_crop_options(parser)
     _add_face_options(parser)
     add("--preset", choices=["default", "paper"], default="default", help="what measured best, or the paper's settings")
-    add("--strength", type=float, metavar="S", help="how far a face is redrawn, above 0 and up to 1")
+    add("--strength", type=share, metavar="S", help="how far a face is redrawn, above 0 and up to 1")
     add("--steps", type=positive, metavar="N", help="steps of the whole schedule, of which the strength's share runs")
     add("--variants", type=positive, default=1, metavar="N", help="different faces to make of each (default 1)")
     add(
