@@ -157,7 +157,8 @@ def put_face(picture: Tensor, crop: Tensor, face: Face, neighbours: Sequence[Fac
     for region in _strips(_mask_region(face, picture.shape, margin)):
         own = _own(face, region, neighbours, margin, picture)
         points = _transform(to_crop, *_grid(*region, picture))
-        picture[region][own] = _sample(crop.to(picture), points, scale=1 / _scale(to_crop))[own]
+        sampled = _sample(crop.to(picture), points, scale=1 / _scale(to_crop))
+        picture[region] = torch.where(own[..., None], sampled, picture[region])
 
 
 def masks_meet(one: Face, other: Face, margin: float = MARGIN) -> bool:
