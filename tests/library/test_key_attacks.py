@@ -194,7 +194,8 @@ def test_a_chunk_of_keyed_mode_in_a_sealed_picture_is_refused(tmp_path, capsys, 
 def test_two_chunks_of_keyed_mode_are_refused(tmp_path, capsys):
     (tmp_path / "passphrase").write_text("right")
     public = Public(bytes(16), (FACES[0],), 64, MARGIN).to_bytes()
-    png.save(tmp_path / "a.png", PROTECTED, [public, public], kind=png.KEYED)
+    plain = encode_png(PROTECTED)
+    (tmp_path / "a.png").write_bytes(png.with_chunks(plain, png.KEYED, [public, public]))
     assert recovered(tmp_path / "a.png", "--passphrase-file", str(tmp_path / "passphrase")) is None
     assert "more than once" in capsys.readouterr().err
 
