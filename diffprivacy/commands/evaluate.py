@@ -25,9 +25,9 @@ from .requests import EvaluateRequest, RecognizerFile
 
 def add_parser(commands: Any) -> None:
     """Declare the command."""
-    parser = commands.add_parser("evaluate", help="judge protected and recovered pictures against their originals")
+    parser = commands.add_parser("evaluate", help="judge protected and recovered images against their originals")
     add = parser.add_argument
-    add("originals", type=Path, metavar="ORIGINALS", help="picture, or folder of pictures")
+    add("originals", type=Path, metavar="ORIGINALS", help="image, or folder of images")
     add("protected", type=Path, metavar="PROTECTED", help="folder that anonymize or hide wrote them to")
     add("--recovered", type=Path, metavar="FOLDER", help="folder that recover wrote to")
     add(

@@ -53,7 +53,7 @@ def add_parser(commands: Any) -> None:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("inputs", nargs="+", type=Path, metavar="INPUT", help="picture, video, or folder of them")
+    add("inputs", nargs="+", type=Path, metavar="INPUT", help="image, video, or folder of them")
     add(
         "-o",
         "--output",
@@ -67,7 +67,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add_crop_options(parser)
     _add_face_options(parser)
     add("--preset", choices=["default", "paper"], default="default", help="what measured best, or the paper's settings")
-    add("--strength", type=share, metavar="S", help="how far a face is redrawn, above 0 and up to 1")
+    add("--strength", type=share, metavar="S", help="how far a face is regenerated, above 0 and up to 1")
     add("--steps", type=positive, metavar="N", help="steps of the whole schedule, of which the strength's share runs")
     add("--variants", type=positive, default=1, metavar="N", help="different faces to make of each (default 1)")
     add(
@@ -77,12 +77,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="fix the noise, for tests only: whoever guesses N can undo what the noise hides (default: 256 bits of the "
         "operating system)",
     )
-    add("--overwrite", action="store_true", help="do finished pictures again")
+    add("--overwrite", action="store_true", help="do finished images again")
     add(
         "--msi",
         type=Path,
         metavar="FILE",
-        help="say each face in pseudo-words until the switch, not nothing; see train-msi",
+        help="condition on MSI pseudo-words until the switch step (default: empty prompt); see train-msi",
     )
     add(
         "--no-sound",
@@ -104,7 +104,7 @@ def _add_face_options(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help=f"longer side from which a face is looked for (default {MIN_SIZE})",
     )
-    add("--boxes", type=Path, metavar="FILE", help="JSON with boxes of faces that the detector misses (pictures only)")
+    add("--boxes", type=Path, metavar="FILE", help="JSON with boxes of faces that the detector misses (images only)")
     add(
         "--faces",
         default="all",
@@ -116,20 +116,20 @@ def _add_face_options(parser: argparse.ArgumentParser) -> None:
         "--without-face",
         choices=["error", "copy"],
         default="error",
-        help="for a picture or video in which no face is found (default: error, nothing is written)",
+        help="for an image or video in which no face is found (default: error, nothing is written)",
     )
     add(
         "--keep",
         type=parts,
         default=(),
         metavar="PARTS",
-        help=f"parts of each face that stay as they are, such as eyes,mouth ({', '.join(PARTS)}; pictures only)",
+        help=f"parts of each face that stay as they are, such as eyes,mouth ({', '.join(PARTS)}; images only)",
     )
     add(
         "--if-impossible",
         choices=["error", "cover"],
         default="error",
-        help="for a face of a picture that cannot be made new: error (default), or cover it by its skin's mean colour",
+        help="for a face of an image that cannot be made new: error (default), or cover it by its skin's mean colour",
     )
 
 

@@ -40,10 +40,10 @@ def add_parser(commands: Any) -> None:
         "recover",
         help="bring the original faces back",
         description="Bring the original faces back. A key proves nothing about who made it: anybody can seal one to your "
-        "public key and put it into a picture. --signer accepts only keys that somebody you know has signed.",
+        "public key and put it into an image. --signer accepts only keys that somebody you know has signed.",
     )
     add = parser.add_argument
-    add("inputs", nargs="+", type=Path, metavar="PROTECTED", help="protected picture or video, or folder of them")
+    add("inputs", nargs="+", type=Path, metavar="PROTECTED", help="protected image or video, or folder of them")
     add("-o", "--output", required=True, type=Path, metavar="OUT", help="folder for the recovered files")
     add(
         "--identity-file",
@@ -60,7 +60,7 @@ def add_parser(commands: Any) -> None:
         default=[],
         type=Path,
         metavar="FILE",
-        help="sealed key of a single picture (default: inside it, or NAME.png.age beside it), or sealed video",
+        help="sealed key of a single image (default: inside it, or NAME.png.age beside it), or sealed video",
     )
     add("--faces", default="all", metavar="WHICH", help="all (default), or numbers of the keys' faces such as 0,2")
     add(
@@ -71,10 +71,10 @@ def add_parser(commands: Any) -> None:
     add(
         "--accept-changed",
         action="store_true",
-        help="recover into a picture that was changed since, such as by JPEG",
+        help="recover into an image that was changed since, such as by JPEG",
     )
     add_checkpoint_options(parser)
-    add("--overwrite", action="store_true", help="do finished pictures again")
+    add("--overwrite", action="store_true", help="do finished images again")
     parser.set_defaults(run=lambda options: recover(_request(options)))
 
 

@@ -101,6 +101,6 @@ def _given_passphrase(place: PassphraseRequest) -> str | None:
 
 def _new_passphrase() -> str:
     passphrase = ask_passphrase("Passphrase for the recovery keys: ")
-    if not passphrase or passphrase != ask_passphrase("Once more: "):
+    if not passphrase or passphrase != ask_passphrase("Repeat passphrase: "):
         raise DiffPrivacyError("The two passphrases differ, or are empty.")
     return passphrase

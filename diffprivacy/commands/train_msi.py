@@ -39,7 +39,7 @@ def add_parser(commands: Any) -> None:
     """Declare the command."""
     parser = commands.add_parser("train-msi", help="turn faces into pseudo-words of the checkpoint's language")
     add = parser.add_argument
-    add("inputs", nargs="+", type=Path, metavar="INPUT", help="picture, or folder of pictures")
+    add("inputs", nargs="+", type=Path, metavar="INPUT", help="image, or folder of images")
     add("-o", "--output", required=True, type=Path, metavar="FILE", help="the .safetensors file to write")
     add_checkpoint_options(parser)
     add_vision_option(parser)
