@@ -4,11 +4,39 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 
-from . import crops, demo, faces, frames, guidance, msi, noise, pictures, recovery, regions, report, schedule
+from . import (
+    crops,
+    demo,
+    faces,
+    frames,
+    guidance,
+    msi,
+    noise,
+    pictures,
+    recognizers,
+    recovery,
+    regions,
+    report,
+    schedule,
+)
 from .errors import naming_sockets
 
 
 class DiffPrivacyExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        modules = (demo, faces, regions, crops, frames, pictures, schedule, noise, guidance, msi, recovery, report)
+        modules = (
+            demo,
+            faces,
+            regions,
+            crops,
+            frames,
+            pictures,
+            schedule,
+            noise,
+            recognizers,
+            guidance,
+            msi,
+            recovery,
+            report,
+        )
         return [naming_sockets(node) for module in modules for node in module.NODES]

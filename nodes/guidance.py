@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from comfy_api.v0_0_2 import io
@@ -15,67 +14,14 @@ from ..diffprivacy.diffusion.noise import NoiseKey
 from ..diffprivacy.diffusion.out_of_memory import halving
 from ..diffprivacy.errors import DiffPrivacyError
 from ..diffprivacy.identity import energies
-from ..diffprivacy.identity.recognizers import Ensemble, load_recognizer
 from ..diffprivacy.identity.strangers import AWAY, DECOY, DECOY_WEIGHT, drawn_aims, drawn_decoys
 from ..diffprivacy.presets import GUIDED
-from . import models, sockets
+from . import sockets
 from .comfy.decoders import differentiable_decoder, tiny_decoder, tiny_decoder_files
-from .comfy.memory import ManagedRecognizer
 from .comfy.model import noise_levels
 from .comfy.sampling import guide_model
 
 CATEGORY = "Diff-Privacy/guidance"
-RECOGNIZER_FOLDERS = ("insightface",)
-NO_FILE = "none"
-
-
-class LoadRecognizer(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        files = models.files(".onnx", *RECOGNIZER_FOLDERS)
-        return io.Schema(
-            node_id="DiffPrivacyLoadRecognizer",
-            display_name="Load Face Recognizer",
-            category=CATEGORY,
-            description="One to three face recognizers from models/insightface; several make an ensemble, whose guidance "
-            "carries over better to recognizers it has never seen.",
-            search_aliases=["arcface", "insightface", "face recognition", "face embedding"],
-            inputs=[
-                io.Combo.Input(
-                    "file",
-                    options=files,
-                    tooltip="ArcFace ONNX file in models/insightface, such as models/antelopev2/glintr100.onnx.",
-                ),
-                io.Combo.Input("second_file", options=[NO_FILE, *files], default=NO_FILE, optional=True),
-                io.Combo.Input("third_file", options=[NO_FILE, *files], default=NO_FILE, optional=True),
-                io.Combo.Input(
-                    "channels",
-                    options=["RGB", "BGR"],
-                    default="RGB",
-                    optional=True,
-                    advanced=True,
-                    tooltip="Channel order of the files, which none of them states: RGB for insightface's, BGR for AdaFace's.",
-                ),
-            ],
-            outputs=[sockets.FaceRecognizer.Output(display_name="recognizer")],
-        )
-
-    @classmethod
-    def validate_inputs(cls, file, second_file=NO_FILE, third_file=NO_FILE) -> bool | str:
-        return True
-
-    @classmethod
-    def execute(
-        cls, file, second_file=NO_FILE, third_file=NO_FILE, channels: Literal["RGB", "BGR"] = "RGB"
-    ) -> io.NodeOutput:
-        chosen = [name for name in (file, second_file, third_file) if name != NO_FILE]
-        networks = [load_recognizer(_recognizer_path(name), channels) for name in chosen]
-        recognizer = networks[0] if len(networks) == 1 else Ensemble([(network, 1.0) for network in networks])
-        return io.NodeOutput(ManagedRecognizer(recognizer))
-
-
-def _recognizer_path(file: str) -> Path:
-    return models.find(file, ".onnx", "an ArcFace ONNX file such as insightface's w600k_r50.onnx", *RECOGNIZER_FOLDERS)
 
 
 def _energy_inputs() -> list:
@@ -408,4 +354,4 @@ def _reference(reference: torch.Tensor, faces: sockets.FaceBatch) -> tuple[torch
     return reference[::variants].movedim(-1, 1).cpu().float(), landmarks
 
 
-NODES = [LoadRecognizer, AnonymizeEnergy, HideEnergy, CombineEnergies, EnergyGuidance]
+NODES = [AnonymizeEnergy, HideEnergy, CombineEnergies, EnergyGuidance]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
@@ -16,11 +15,10 @@ from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import crop_face, crop_landmarks
 from tests.comfyui.conftest import PACK
 from tests.comfyui.graphs import Graph, saved_latent, slot
+from tests.comfyui.guided import anonymized, run
 from tests.comfyui.photos import pixels, write_astronaut, write_group, write_landscape
 from tests.comfyui.server import PromptError
 from tests.comfyui.workflows import load_prompt
-
-STEPS = 6
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,58 +34,6 @@ def face(photo):
 
 def picture(path) -> torch.Tensor:
     return torch.from_numpy(pixels(path).astype(np.float32) / 255)
-
-
-def anonymized(sampler: str = "euler", scheduler: str = "normal", custom: bool = False, **guidance) -> Graph:
-    """One demo crop redrawn; guidance are the inputs of Energy Guidance, none for the plain model."""
-    graph = Graph()
-    loader = graph.add("DiffPrivacyLoadDemoModel")
-    image = graph.add("LoadImage", image="astronaut.png")
-    detector = graph.add("DiffPrivacyLoadDetector", file="built-in (no file needed)")
-    faces = graph.add("DiffPrivacyDetectFaces", image=image, detector=detector, select="all", without_face="error")
-    crops = graph.add(
-        "DiffPrivacyCropFaces", image=image, faces=faces, size=demo.IMAGE_SIZE, margin=demo.MARGIN, variants=2
-    )
-    model, clip, vae, guide = loader, slot(loader, 1), slot(loader, 2), slot(loader, 4)
-    if guidance:
-        energy = graph.add(
-            "DiffPrivacyAnonymizeEnergy",
-            **{"recognizer": guide, "reference": crops, "faces": slot(crops, 2), "identity": 1.0, "diversity": 1.0},
-            **{"form": "smooth", "augmentations": 0},
-        )
-        settings = {"rule": "normalized", "scale": 0.1, "from_step": 999, "to_step": 0, "every": 1}
-        settings |= {"decoder": "VAE", "chunk": 0} | guidance
-        model = graph.add("DiffPrivacyEnergyGuidance", model=model, vae=vae, energy=energy, **settings)
-    prompt = graph.add("CLIPTextEncode", clip=clip, text="")
-    latent = graph.add("VAEEncode", pixels=crops, vae=vae)
-    if custom:
-        samples = graph.add(
-            "SamplerCustomAdvanced",
-            noise=graph.add("RandomNoise", noise_seed=7),
-            guider=graph.add("BasicGuider", model=model, conditioning=prompt),
-            sampler=graph.add("KSamplerSelect", sampler_name=sampler),
-            sigmas=graph.add("BasicScheduler", model=model, scheduler=scheduler, steps=STEPS, denoise=0.6),
-            latent_image=latent,
-        )
-    else:
-        samples = graph.add(
-            "KSampler",
-            **{"model": model, "positive": prompt, "negative": prompt, "latent_image": latent, "seed": 7},
-            **{"steps": STEPS, "cfg": 1.0, "sampler_name": sampler, "scheduler": scheduler, "denoise": 0.6},
-        )
-    pasted = graph.add(
-        "DiffPrivacyPasteFaces",
-        image=image,
-        crops=graph.add("VAEDecode", samples=samples, vae=vae),
-        faces=slot(crops, 2),
-    )
-    graph.add("DiffPrivacySaveProtected", image=pasted, filename_prefix="guided")
-    return graph
-
-
-def run(server, graph: Graph) -> list[np.ndarray]:
-    (node,) = (name for name, entry in graph.items() if entry["class_type"] == "DiffPrivacySaveProtected")
-    return [server.picture(reference) for reference in server.run(graph)[node]["images"]]
 
 
 def likeness(protected: list[np.ndarray], photo, face) -> float:
@@ -299,126 +245,3 @@ def test_a_person_to_look_for_is_one_face(server, person, message):
     graph.add("PreviewAny", source=slot(found, 1))
     with pytest.raises(PromptError, match=rf"Socket `person`: {message}; give an image with exactly one face"):
         server.run(graph)
-
-
-def write_recognizer(path: Path, side: int, length: int, seed: int) -> None:
-    """A seeded ONNX file from (1,3,side,side) to a vector."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    random = np.random.default_rng(seed)
-    kernel = random.normal(size=(8, 3, 4, 4)) / 7
-    linear = random.normal(size=(8 * (side // 4) ** 2, length)) / 20
-    weights = [numpy_helper.from_array(a.astype(np.float32), n) for n, a in (("kernel", kernel), ("linear", linear))]
-    nodes = [
-        helper.make_node("Conv", ["x", "kernel"], ["maps"], kernel_shape=[4, 4], strides=[4, 4]),
-        helper.make_node("Relu", ["maps"], ["active"]),
-        helper.make_node("Flatten", ["active"], ["flat"]),
-        helper.make_node("Gemm", ["flat", "linear"], ["y"]),
-    ]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, side, side])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, length])
-    graph = helper.make_graph(nodes, "recognizer", [x], [y], weights)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), str(path))
-
-
-def test_recognizers_of_differing_sizes_guide_together(server):
-    """Two of one kind guide as one of them does; two of different sizes, or one that takes BGR, as neither does."""
-    folder = server.base / "models" / "insightface"
-    folder.mkdir(exist_ok=True)
-    write_recognizer(folder / "small.onnx", 64, 32, 0)
-    write_recognizer(folder / "large.onnx", 112, 96, 1)
-
-    def guided_by(**files: str) -> np.ndarray:
-        graph = anonymized(scale=0.1)
-        recognizer = graph.add("DiffPrivacyLoadRecognizer", **files)
-        for node in graph.values():
-            if node["class_type"] == "DiffPrivacyAnonymizeEnergy":
-                node["inputs"]["recognizer"] = recognizer
-            if node["class_type"] == "KSampler":
-                node["inputs"]["steps"] = 2
-        return np.stack(run(server, graph)).astype(int)
-
-    small, large = guided_by(file="small.onnx"), guided_by(file="large.onnx")
-    assert np.abs(guided_by(file="small.onnx", channels="BGR") - small).max() > 5
-    twice = guided_by(file="small.onnx", second_file="small.onnx")
-    both = guided_by(file="small.onnx", second_file="none", third_file="large.onnx")
-    assert np.abs(twice - small).max() <= 1
-    assert min(np.abs(both - small).max(), np.abs(both - large).max(), np.abs(small - large).max()) > 5
-
-
-def write_averaging_model(path: Path) -> None:
-    """An ONNX file that runs, and gives the mean colour of a picture."""
-    import onnx
-    from onnx import TensorProto, helper
-
-    nodes = [helper.make_node("GlobalAveragePool", ["x"], ["m"]), helper.make_node("Flatten", ["m"], ["y"])]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 112, 112])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])
-    graph = helper.make_graph(nodes, "mean", [x], [y])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), str(path))
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({"file": "mean.onnx"}, "insightface/mean.onnx is no face recognizer"),
-        ({"file": "text.onnx"}, "insightface/text.onnx is no ONNX file"),
-        ({"file": "gone.onnx"}, "gone.onnx is not there: looked in .*/insightface; put an ArcFace ONNX"),
-        (
-            {"file": "one.onnx", "third_file": "gone.onnx"},
-            "gone.onnx is not there: looked in .*/insightface",
-        ),
-    ],
-)
-def test_what_is_no_recognizer_is_named_with_its_path(server, files, message):
-    folder = server.base / "models" / "insightface"
-    folder.mkdir(exist_ok=True)
-    write_averaging_model(folder / "mean.onnx")
-    (folder / "text.onnx").write_text("hello")
-    write_recognizer(folder / "one.onnx", 64, 32, 0)
-    graph = Graph()
-    graph.add("PreviewAny", source=graph.add("DiffPrivacyLoadRecognizer", **files))
-    with pytest.raises(PromptError, match=message):
-        server.run(graph)
-
-
-@pytest.mark.parametrize(
-    ("block", "message"),
-    [
-        ("DiffPrivacyLoadDetector", "looked in .*/insightface and .*/detection; put a detector"),
-        ("DiffPrivacyLoadMSI", "looked in .*/msi; put what Save MSI"),
-    ],
-)
-def test_a_file_that_is_gone_is_named_with_its_path(server, block, message):
-    graph = Graph()
-    graph.add("PreviewAny", source=graph.add(block, file="gone.file"))
-    with pytest.raises(PromptError, match=message):
-        server.run(graph)
-
-
-@pytest.mark.parametrize(
-    ("block", "ending"),
-    [("DiffPrivacyLoadRecognizer", "onnx"), ("DiffPrivacyLoadDetector", "onnx"), ("DiffPrivacyLoadMSI", "safetensors")],
-)
-def test_a_model_elsewhere_is_answered_as_one_that_does_not_exist(server, block, ending):
-    """A workflow of somebody else must not tell which files there are, nor make this machine ask another for one."""
-    folder = server.base / "models" / "insightface"
-    (folder / "below").mkdir(parents=True, exist_ok=True)
-    write_recognizer(folder / "below" / "inside.onnx", 64, 32, 0)
-    for outside in (server.base / f"outside.{ending}", server.base / "models" / f"outside.{ending}"):
-        outside.write_bytes((folder / "below" / "inside.onnx").read_bytes())
-    names = [str(server.base / f"outside.{ending}"), f"../outside.{ending}", f"below/../../outside.{ending}"]
-    names += [f"../missing.{ending}", f"/missing.{ending}", f"missing.{ending}", "", "."]
-    names += ["below/../below/inside.onnx", str(folder / "below" / "inside.onnx"), "../../../../etc/hostname"]
-    names += [f"//server/share/outside.{ending}", f"\\\\server\\share\\outside.{ending}"]
-    answers = set()
-    for name in names:
-        graph = Graph()
-        graph.add("PreviewAny", source=graph.add(block, file=name))
-        with pytest.raises(PromptError) as refused:
-            server.run(graph)
-        message = json.loads(str(refused.value))["exception_message"].strip()
-        assert message.startswith(f"Model {name} is not there: looked in ")
-        answers.add(message.removeprefix(f"Model {name} "))
-    assert len(answers) == 1

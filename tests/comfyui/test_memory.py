@@ -11,9 +11,9 @@ import torch
 
 from tests.comfyui.conftest import PACK
 from tests.comfyui.graphs import Graph, saved_latent
+from tests.comfyui.guided import anonymized, run
 from tests.comfyui.photos import write_astronaut
 from tests.comfyui.server import ComfyServer
-from tests.comfyui.test_guidance import anonymized, run
 from tests.comfyui.test_msi import face_graph, train
 
 WARM_UP = 10

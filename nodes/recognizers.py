@@ -1,0 +1,68 @@
+"""Face recognizers, to guide with and to know people by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from comfy_api.v0_0_2 import io
+
+from ..diffprivacy.identity.recognizers import Ensemble, load_recognizer
+from . import models, sockets
+from .comfy.memory import ManagedRecognizer
+
+CATEGORY = "Diff-Privacy/guidance"
+RECOGNIZER_FOLDERS = ("insightface",)
+NO_FILE = "none"
+
+
+class LoadRecognizer(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        files = models.files(".onnx", *RECOGNIZER_FOLDERS)
+        return io.Schema(
+            node_id="DiffPrivacyLoadRecognizer",
+            display_name="Load Face Recognizer",
+            category=CATEGORY,
+            description="One to three face recognizers from models/insightface; several make an ensemble, whose guidance "
+            "carries over better to recognizers it has never seen.",
+            search_aliases=["arcface", "insightface", "face recognition", "face embedding"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=files,
+                    tooltip="ArcFace ONNX file in models/insightface, such as models/antelopev2/glintr100.onnx.",
+                ),
+                io.Combo.Input("second_file", options=[NO_FILE, *files], default=NO_FILE, optional=True),
+                io.Combo.Input("third_file", options=[NO_FILE, *files], default=NO_FILE, optional=True),
+                io.Combo.Input(
+                    "channels",
+                    options=["RGB", "BGR"],
+                    default="RGB",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Channel order of the files, which none of them states: RGB for insightface's, BGR for AdaFace's.",
+                ),
+            ],
+            outputs=[sockets.FaceRecognizer.Output(display_name="recognizer")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file, second_file=NO_FILE, third_file=NO_FILE) -> bool | str:
+        return True
+
+    @classmethod
+    def execute(
+        cls, file, second_file=NO_FILE, third_file=NO_FILE, channels: Literal["RGB", "BGR"] = "RGB"
+    ) -> io.NodeOutput:
+        chosen = [name for name in (file, second_file, third_file) if name != NO_FILE]
+        networks = [load_recognizer(_recognizer_path(name), channels) for name in chosen]
+        recognizer = networks[0] if len(networks) == 1 else Ensemble([(network, 1.0) for network in networks])
+        return io.NodeOutput(ManagedRecognizer(recognizer))
+
+
+def _recognizer_path(file: str) -> Path:
+    return models.find(file, ".onnx", "an ArcFace ONNX file such as insightface's w600k_r50.onnx", *RECOGNIZER_FOLDERS)
+
+
+NODES = [LoadRecognizer]

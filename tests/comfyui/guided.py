@@ -1,0 +1,62 @@
+"""The astronaut's face anonymized by the demo model, as a graph."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffprivacy import demo
+from tests.comfyui.graphs import Graph, slot
+
+STEPS = 6
+
+
+def anonymized(sampler: str = "euler", scheduler: str = "normal", custom: bool = False, **guidance) -> Graph:
+    """One demo crop redrawn; guidance are the inputs of Energy Guidance, none for the plain model."""
+    graph = Graph()
+    loader = graph.add("DiffPrivacyLoadDemoModel")
+    image = graph.add("LoadImage", image="astronaut.png")
+    detector = graph.add("DiffPrivacyLoadDetector", file="built-in (no file needed)")
+    faces = graph.add("DiffPrivacyDetectFaces", image=image, detector=detector, select="all", without_face="error")
+    crops = graph.add(
+        "DiffPrivacyCropFaces", image=image, faces=faces, size=demo.IMAGE_SIZE, margin=demo.MARGIN, variants=2
+    )
+    model, clip, vae, guide = loader, slot(loader, 1), slot(loader, 2), slot(loader, 4)
+    if guidance:
+        energy = graph.add(
+            "DiffPrivacyAnonymizeEnergy",
+            **{"recognizer": guide, "reference": crops, "faces": slot(crops, 2), "identity": 1.0, "diversity": 1.0},
+            **{"form": "smooth", "augmentations": 0},
+        )
+        settings = {"rule": "normalized", "scale": 0.1, "from_step": 999, "to_step": 0, "every": 1}
+        settings |= {"decoder": "VAE", "chunk": 0} | guidance
+        model = graph.add("DiffPrivacyEnergyGuidance", model=model, vae=vae, energy=energy, **settings)
+    prompt = graph.add("CLIPTextEncode", clip=clip, text="")
+    latent = graph.add("VAEEncode", pixels=crops, vae=vae)
+    if custom:
+        samples = graph.add(
+            "SamplerCustomAdvanced",
+            noise=graph.add("RandomNoise", noise_seed=7),
+            guider=graph.add("BasicGuider", model=model, conditioning=prompt),
+            sampler=graph.add("KSamplerSelect", sampler_name=sampler),
+            sigmas=graph.add("BasicScheduler", model=model, scheduler=scheduler, steps=STEPS, denoise=0.6),
+            latent_image=latent,
+        )
+    else:
+        samples = graph.add(
+            "KSampler",
+            **{"model": model, "positive": prompt, "negative": prompt, "latent_image": latent, "seed": 7},
+            **{"steps": STEPS, "cfg": 1.0, "sampler_name": sampler, "scheduler": scheduler, "denoise": 0.6},
+        )
+    pasted = graph.add(
+        "DiffPrivacyPasteFaces",
+        image=image,
+        crops=graph.add("VAEDecode", samples=samples, vae=vae),
+        faces=slot(crops, 2),
+    )
+    graph.add("DiffPrivacySaveProtected", image=pasted, filename_prefix="guided")
+    return graph
+
+
+def run(server, graph: Graph) -> list[np.ndarray]:
+    (node,) = (name for name, entry in graph.items() if entry["class_type"] == "DiffPrivacySaveProtected")
+    return [server.picture(reference) for reference in server.run(graph)[node]["images"]]
