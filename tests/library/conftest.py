@@ -1,11 +1,14 @@
 """Fixtures of the library tests."""
 
+import functools
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
+from diffprivacy import demo
+from diffprivacy.commands import model, resources
 from testing.wheel import build_wheel, install
 
 torch.set_num_threads(1)  # Small tensors: threads cost more than they give, many times more on a busy machine.
@@ -30,3 +33,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The command ``diffprivacy`` of an environment with the wheel and without the source."""
     return install(wheel, tmp_path_factory.mktemp("installed") / "environment") / "diffprivacy"
+
+
+@pytest.fixture(scope="module")
+def models_loaded_once():
+    """The models are the real ones; a module's tests share them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for place, name in ((model, "load_demo_backbone"), (demo, "load_recognizer"), (resources, "load_detector")):
+            patch.setattr(place, name, functools.cache(getattr(place, name)))
+        yield

@@ -3,65 +3,24 @@
 from __future__ import annotations
 
 import fcntl
-import functools
 import io
 import os
-import random
 import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pyrage
 import pytest
-import skimage.data
 import torch
-from PIL import Image
 
-from diffprivacy import demo
-from diffprivacy.cli import main
-from diffprivacy.commands import model, protect, resources
+from diffprivacy.commands import protect
 from diffprivacy.commands.terminal import Lasting
 from diffprivacy.media import atomic
-from diffprivacy.media.images import read_picture
+from testing.folders import anonymize, photo, run, wall
 
 RECIPIENT = str(pyrage.x25519.Identity.generate().to_public())
-FACE = skimage.data.astronaut()[20:180, 150:310]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def models_loaded_once():
-    """The models are the real ones; a module's tests share them."""
-    with pytest.MonkeyPatch.context() as patch:
-        for place, name in ((model, "load_demo_backbone"), (demo, "load_recognizer"), (resources, "load_detector")):
-            patch.setattr(place, name, functools.cache(getattr(place, name)))
-        yield
-
-
-def run(*arguments: object) -> int:
-    """The exit code, also of a command line that the parser refuses."""
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as error:
-        return int(error.code or 0)
-
-
-def anonymize(source: Path, output: Path, *options: object) -> int:
-    return run("anonymize", source, "-o", output, "--steps", 2, "--strength", 0.5, *options)
-
-
-def photo(path: Path, mirrored: bool = False) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(FACE[:, ::-1] if mirrored else FACE).save(path)
-    return path
-
-
-def wall(path: Path) -> Path:
-    """A picture without a face."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((60, 60, 3), 128, np.uint8)).save(path)
-    return path
+pytestmark = pytest.mark.usefixtures("models_loaded_once")
 
 
 def visible(folder: Path) -> list[str]:
@@ -352,65 +311,3 @@ def test_temporaries_are_private_and_names_may_be_long(tmp_path):
     assert path.read_bytes() == b"x"
     atomic.write_atomically(tmp_path / "secret", b"x", secret=True)
     assert (tmp_path / "secret").stat().st_mode & 0o077 == 0
-
-
-OPTIONS = [
-    [],
-    ["--overwrite"],
-    ["--variants", "2"],
-    ["--faces", "largest"],
-    ["--faces", "7"],
-    ["--faces", "nonsense"],
-    ["--without-face", "copy"],
-    ["--strength", "2"],
-    ["--strength", "0.01"],
-    ["--seed", str(2**70)],
-    ["--size", "100"],
-    ["--detector", "missing.onnx"],
-    ["--only", "in/face.png"],
-    ["--except", "in"],
-    ["--seal-to", RECIPIENT, "--key-beside", "--fidelity", "lossless"],
-    ["--passphrase-env", "MISSING"],
-    ["--keyed"],
-    ["--fidelity", "lossless"],
-    ["--msi", "in/cut.png"],
-    ["--checkpoint", "in"],
-    ["--device", "xpu"],
-]
-INPUTS = [["in"], ["in/face.png"], ["in/wall.png"], ["in/cut.png"], ["in/face.png", "in/wall.png"], ["."], ["nowhere"]]
-OUTPUTS = ["out", "in", "in/out", "new/out.png", "in/face.png", "file", "link"]
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_a_random_walk_over_command_lines(tmp_path, monkeypatch, capsys, seed):
-    """Whatever is asked for, in whatever state the output is: an exit code of ours, and never an unprotected face."""
-    chance = random.Random(seed)
-    monkeypatch.chdir(tmp_path)
-    face = photo(Path("in/face.png"))
-    wall(Path("in/wall.png"))
-    Path("in/cut.png").write_bytes(face.read_bytes()[:500])
-    Path("file").write_text("x")
-    Path("link").symlink_to("in")
-    given = {path: path.read_bytes() for path in Path("in").iterdir()}
-    original = read_picture(face).rgb
-    codes = {run("anonymize", face, "-o", "out", "--steps", "2")}
-    for _ in range(20):
-        if chance.random() < 0.2 and Path("out").is_dir():
-            for left in list(Path("out").iterdir())[:1]:
-                left.write_bytes(b"half") if left.is_file() else None
-        task = chance.choice(["anonymize", "anonymize", "hide"])
-        options = [option for group in chance.sample(OPTIONS, chance.choice([0, 1, 1, 2])) for option in group]
-        command = [task, *chance.choice(INPUTS), "-o", chance.choice(OUTPUTS), "--steps", "2", *options]
-        code = run(*command)
-        assert code in (0, 1, 2), command
-        codes.add(code)
-        printed = capsys.readouterr()
-        assert "Traceback" not in printed.err + printed.out, command
-        for path, content in given.items():
-            assert path.read_bytes() == content, command
-        for path in set(Path().rglob("*.png")) - set(given):
-            if path.stat().st_size > 4 and path.resolve() not in {each.resolve() for each in given}:
-                made = read_picture(path).rgb
-                assert made.shape != original.shape or not torch.equal(made, original), (command, path)
-        assert not list(Path().rglob(f"{atomic.PREFIX}*")), command
-    assert codes == {0, 1, 2}
