@@ -217,7 +217,7 @@ def test_identity_of_an_encoder_is_that_of_its_weights_in_any_precision(backbone
 
 def test_without_a_vision_model_the_error_says_how_to_give_one(tiny_checkpoint):
     host = diffusers_host.load_backbone(tiny_checkpoint)
-    with pytest.raises(DiffPrivacyError, match="--clip-vision"):
+    with pytest.raises(DiffPrivacyError, match="MSI needs a CLIP vision model"):
         new_msi(host)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
+import struct
 import subprocess
+import termios
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +29,7 @@ def run(installed: Path, tmp_path_factory: pytest.TempPathFactory):
     terminal meanwhile, where progress bars are drawn."""
     folder = tmp_path_factory.mktemp("demo")
     terminal, screen = pty.openpty()
+    fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     command = [installed, "demo", "-o", "out", "--seed", "1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=screen) as process:

@@ -271,8 +271,8 @@ def test_command_line(tmp_path, capsys, caplog):
     folder.mkdir()
     with pytest.raises(SystemExit):
         main(["train-msi", str(folder)])
-    assert main(["train-msi", str(folder), "-o", str(tmp_path / "a.safetensors")]) == 1
-    assert "holds no picture" in capsys.readouterr().err
+    assert main(["train-msi", str(folder), "-o", str(tmp_path / "a.safetensors")]) == 2
+    assert "holds no image" in capsys.readouterr().err
     Image.fromarray(skimage.data.astronaut()).save(folder / "astronaut.png")
     (folder / "broken.jpg").write_bytes(b"no picture")
     out = tmp_path / "new" / "astronaut.safetensors"
