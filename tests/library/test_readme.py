@@ -24,7 +24,7 @@ def test_the_readmes_commands_do_what_it_says(tmp_path: Path, monkeypatch: pytes
     from skimage import data
 
     monkeypatch.chdir(tmp_path)
-    photo = data.astronaut()[:300, 80:380]
+    photo = data.astronaut()
     Image.fromarray(photo).save("photo.jpg", quality=95)
     identity = pyrage.x25519.Identity.generate()
     for line in transcript():
@@ -37,8 +37,8 @@ def test_the_readmes_commands_do_what_it_says(tmp_path: Path, monkeypatch: pytes
         np.asarray(Image.open(Path(folder) / "photo.png")).astype(int)
         for folder in ("protected", "hidden", "originals")
     )
-    face = (slice(60, 170), slice(90, 190))
+    face = (slice(60, 170), slice(170, 270))
     for protected in (anonymized, hidden):
         assert abs(protected - original)[face].mean() > 5
-        assert (protected == original)[:40].all()
+        assert (protected == original)[320:].all()
     assert abs(recovered - original)[face].mean() < abs(anonymized - original)[face].mean() / 2

@@ -223,7 +223,7 @@ def test_a_person_is_spared_in_a_whole_video(tmp_path, capsys):
     write_picture(tmp_path / "photo.png", Picture(torch.from_numpy(skimage.data.astronaut()).float() / 255))
     spare = ["--except", str(tmp_path / "photo.png")]
     assert main(["anonymize", str(source), "-o", str(tmp_path / "out"), *QUICK, *spare]) == 1
-    assert "nobody in the video is to be protected" in capsys.readouterr().err
+    assert "Nobody in the video is to be protected" in capsys.readouterr().err
     assert main(["anonymize", str(source), "-o", str(tmp_path / "out"), *QUICK, *spare, "--without-face", "copy"]) == 0
     assert psnr(np.stack(pixels(tmp_path / "out" / "clip.mp4")), np.stack(frames)) > 38
     only = ["--only", str(tmp_path / "photo.png")]
