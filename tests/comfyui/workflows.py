@@ -111,6 +111,12 @@ def _accepted(info: dict, name: str) -> str:
     return "COMBO" if isinstance(spec[0], list) else spec[0]
 
 
+def _default(kind: Any, options: dict) -> Any:
+    """What the page puts into a widget that a workflow of an older version knows nothing of."""
+    choices = kind if isinstance(kind, list) else options.get("options") or [""]
+    return options.get("default", choices[0])
+
+
 def _widgets(node: dict, info: dict) -> dict[str, Any]:
     values = iter(node.get("widgets_values", []))
     result = {}
@@ -124,6 +130,7 @@ def _widgets(node: dict, info: dict) -> dict[str, Any]:
                 result[name] = next(values)
             except StopIteration:
                 assert section == "optional", f"{node['type']} has no value for {name}"
+                result[name] = _default(kind, options)
                 continue
             if options.get("control_after_generate") or name in ("seed", "noise_seed"):
                 next(values)
