@@ -58,3 +58,40 @@ def write_onnx(
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
     return path
+
+
+def hostile(model: onnx.ModelProto, how: str) -> bytes:
+    """A model that somebody damaged."""
+    graph = model.graph
+    kernel, linear = graph.initializer[:2]
+    if how == "short weights":
+        kernel.raw_data = kernel.raw_data[:-3]
+    elif how == "wrong shape":
+        linear.dims[0] += 1
+    elif how == "unknown type":
+        kernel.data_type = 77
+    elif how == "unknown operator":
+        graph.node[0].op_type = "Sabotage"
+    elif how == "missing weights":
+        del graph.initializer[:]
+    elif how == "no weights named":
+        del graph.node[0].input[1:]
+    elif how == "empty constant":
+        graph.node.insert(0, helper.make_node("Constant", [], ["nothing"]))
+    elif how == "cycle":
+        graph.node[0].input[0] = graph.node[1].output[0]
+    elif how == "output of nothing":
+        graph.node[-1].output[0] = "elsewhere"
+    elif how == "no version":
+        del model.opset_import[:]
+    elif how == "huge input":
+        for dim in graph.input[0].type.tensor_type.shape.dim[2:]:
+            dim.dim_value = 10**6
+    elif how == "weights of another file":
+        kernel.data_location = TensorProto.EXTERNAL
+        kernel.external_data.add(key="location", value="../../../etc/hostname")
+    elif how == "division by zero":
+        graph.node.insert(0, helper.make_node("Div", ["data", "zero"], ["divided"]))
+        graph.node[1].input[0] = "divided"
+        graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "zero"))
+    return model.SerializeToString()

@@ -82,10 +82,16 @@ def load_detector(path: str | Path | None, min_score: float | None = None, min_s
     except DecodeError as error:
         raise DiffPrivacyError(f"{path} is no ONNX file; {ADVICE}.") from error
     if {"cls_8", "obj_8", "bbox_8", "kps_8"} <= {output.name for output in graph.output}:
-        return OnnxDetector(_load_yunet(path), min_score, min_size)
-    if _is_scrfd(graph):
-        return OnnxDetector(_load_scrfd(path), min_score, min_size)
-    raise DiffPrivacyError(f"{path} is no face detector that gives five landmarks; {ADVICE}.")
+        load = _load_yunet
+    elif _is_scrfd(graph):
+        load = _load_scrfd
+    else:
+        raise DiffPrivacyError(f"{path} is no face detector that gives five landmarks; {ADVICE}.")
+    try:
+        network = load(path)
+    except Exception as error:  # A file may come from anybody, and parsers meet damage with errors of every kind.
+        raise DiffPrivacyError(f"{path} is damaged, or no face detector ({type(error).__name__}); {ADVICE}.") from error
+    return OnnxDetector(network, min_score, min_size)
 
 
 def _is_scrfd(graph: GraphProto) -> bool:

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.faces.detectors import OnnxDetector, load_detector
+from diffprivacy.faces.detectors import BUILT_IN, OnnxDetector, load_detector
 from diffprivacy.faces.geometry import ARCFACE_TEMPLATE, Face
 from diffprivacy.faces.tiling import Network, find_faces, keep_best, scan_views
+from testing.onnx_files import hostile, write_onnx
 
 NETWORKS = ["scrfd_500m_bnkps", None]
 """None is the built-in one."""
@@ -264,6 +265,22 @@ def onnx_file(path: Path, outputs: int) -> Path:
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 12288]) for name in names]
     onnx.save(helper.make_model(helper.make_graph(nodes, "g", [x], values)), str(path))
     return path
+
+
+@pytest.mark.parametrize("outputs", [9, 15])
+@pytest.mark.parametrize("how", ["unknown operator", "short weights", "missing weights", "no version"])
+def test_a_hostile_file_is_one_error_that_names_it(tmp_path, outputs, how):
+    """Of SCRFD's form, as far as its outputs tell."""
+    path = write_onnx(tmp_path / "any.onnx", length=4, outputs=outputs)
+    path.write_bytes(hostile(onnx.load(path), how))
+    assert_refused(path, "damaged, or no face detector")
+
+
+@pytest.mark.parametrize("how", ["unknown operator", "missing weights", "cycle"])
+def test_a_hostile_yunet_is_one_error_that_names_it(tmp_path, how):
+    path = tmp_path / "yunet.onnx"
+    path.write_bytes(hostile(onnx.load(BUILT_IN), how))
+    assert_refused(path, "damaged, or no face detector")
 
 
 def assert_refused(path: Path, *words: str):

@@ -10,7 +10,6 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from skimage.transform import SimilarityTransform
 from torch import nn
@@ -23,7 +22,7 @@ from diffprivacy.faces.geometry import ARCFACE_TEMPLATE
 from diffprivacy.identity.recognizers import Ensemble, Recognizer, load_recognizer
 from diffprivacy.identity.thresholds import read_thresholds, thresholds_path, write_threshold
 from diffprivacy.identity.verification import pair_cosines
-from testing.onnx_files import write_onnx
+from testing.onnx_files import hostile, write_onnx
 
 REAL = {"mobilefacenet_ms1m": (0.301, 0.69, 0.02), "mobileface_v2": (0.356, 0.63, 0.03)}
 """Threshold at FAR 1e-3 on LFW, mean cosine of same and of different people in photos/lfw250."""
@@ -87,43 +86,6 @@ def test_other_files_are_refused(tmp_path):
     text.write_text("not a network")
     with pytest.raises(DiffPrivacyError, match=r"text\.onnx is no ONNX file"):
         load_recognizer(text)
-
-
-def hostile(model: onnx.ModelProto, how: str) -> bytes:
-    """A model that somebody damaged."""
-    graph = model.graph
-    kernel, linear = graph.initializer[:2]
-    if how == "short weights":
-        kernel.raw_data = kernel.raw_data[:-3]
-    elif how == "wrong shape":
-        linear.dims[0] += 1
-    elif how == "unknown type":
-        kernel.data_type = 77
-    elif how == "unknown operator":
-        graph.node[0].op_type = "Sabotage"
-    elif how == "missing weights":
-        del graph.initializer[:]
-    elif how == "no weights named":
-        del graph.node[0].input[1:]
-    elif how == "empty constant":
-        graph.node.insert(0, helper.make_node("Constant", [], ["nothing"]))
-    elif how == "cycle":
-        graph.node[0].input[0] = graph.node[1].output[0]
-    elif how == "output of nothing":
-        graph.node[-1].output[0] = "elsewhere"
-    elif how == "no version":
-        del model.opset_import[:]
-    elif how == "huge input":
-        for dim in graph.input[0].type.tensor_type.shape.dim[2:]:
-            dim.dim_value = 10**6
-    elif how == "weights of another file":
-        kernel.data_location = TensorProto.EXTERNAL
-        kernel.external_data.add(key="location", value="../../../etc/hostname")
-    elif how == "division by zero":
-        graph.node.insert(0, helper.make_node("Div", ["data", "zero"], ["divided"]))
-        graph.node[1].input[0] = "divided"
-        graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "zero"))
-    return model.SerializeToString()
 
 
 @pytest.mark.parametrize(
