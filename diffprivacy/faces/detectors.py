@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 BUILT_IN = Path(__file__).with_name("yunet_n.onnx")
 SCRFD_SCORES = (0.3, 0.5, 0.78)
-YUNET_SCORES = (0.5, 0.73, 0.9)
+YUNET_SCORES = (0.5, 0.73, 0.92)
 """The score from which a network reports a face, from which it counts, and that which only upright faces reach."""
 MIN_SIZE = 12
 """Pixels of a face's longer side from which it is looked for by default."""

@@ -60,18 +60,11 @@ def find_faces(picture: Tensor, network: Network, min_score: float, min_size: fl
     min_score: of the faces returned; min_size: longer side of their boxes in pixels.
     """
     pixels = levels(picture.detach(), 8)
-    height, width = pixels.shape[:2]
-    turns_back = (
-        [[1, 0, 0], [0, 1, 0]],
-        [[0, -1, width - 1], [1, 0, 0]],
-        [[-1, 0, width - 1], [0, -1, height - 1]],
-        [[0, 1, 0], [-1, 0, height - 1]],
-    )
     views: list[list[Face]] = []
-    for quarter_turns, turn_back in enumerate(turns_back):
+    for quarter_turns, turn_back in enumerate(_turns_back(*pixels.shape[:2])):
         finest = max(1.0, min_size * (TURNED if quarter_turns else 1) / SMALLEST)
         seen = scan_views(np.rot90(pixels, quarter_turns), network, finest)
-        views.append(keep_best([moved(face, np.array(turn_back)) for face in seen]))
+        views.append(keep_best([moved(face, turn_back) for face in seen]))
     surest = keep_best([face for view in views for face in view if face.score >= network.sure])
     faces = [_straightened(pixels, face, network) for face in surest]
     for quarter_turns, view in enumerate(views):
@@ -139,19 +132,23 @@ def _straightened(pixels: np.ndarray, face: Face, network: Network) -> Face:
 
 
 def _looked_at(pixels: np.ndarray, face: Face, network: Network, against: float = 0) -> Face:
-    """The face as the network sees it upright, in the middle of a crop.
+    """The face as the network sees it in the middle of a crop, upright or turned by quarters, whichever is surest.
 
-    against: what it loses in score unless it is sure there; without a loss it keeps at least its score.
+    Unless it is sure there, only the upright look counts in its score, and it loses ``against``; without such a loss it
+    keeps at least the score it had.
     """
     crop, to_picture = _aligned(pixels, face, network.side)
-    seen = [other for other in network.scan(crop) if _is_central(other, network.side)]
-    best = max(seen, key=lambda other: other.score, default=None)
-    first, second = face.score, 0.0 if best is None else best.score
-    if best is not None and second > min(first, network.sure):
+    looks = [
+        _central(network.scan(np.ascontiguousarray(np.rot90(crop, quarter_turns))), turn_back, network.side)
+        for quarter_turns, turn_back in enumerate(_turns_back(network.side, network.side))
+    ]
+    best = max((seen for look in looks for seen in look), key=lambda seen: seen.score, default=face)
+    first = face.score
+    if best is not face and best.score > min(first, network.sure):
         face = moved(best, to_picture)
-    if (highest := max(first, second)) >= network.sure:
+    if (highest := max(first, face.score)) >= network.sure:
         return replace(face, score=highest)
-    both = (first + second) / 2
+    both = (first + max((seen.score for seen in looks[0]), default=0.0)) / 2
     return replace(face, score=both - against if against else max(first, both))
 
 
@@ -173,14 +170,27 @@ def _aligned(pixels: np.ndarray, face: Face, side: int) -> tuple[np.ndarray, np.
     return cv2.warpAffine(small, (to_crop @ place)[:2], (side, side)), to_picture[:2]
 
 
+def _turns_back(height: int, width: int) -> list[np.ndarray]:
+    """For 0 to 3 quarter turns, as np.rot90 makes them, the map (2,3) from the turned picture to that of this size."""
+    turns = (
+        [[1, 0, 0], [0, 1, 0]],
+        [[0, -1, width - 1], [1, 0, 0]],
+        [[-1, 0, width - 1], [0, -1, height - 1]],
+        [[0, 1, 0], [-1, 0, height - 1]],
+    )
+    return [np.array(turn) for turn in turns]
+
+
 def _lean(face: Face) -> float:
     """Degrees between the eyes' line and the nearest side of the picture."""
     x, y = (face.landmarks[1] - face.landmarks[0]).tolist()
     return (math.degrees(math.atan2(y, x)) + 45) % 90 - 45
 
 
-def _is_central(face: Face, side: int) -> bool:
-    return all(abs(place - side / 2) < MIDDLE * side for place in face.centre)
+def _central(faces: Sequence[Face], turn_back: np.ndarray, side: int) -> list[Face]:
+    """The faces in the middle of a turned crop, in the crop as it was."""
+    middle, reach = side / 2, MIDDLE * side
+    return [moved(face, turn_back) for face in faces if all(abs(place - middle) < reach for place in face.centre)]
 
 
 def _is_same(face: Face, better: Face) -> bool:

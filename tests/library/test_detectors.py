@@ -106,8 +106,10 @@ def test_faces_lean_at_any_angle_among_others(builtin):
 def test_a_lower_score_adds_faces_and_a_size_leaves_out_smaller_ones(builtin):
     picture = photo("group")
     everybody = builtin.detect(picture)
-    widths = sorted(max(f.box[2] - f.box[0], f.box[3] - f.box[1]) for f in everybody)
-    assert len(builtin.detect(picture, min_size=widths[2])) == len(widths) - 2
+    beside = torch.cat((picture, torch.zeros(len(picture), 400, 3)), dim=1)
+    beside[:154, -154:] = resized(photo("astronaut"), 0.3)  # the face is 35 pixels high
+    assert len(builtin.detect(beside)) == 7
+    assert len(builtin.detect(beside, min_size=70)) == 6
     scores = sorted(face.score for face in everybody)
     assert len(builtin.detect(picture, min_score=scores[1])) == len(scores) - 1
     doubtful = resized(photo("astronaut"), 0.1)  # the face is 9 pixels wide
