@@ -149,7 +149,8 @@ def release() -> None:
 
 def replace_forward(layer: torch.nn.Module, function: Callable[..., Any]) -> None:
     """Let a layer's forward be ``function(layer, ...)``, without a reference cycle that would outlive the network."""
-    layer.forward = functools.partial(function, weakref.proxy(layer))
+    reference = weakref.ref(layer)
+    layer.forward = lambda *inputs, **options: function(reference(), *inputs, **options)
 
 
 def checkpoint_layer(layer: torch.nn.Module) -> None:
