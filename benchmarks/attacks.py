@@ -115,8 +115,7 @@ def stored_key(case: Case, protected: Picture, backbone: DiffusersBackbone, seal
     """What the owner gets back at each fidelity, and what an attacker has without the key."""
     case.made["no key: the protected picture"] = protected.rgb
     for fidelity in ("latent", "compact", "lossless"):
-        geometry = {"size": demo.IMAGE_SIZE, "margin": demo.MARGIN}
-        key = record(case.original, [case.face], backbone, fidelity=fidelity, **geometry).bound_to(protected)
+        key = record(case.original, [case.face], backbone, demo.CROP, fidelity).bound_to(protected)
         sealed = seal.close(key.to_bytes())
         opened = RecoveryKey.from_bytes(opener.open(sealed))
         case.made[f"right key, {fidelity}"] = as_file(recover(protected, [opened], backbone).rgb)

@@ -81,7 +81,7 @@ def versions(picture: Picture, face: Face, use: Tools, seed: int) -> dict[str, T
         (protected[task],) = pipeline.protect(picture.rgb, [face], backbone, demo.CROP, how, NoiseKey.from_seed(seed))
     crop = crop_face(picture.rgb, face, **CROP).movedim(-1, 0)[None]
     restored = backbone.decode(backbone.encode(crop))[0].movedim(0, -1)
-    key = recovery.record(picture, [face], backbone, **CROP)
+    key = recovery.record(picture, [face], backbone, demo.CROP)
     sealed = Picture(protected["anonymize"])
     return {
         "autoencoder round trip": paste_faces(picture.rgb, [restored], [face], demo.MARGIN, opaque=True),

@@ -9,6 +9,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..diffprivacy.diffusion import inversion, sampling
 from ..diffprivacy.errors import DiffPrivacyError, at_field
+from ..diffprivacy.faces.geometry import Crop
 from ..diffprivacy.media.images import Picture
 from ..diffprivacy.recovery import encryption, png, replay
 from ..diffprivacy.recovery.key import FIDELITIES, OPTIONS, Embedding, RecoveryKey
@@ -253,7 +254,7 @@ def _lossless(original, faces) -> RecoveryKey:
     if original is None or faces is None or faces.margin is None or len(original) != 1:
         raise DiffPrivacyError("Sockets `original` and `faces`: a lossless key needs one image and Crop Faces' faces.")
     picture = Picture(original[0].cpu().float())
-    return replay.record(picture, faces.flat, None, fidelity="lossless", margin=faces.margin)
+    return replay.record(picture, faces.flat, None, Crop(0, faces.margin), "lossless")
 
 
 def _replayed(fidelity, noise_map, positive, sigmas, faces) -> RecoveryKey:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from diffprivacy.backends.diffusers import DiffusersBackbone
 from diffprivacy.faces.detectors import Detector
-from diffprivacy.faces.geometry import Face, align_matrix
+from diffprivacy.faces.geometry import Crop, Face, align_matrix
 from diffprivacy.media.images import Picture, encode_png
 from diffprivacy.recovery import png
 from diffprivacy.recovery.key import Patch, RecoveryKey
-from diffprivacy.recovery.replay import record, recover, replay
+from diffprivacy.recovery.replay import Replay, record, recover, replay
 
 FACE_WIDTH = 120
 """Of the faces in :func:`side_by_side`, in pixels."""
@@ -54,18 +54,17 @@ def neighbours_key(
     faces: Sequence[Face],
     index: int,
     backbone: DiffusersBackbone,
-    size: int,
-    margin: float,
+    crop: Crop,
     steps: int = 20,
 ) -> Tensor:
     """All that the latent key of one face holds, as the picture (H,W,3) it decodes to, grey where it holds nothing.
 
     Look at another face's place in it: that is what leaks.
     """
-    key = record(original, faces, backbone, size, margin=margin, steps=steps).only(index)
+    key = record(original, faces, backbone, crop, how=Replay(steps=steps)).only(index)
     key = RecoveryKey.from_bytes(dataclasses.replace(key, shape=tuple(original.rgb.shape[:2])).to_bytes())
-    crop = backbone.decode(replay(key, backbone))[0].movedim(0, -1).cpu()
-    return whole_crop(torch.full_like(original.rgb, 0.5), crop, faces[index], margin)
+    decoded = backbone.decode(replay(key, backbone))[0].movedim(0, -1).cpu()
+    return whole_crop(torch.full_like(original.rgb, 0.5), decoded, faces[index], crop.margin)
 
 
 def whole_crop(picture: Tensor, crop: Tensor, face: Face, margin: float) -> Tensor:

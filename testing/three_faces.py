@@ -6,13 +6,14 @@ import numpy as np
 import pyrage
 import torch
 
-from diffprivacy.faces.geometry import ARCFACE_TEMPLATE, Face, own_pixels, protected_mask
+from diffprivacy.faces.geometry import ARCFACE_TEMPLATE, Crop, Face, own_pixels, protected_mask
 from diffprivacy.media.images import Picture, decode_picture, encode_png
 from diffprivacy.recovery.encryption import Seal
 from diffprivacy.recovery.key import RecoveryKey
 from diffprivacy.recovery.replay import record
 
 MARGIN = 1.8
+CROP = Crop(64, MARGIN)
 SHAPE = (170, 420)
 IDENTITY = pyrage.x25519.Identity.generate()
 SEAL = Seal(recipients=[str(IDENTITY.to_public())])
@@ -48,5 +49,5 @@ def own(index: int) -> torch.Tensor:
 
 
 def lossless() -> RecoveryKey:
-    key = record(ORIGINAL, FACES, None, fidelity="lossless", margin=MARGIN).bound_to(PROTECTED)
+    key = record(ORIGINAL, FACES, None, CROP, "lossless").bound_to(PROTECTED)
     return RecoveryKey.from_bytes(key.to_bytes())

@@ -96,15 +96,8 @@ def _protected(
     pictures = (dataclasses.replace(picture, rgb=rgb) for rgb in made)
     if seal is None:
         return pictures, None
-    return pictures, record(
-        picture,
-        faces,
-        model.backbone,
-        model.crop.size,
-        request.sealing.fidelity,
-        margin=model.crop.margin,
-        callback=progress,
-    )
+    key = record(picture, faces, model.backbone, model.crop, request.sealing.fidelity, callback=progress)
+    return pictures, key
 
 
 def _found(source: Path, picture: Picture, use: Resources) -> list[Face]:

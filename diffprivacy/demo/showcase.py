@@ -98,7 +98,7 @@ def _protect(
         as_hidden = Regeneration(PRESETS["hide"]["default"], hiding(guide))
         hidden = protect(original.rgb, [face], backbone, demo.CROP, as_hidden, noise_key, bar)
     with sampling_progress("record the key", leave=True) as bar:
-        key = record(original, [face], backbone, demo.IMAGE_SIZE, margin=demo.MARGIN, callback=bar)
+        key = record(original, [face], backbone, demo.CROP, callback=bar)
 
     def write(version: str, picture: Picture) -> None:
         write_picture(_file(output, version), picture)

@@ -10,28 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .geometry import ARCFACE_TEMPLATE, TEMPLATE_SIZE
+from .similarity import similarity
 
 
 def template(size: int) -> Tensor:
     """The five ArcFace points (5,2) in a crop of size x size pixels."""
     return (torch.from_numpy(ARCFACE_TEMPLATE) + 0.5) * (size / TEMPLATE_SIZE) - 0.5
-
-
-def similarity(source: Tensor, target: Tensor) -> Tensor:
-    """Least-squares similarity (rotation, scale, shift; Umeyama, 1991) from source to target points.
-
-    source: (B,N,2), target: (N,2) or (B,N,2), in pixels. Returns (B,3,3).
-    """
-    target = target.to(source).expand_as(source)
-    source_mean, target_mean = source.mean(dim=1), target.mean(dim=1)
-    p, q = source - source_mean[:, None], target - target_mean[:, None]
-    power = p.square().sum(dim=(1, 2))
-    cosine = (p * q).sum(dim=(1, 2)) / power
-    sine = (p[..., 0] * q[..., 1] - p[..., 1] * q[..., 0]).sum(dim=1) / power
-    linear = torch.stack((cosine, -sine, sine, cosine), dim=1).view(-1, 2, 2)
-    shift = target_mean[..., None] - linear @ source_mean[..., None]
-    bottom = source.new_tensor([[[0.0, 0.0, 1.0]]]).expand(len(source), 1, 3)
-    return torch.cat((torch.cat((linear, shift), dim=2), bottom), dim=1)
 
 
 def warp(images: Tensor, to_source: Tensor, height: int, width: int, padding: str = "zeros") -> Tensor:

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from .similarity import similarity
+
 TEMPLATE_SIZE = 112
 ARCFACE_TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]],
@@ -79,18 +81,13 @@ class Crop:
 
 
 def align_matrix(face: Face, size: int, margin: float = MARGIN) -> np.ndarray:
-    """Similarity (2,3) float64 from the picture's pixels to those of the face's crop of ``size`` x ``size``.
-
-    It is the least-squares fit of the landmarks to the template (Umeyama, 1991; in the plane without reflection a
-    complex linear regression). margin 1 and size 112 give the ArcFace crop.
+    """Similarity (2,3) float64 from the picture's pixels to those of the face's crop of ``size`` x ``size``: the
+    landmarks fitted to the template. margin 1 and size 112 give the ArcFace crop.
     """
-    source = face.landmarks.astype(np.float64) @ (1, 1j)
     scale = size / (TEMPLATE_SIZE * margin)
-    target = (ARCFACE_TEMPLATE.astype(np.float64) @ (1, 1j) - _CENTRE * (1 + 1j)) * scale + (size - 1) / 2 * (1 + 1j)
-    spread = source - source.mean()
-    turn = np.vdot(spread, target - target.mean()) / np.vdot(spread, spread)
-    shift = target.mean() - turn * source.mean()
-    return np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
+    target = (ARCFACE_TEMPLATE.astype(np.float64) - _CENTRE) * scale + (size - 1) / 2
+    landmarks = torch.from_numpy(face.landmarks.astype(np.float64))
+    return similarity(landmarks[None], torch.from_numpy(target))[0, :2].numpy()
 
 
 def head_centre(face: Face) -> np.ndarray:

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..faces.alignment import similarity, template, warp
+from ..faces.alignment import template, warp
 from ..faces.geometry import TEMPLATE_SIZE
+from ..faces.similarity import similarity
 
 LUMINANCE_TABLE = (
     (16, 11, 10, 16, 24, 40, 51, 61),

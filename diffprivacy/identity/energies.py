@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DiffPrivacyError
-from ..faces.alignment import align, similarity, template
+from ..faces.alignment import align, template
 from ..faces.geometry import TEMPLATE_SIZE
+from ..faces.similarity import similarity
 from .augmentations import random_view
 from .recognizers import Embeddings, FaceMatcher, weighted_sum
 

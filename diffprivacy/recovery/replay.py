@@ -10,6 +10,7 @@ import dataclasses
 import io
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ from ..diffusion.inversion import invert_belm, invert_ddim, invert_fixed_point, 
 from ..diffusion.model import Backbone
 from ..diffusion.sampling import Callback, ddim_sigmas, sample_euler
 from ..errors import DiffPrivacyError
-from ..faces.geometry import MARGIN, Face, Region, crop_face, own_pixels, put_face
+from ..faces.geometry import Crop, Face, Region, crop_face, own_pixels, put_face
 from ..media.images import Picture, decode_picture, encode_png, levels
 from .fingerprints import picture_fingerprint
 from .key import MAX_ROWS, Patch, RecoveryKey
@@ -41,6 +42,20 @@ ROUNDING = 2
 """Pixels by which a patch may reach beyond its face's mask, for the same reason."""
 HALF_TOLERANCE = 1e-4
 """Where fixed-point inversion stops for networks in half precision, whose rounding is no finer."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """How a noise map is made and played back.
+
+    method: "fixed point", "ddim" or "belm". prompt: in which ``*`` stands for the face's pseudo-words, (S,D) for each
+    face.
+    """
+
+    method: str = "fixed point"
+    steps: int = STEPS
+    prompt: str = ""
+    pseudo_words: Sequence[Tensor] | None = None
 
 
 class ReplayBackbone(Backbone, Protocol):
@@ -64,19 +79,14 @@ def record(
     original: Picture,
     faces: Sequence[Face],
     backbone: ReplayBackbone | None,
-    size: int = 0,
+    crop: Crop,
     fidelity: str = "latent",
-    method: str = "fixed point",
-    steps: int = STEPS,
-    prompt: str = "",
-    pseudo_words: Sequence[Tensor] | None = None,
-    margin: float = MARGIN,
+    how: Replay = Replay(),
     callback: Callback | None = None,
 ) -> RecoveryKey:
-    """The key of the faces in a picture that is about to be protected with the same faces, size and margin.
+    """The key of the faces in a picture that is about to be protected with the same faces and crops.
 
-    latent: each crop's latent inverted to its noise map under the prompt, in which ``*`` stands for the face's
-    pseudo-words (S,D). What belongs to other faces is filled from around before. compact: the same, kept in 8 bits a
+    latent: each crop's latent inverted to its noise map, as ``how`` says. What belongs to other faces is filled from around before. compact: the same, kept in 8 bits a
     value. lossless: the faces' own pixels, which take less room than what a replay leaves over and need no backbone,
     neither here nor later.
 
@@ -87,34 +97,34 @@ def record(
     Raises DiffPrivacyError for a face without a pixel of its own, and crops that are too large for the backbone.
     """
     others = [[*faces[:i], *faces[i + 1 :]] for i in range(len(faces))]
-    places = [own_pixels(original.rgb.shape, face, rest, margin) for face, rest in zip(faces, others, strict=True)]
+    places = [own_pixels(original.rgb.shape, face, rest, crop.margin) for face, rest in zip(faces, others, strict=True)]
     if not all(own.any() for _, own in places):
         raise DiffPrivacyError("A face lies outside the picture, or behind another one: leave it out.")
     if fidelity == "lossless":
         patches = [_patch(original, region, own) for region, own in places]
-        return RecoveryKey(fidelity, faces=tuple(faces), margin=margin, patches=tuple(patches))
+        return RecoveryKey(fidelity, faces=tuple(faces), margin=crop.margin, patches=tuple(patches))
     assert backbone is not None
-    check_crops(size, backbone)
-    sigmas = ddim_sigmas(backbone.noise_levels, steps)
+    check_crops(crop.size, backbone)
+    sigmas = ddim_sigmas(backbone.noise_levels, how.steps)
+    invert = _inversion(how.method, backbone.dtype)
     states = []
     for i, face in enumerate(faces):
-        crop = crop_face(original.rgb, face, size, margin, without=others[i]).movedim(-1, 0)[None]
-        words = None if pseudo_words is None else pseudo_words[i]
-        invert = _inversion(method, backbone.dtype)
-        denoiser = stage_denoiser(backbone, prompt, words)
-        states.append(invert(denoiser, backbone.encode(crop), sigmas, _progress(callback, i, len(faces))))
+        of_face = crop_face(original.rgb, face, crop.size, crop.margin, without=others[i]).movedim(-1, 0)[None]
+        words = None if how.pseudo_words is None else how.pseudo_words[i]
+        denoiser = stage_denoiser(backbone, how.prompt, words)
+        states.append(invert(denoiser, backbone.encode(of_face), sigmas, _progress(callback, i, len(faces))))
     rows = [torch.cat(maps).float().cpu() for maps in zip(*states, strict=True)]
     return RecoveryKey(
         fidelity,
         sigmas=sigmas.cpu(),
-        method=method,
+        method=how.method,
         noise_map=rows[0],
         second_state=rows[1] if len(rows) > 1 else None,
-        prompt=prompt,
-        pseudo_words=None if pseudo_words is None else torch.stack(list(pseudo_words)).cpu(),
+        prompt=how.prompt,
+        pseudo_words=None if how.pseudo_words is None else torch.stack(list(how.pseudo_words)).cpu(),
         faces=tuple(faces),
-        size=size,
-        margin=margin,
+        size=crop.size,
+        margin=crop.margin,
         precision=str(backbone.dtype).removeprefix("torch."),
         fingerprints=backbone.fingerprints,
     )

@@ -3,7 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from diffprivacy.faces.alignment import similarity, template
+from diffprivacy.faces.alignment import template
+from diffprivacy.faces.similarity import similarity
 from diffprivacy.identity.augmentations import blur, compress, move, recolour
 
 

@@ -38,7 +38,7 @@ from diffprivacy.msi.module import new_msi, save_msi
 from diffprivacy.msi.training import Progress, Settings, Training
 from diffprivacy.msi.training_data import prepare
 from diffprivacy.presets import Preset
-from diffprivacy.recovery.replay import record, recover
+from diffprivacy.recovery.replay import Replay, record, recover
 from diffprivacy.regeneration import Regeneration, anonymizing, regenerate_crops
 from testing.onnx_files import write_onnx
 
@@ -323,7 +323,7 @@ def test_keys_of_other_inversions(backbone, picture, face, method):
     original = Picture(picture)
     with another_device():
         backbone.to(OTHER)
-        key = record(original, [face], backbone, demo.IMAGE_SIZE, method=method).bound_to(original)
+        key = record(original, [face], backbone, demo.CROP, how=Replay(method)).bound_to(original)
         assert recover(original, [key], backbone).rgb.device.type == "cpu"
 
 

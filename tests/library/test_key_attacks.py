@@ -24,9 +24,10 @@ from diffprivacy.recovery.encryption import Seal
 from diffprivacy.recovery.envelope import read_signer, read_signing_key
 from diffprivacy.recovery.key import Patch, RecoveryKey
 from diffprivacy.recovery.keyed import Public
-from diffprivacy.recovery.replay import record, recover
+from diffprivacy.recovery.replay import Replay, record, recover
 from testing.key_attacks import forged_key, inject, share_replaced
 from testing.three_faces import (
+    CROP,
     FACES,
     IDENTITY,
     MARGIN,
@@ -70,7 +71,7 @@ def test_a_faces_key_is_the_same_whoever_its_neighbours_are(fidelity, index):
     theirs = torch.stack([own(i) for i in range(3) if i != index]).any(0)
     strangers = Picture(torch.where(theirs[..., None], noise(7), ORIGINAL.rgb))
     keys = [
-        record(picture, FACES, backbone, 64, fidelity, steps=2, margin=MARGIN).bound_to(PROTECTED).only(index)
+        record(picture, FACES, backbone, CROP, fidelity, Replay(steps=2)).bound_to(PROTECTED).only(index)
         for picture in (ORIGINAL, strangers)
     ]
     assert parts(keys[0].to_bytes()) == parts(keys[1].to_bytes())
@@ -93,7 +94,7 @@ def test_one_key_gives_one_face_and_all_keys_give_all():
 
 def test_one_latent_key_changes_its_own_pixels_only():
     backbone = load_backbone()
-    key = record(ORIGINAL, FACES[:2], backbone, 64, steps=2, margin=MARGIN).bound_to(PROTECTED)
+    key = record(ORIGINAL, FACES[:2], backbone, CROP, how=Replay(steps=2)).bound_to(PROTECTED)
     singles = [RecoveryKey.from_bytes(key.only(i).to_bytes()) for i in range(2)]
     alone = recover(PROTECTED, singles[:1], backbone).rgb
     mask = torch.zeros(SHAPE, dtype=torch.bool)
@@ -123,7 +124,7 @@ def test_a_patch_reaches_no_pixel_beyond_its_mask():
 
 @pytest.mark.parametrize("shift", [0.0, 3.0, 12.0])
 def test_two_keys_for_one_face_are_refused(shift):
-    forged = record(PROTECTED, [face_at(270 + shift)], None, fidelity="lossless", margin=MARGIN).bound_to(PROTECTED)
+    forged = record(PROTECTED, [face_at(270 + shift)], None, CROP, "lossless").bound_to(PROTECTED)
     for version in (forged, dataclasses.replace(forged, neighbours=None)):
         with pytest.raises(DiffPrivacyError, match="Two keys are for one face"):
             recover(PROTECTED, [lossless(), version])
@@ -201,7 +202,7 @@ def test_two_chunks_of_keyed_mode_are_refused(tmp_path, capsys):
 
 
 def test_an_appended_forgery_does_not_win(published, capsys):
-    forged = record(PROTECTED, [FACES[0]], None, fidelity="lossless", margin=MARGIN).bound_to(PROTECTED)
+    forged = record(PROTECTED, [FACES[0]], None, CROP, "lossless").bound_to(PROTECTED)
     inject(published, png.SEALED_KEY, SEAL.close_key(forged))
     assert recovered(published) is None
     assert "Two keys are for one face" in capsys.readouterr().err
@@ -221,7 +222,7 @@ def signing_key(folder: Path, name: str) -> tuple[Path, str]:
 def test_only_keys_of_the_signer_are_accepted(tmp_path, capsys):
     (tmp_path / "identity").write_text(str(IDENTITY))
     (mine, public), (other, _) = signing_key(tmp_path, "mine"), signing_key(tmp_path, "other")
-    forged = record(PROTECTED, [FACES[0]], None, fidelity="lossless", margin=MARGIN).bound_to(PROTECTED)
+    forged = record(PROTECTED, [FACES[0]], None, CROP, "lossless").bound_to(PROTECTED)
     by = {
         name: dataclasses.replace(SEAL, signer=read_signing_key(path))
         for name, path in (("mine", mine), ("other", other))

@@ -16,9 +16,10 @@ from torch import nn
 
 from diffprivacy import demo
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.faces.alignment import align, similarity, template
+from diffprivacy.faces.alignment import align, template
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import ARCFACE_TEMPLATE
+from diffprivacy.faces.similarity import similarity
 from diffprivacy.identity.recognizers import Ensemble, Recognizer, load_recognizer
 from diffprivacy.identity.thresholds import read_thresholds, thresholds_path, write_threshold
 from diffprivacy.identity.verification import pair_cosines

@@ -26,12 +26,11 @@ from diffprivacy.faces.geometry import crop_face, paste_faces, protected_mask
 from diffprivacy.media.images import Picture, decode_picture, encode_png, levels, read_picture
 from diffprivacy.presets import Preset
 from diffprivacy.recovery.key import RecoveryKey
-from diffprivacy.recovery.replay import record, recover, replay
+from diffprivacy.recovery.replay import Replay, record, recover, replay
 from diffprivacy.regeneration import Regeneration
 
 GROUP = Path(insightface.__file__).parent / "data" / "images" / "t1.jpg"
 BLUNT = Preset(strength=0.6, steps=5, switch=None)
-GEOMETRY = {"size": demo.IMAGE_SIZE, "margin": demo.MARGIN}
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +64,7 @@ def group(backbone) -> Scene:
 
 
 def key_of(scene: Scene, backbone: DiffusersBackbone | None, fidelity: str = "latent", **options) -> RecoveryKey:
-    geometry = {"margin": demo.MARGIN} if backbone is None else GEOMETRY
-    key = record(scene.original, scene.faces, backbone, fidelity=fidelity, **geometry, **options)
+    key = record(scene.original, scene.faces, backbone, demo.CROP, fidelity, Replay(**options))
     return RecoveryKey.from_bytes(key.bound_to(scene.protected).to_bytes())
 
 
