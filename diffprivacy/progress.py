@@ -1,20 +1,38 @@
-"""The progress of sampling on a terminal."""
+"""Progress on a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from .diffusion.sampling import Callback
+
+Item = TypeVar("Item")
+
+
+def progress_bar(name: str, total: int | None = None, unit: str = "step", leave: bool = False, initial: int = 0) -> Any:
+    """A bar of tqdm with the time left, shown on terminals only. total: None if it is not known.
+
+    leave: the bar stays when it is done. initial: what is done already.
+    """
+    from tqdm import tqdm
+
+    return tqdm(desc=name, total=total, unit=unit, leave=leave, initial=initial, disable=None)
+
+
+def progress_over(items: Sequence[Item], name: str, unit: str) -> Iterable[Item]:
+    """The items one by one, with a progress bar that stays."""
+    with progress_bar(name, len(items), unit, leave=True) as bar:
+        for item in items:
+            yield item
+            bar.update(1)
 
 
 @contextmanager
 def sampling_progress(name: str, leave: bool = False) -> Iterator[Callback]:
-    """A progress bar, as the callback that moves it; shown on terminals only. leave: it stays when it is done."""
-    from tqdm import tqdm
-
-    with tqdm(desc=name, unit="step", disable=None, leave=leave) as bar:
+    """A progress bar of sampling, as the callback that moves it."""
+    with progress_bar(name, leave=leave) as bar:
 
         def report(step: dict[str, Any]) -> None:
             bar.total = step["steps"]

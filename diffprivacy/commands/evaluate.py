@@ -18,6 +18,7 @@ from ..identity.recognizers import Recognizer, load_recognizer
 from ..identity.thresholds import FAR, kept_thresholds, write_threshold
 from ..identity.verification import operating_point
 from ..media.images import Picture, read_picture, write_picture
+from ..progress import progress_over
 from .inputs import layout, pictures_in
 from .options import add_detector_option, recognizer_file
 from .requests import EvaluateRequest, RecognizerFile
@@ -70,8 +71,6 @@ def _request(options: argparse.Namespace) -> EvaluateRequest:
 
 def evaluate(request: EvaluateRequest) -> int:
     """Print the table; returns the exit code."""
-    from tqdm import tqdm
-
     if request.keep_thresholds and not (request.clean and request.recognizers):
         raise UsageError("--keep-thresholds needs --clean, the photos, and --recognizer, the file to keep it beside.")
     detector = load_detector(request.detector)
@@ -93,7 +92,7 @@ def evaluate(request: EvaluateRequest) -> int:
     versions: dict[str, list[Judged]] = {}
     for name, folder in folders.items():
         judged = versions.setdefault(name, [])
-        for original, others in tqdm(_matches(request.originals, folder), desc=name, unit="picture", disable=None):
+        for original, others in progress_over(_matches(request.originals, folder), name, "image"):
             picture = read_picture(original).rgb
             faces = detector.detect(picture)
             if not faces:

@@ -15,6 +15,7 @@ from ..diffusion.noise import NoiseKey
 from ..diffusion.sampling import strength_steps
 from ..errors import DiffPrivacyError, NoFaceError
 from ..media.atomic import Together
+from ..progress import progress_bar
 from ..regeneration import Regeneration, task_energy
 from ..video.files import open_video
 from ..video.protect import Followed, follow_faces, pieces, protect_pieces, tracks_in
@@ -35,8 +36,6 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
 
     Raises DiffPrivacyError for a video without a face and options that are for pictures.
     """
-    from tqdm import tqdm
-
     if request.variants > 1 or request.sealing.keyed or request.sealing.per_face:
         raise DiffPrivacyError("--variants, --keyed and --key-per-face are for pictures; leave them out for videos.")
     if request.keep or request.if_impossible == "cover" or (use.boxes and source.name in use.boxes.boxes):
@@ -49,9 +48,7 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
         check_sound(video)
     if video.left_out:
         print(f"warning: {source}: not taken over: {', '.join(video.left_out)}", file=sys.stderr)
-    with tqdm(
-        desc=f"{source.name}: finding faces", total=video.frames or None, unit="frame", disable=None, leave=False
-    ) as bar:
+    with progress_bar(f"{source.name}: finding faces", video.frames or None, "frame") as bar:
         followed = follow_faces(video, use.detector, model.recognizer, lambda _: bar.update(1))
     try:
         tracks = select_people(followed.tracks, request.faces)
@@ -69,7 +66,7 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
         use.preset.steps, use.preset.strength
     )
     guide = None if request.model.unguided else model.recognizer
-    with tqdm(desc=source.name, total=steps, unit="step", disable=None, leave=False) as bar:
+    with progress_bar(source.name, steps) as bar:
         words = words_of_people(video, tracks, model.backbone, model.crop, use.msi)
 
         def how(person: int, target: Sequence[Tensor] | None) -> Regeneration:

@@ -18,6 +18,7 @@ from ..faces.selection import select_faces
 from ..msi.module import DEFAULT, PAPER, load_msi, new_msi, save_msi
 from ..msi.training import Progress, Settings, Training
 from ..msi.training_data import prepare, readable_crops
+from ..progress import progress_bar, progress_over
 from .inputs import pictures_in
 from .model import crop_of, load_checkpoint, load_vision
 from .options import (
@@ -92,8 +93,6 @@ def _request(options: argparse.Namespace) -> TrainRequest:
 
 def train_msi(request: TrainRequest) -> int:
     """Train, or go on where an interrupted run stopped; returns the exit code."""
-    from tqdm import tqdm
-
     sources = [picture for given in request.inputs for picture in pictures_in(given)]
     if request.output.suffix != ".safetensors":
         raise UsageError(f"{request.output}: an MSI is a .safetensors file; give such a name to --output.")
@@ -111,7 +110,7 @@ def train_msi(request: TrainRequest) -> int:
         faces = select_faces(detector.detect(rgb), request.faces)
         return [crop_face(rgb, face, crop.size, crop.margin) for face in faces]
 
-    images = readable_crops(tqdm(sources, desc="faces", disable=None), crops, crop.size)
+    images = readable_crops(progress_over(sources, "faces", "image"), crops, crop.size)
     held_out = min(16, len(images) // 10) if len(images) >= MANY else 0
     data = prepare(backbone, images[: len(images) - held_out], flips=request.flips)
     validation = prepare(backbone, images[len(images) - held_out :], flips=False) if held_out else None
@@ -123,7 +122,7 @@ def train_msi(request: TrainRequest) -> int:
     training = Training(
         start, backbone, data, request.settings, validation, backbone.device, unfinished, request.minutes
     )
-    with tqdm(total=request.settings.steps, initial=training.step, unit="step", disable=None) as bar:
+    with progress_bar("training", request.settings.steps, initial=training.step, leave=True) as bar:
 
         def progress(now: Progress) -> None:
             bar.set_postfix(loss=f"{now.validation:.5f}")

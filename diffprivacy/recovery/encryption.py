@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,6 +39,9 @@ MAX_RECIPIENTS = 2**18
 """Bytes of a sealed file in which its recipients are named; each of them costs a try to open."""
 MAX_WORK = 20
 """Largest log2 of scrypt's N that a passphrase is tried with: 1 GiB of memory. Files of age have 18."""
+TRIES = 20
+PAUSE = 0.5
+"""How often a passphrase is tried again on a machine too busy for it, and the seconds between."""
 _END_OF_RECIPIENTS = b"\n--- "
 _SCRYPT = re.compile(re.escape(HEADER) + rb"-> scrypt [A-Za-z0-9+/]{22} ([1-9][0-9]?)\n")
 
@@ -108,7 +112,7 @@ class Opener:
         check_cost(sealed)
         with _refusals(sealed):
             if needs_passphrase(sealed):
-                return pyrage.passphrase.decrypt(sealed, self._passphrase())
+                return _open_with_passphrase(sealed, self._passphrase())
             return pyrage.decrypt(sealed, self._identities())
 
     def open_file(self, sealed: Path, target: Path) -> None:
@@ -122,7 +126,7 @@ class Opener:
             )
         with appearing(target) as temporary, _refusals(head):
             if needs_passphrase(head):
-                temporary.write_bytes(pyrage.passphrase.decrypt(sealed.read_bytes(), self._passphrase()))
+                temporary.write_bytes(_open_with_passphrase(sealed.read_bytes(), self._passphrase()))
             else:
                 pyrage.decrypt_file(str(sealed), str(temporary), self._identities())
 
@@ -135,6 +139,19 @@ class Opener:
         if not self.identities:
             raise DiffPrivacyError("The key is sealed to public keys: give the file of an identity that opens it.")
         return [identity for text in self.identities for identity in _identities(text)]
+
+
+def _open_with_passphrase(sealed: bytes, passphrase: str) -> bytes:
+    """age measures what the machine can do at each call, and refuses 16 times as much: a busy moment is tried again."""
+    pyrage = _pyrage()
+    for _ in range(TRIES):
+        try:
+            return pyrage.passphrase.decrypt(sealed, passphrase)
+        except pyrage.DecryptError as error:
+            if "Excessive work" not in str(error):
+                raise
+            time.sleep(PAUSE)
+    return pyrage.passphrase.decrypt(sealed, passphrase)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import re
 
+import pyrage
 import pytest
 import torch
 from hypothesis import given
@@ -14,8 +15,8 @@ from PIL import Image
 
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.media.images import encode_png
-from diffprivacy.recovery import png
-from diffprivacy.recovery.encryption import MAX_WORK, Opener, check_cost
+from diffprivacy.recovery import encryption, png
+from diffprivacy.recovery.encryption import MAX_WORK, Opener, Seal, check_cost
 from diffprivacy.recovery.key import Patch, RecoveryKey
 from diffprivacy.recovery.keyed import Public, recover_keyed
 from diffprivacy.recovery.opening import open_keys
@@ -126,3 +127,18 @@ def test_a_patch_that_would_decode_to_a_flood_is_refused_undecoded(kind, monkeyp
     key = dataclasses.replace(lossless().only(0), patches=(Patch(0, 0, file.getvalue()),))
     with pytest.raises(DiffPrivacyError, match="reach beyond"):
         recover(PROTECTED, [key])
+
+
+def test_a_passphrase_opens_on_a_machine_that_was_busy_for_a_moment(monkeypatch):
+    """age refuses by its own measure of the machine's speed, which no test can make slow: the refusal is put in."""
+    sealed, refusals = Seal("correct horse").close(b"a key"), iter([True, True, False])
+    decrypt = pyrage.passphrase.decrypt
+
+    def busy(data: bytes, passphrase: str) -> bytes:
+        if next(refusals):
+            raise pyrage.DecryptError("Excessive work parameter for passphrase")
+        return decrypt(data, passphrase)
+
+    monkeypatch.setattr(pyrage.passphrase, "decrypt", busy)
+    monkeypatch.setattr(encryption, "PAUSE", 0)
+    assert Opener("correct horse").open(sealed) == b"a key"
