@@ -39,7 +39,7 @@ def test_another_folders_file_of_the_same_name_is_refused(tmp_path, capsys):
 def test_several_folders_keep_their_names(tmp_path):
     photo(tmp_path / "A" / "deep" / "1.png")
     photo(tmp_path / "B" / "1.png", True)
-    arguments = ["--steps", 2, "--strength", 0.5]
+    arguments = ["--steps", 2, "--strength", 0.5, "--unguided"]
     assert run("anonymize", tmp_path / "A", tmp_path / "B", "-o", tmp_path / "out", *arguments) == 0
     assert visible(tmp_path / "out") == ["A", "A/deep", "A/deep/1.png", "B", "B/1.png"]
 

@@ -15,10 +15,10 @@ from diffprivacy.diffusion.sampling import ddim_sigmas, sample_euler
 STEPS = 50
 
 
-def round_trip(backbone: DiffusersBackbone, z0: Tensor, method: str, iterations: int = 5) -> float:
+def round_trip(backbone: DiffusersBackbone, z0: Tensor, method: str, iterations: int = 5, steps: int = STEPS) -> float:
     """RMSE of a latent after inversion and replay, the key kept in float32."""
     conditioning = backbone.text_conditioning("a photo of a face")
-    sigmas = ddim_sigmas(backbone.noise_levels, STEPS)
+    sigmas = ddim_sigmas(backbone.noise_levels, steps)
 
     def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
         return backbone.denoise(x, sigma, conditioning)
@@ -44,7 +44,7 @@ def latent(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize("method", ["fixed_point", "belm"])
 def test_exact_on_the_tiny_checkpoint(tiny, method):
-    z0 = latent(1, 4, 8, 12)
+    z0 = latent(1, 4, 4, 8)
     assert round_trip(tiny, z0, method) < 1e-4
     assert round_trip(tiny, z0, "ddim") > 1e-2
 
@@ -52,7 +52,7 @@ def test_exact_on_the_tiny_checkpoint(tiny, method):
 @pytest.mark.parametrize("method", ["fixed_point", "belm"])
 def test_half_precision_costs_at_most_a_hundredfold(tiny_checkpoint, method):
     half = load_backbone(tiny_checkpoint).to("cpu", torch.float16)
-    assert round_trip(half, latent(1, 4, 4, 4), method) < 1e-2
+    assert round_trip(half, latent(1, 4, 4, 4), method, steps=20) < 1e-2
 
 
 @pytest.mark.parametrize("kind", ["sd2", "sdxl"])

@@ -43,7 +43,7 @@ def identity(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return path, str(key.to_public())
 
 
-QUICK = ["--steps", "5", "--strength", "0.4"]
+QUICK = ["--steps", "3", "--strength", "0.4", "--unguided"]
 
 
 def protect(photo: Path, out: Path, *options: str) -> None:

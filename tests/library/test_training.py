@@ -116,7 +116,7 @@ def test_checkpointing_and_chunks_change_nothing_but_memory(backbone, data, star
     assert torch.allclose(words, plain(data.features), atol=0.02 * words.norm(dim=-1).mean().item())
 
 
-@pytest.mark.parametrize("name", ["003", "012"])
+@pytest.mark.parametrize("name", ["012"])
 def test_ten_words_say_a_real_face_better_than_one_and_one_better_than_any_prompt(backbone, data_dir, name, capsys):
     data = prepare(backbone, photo_of(data_dir, name), flips=False)
     settings = Settings(steps=20, batch=10, validate_every=20, patience=0)
