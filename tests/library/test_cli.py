@@ -145,7 +145,10 @@ def test_photos_of_people_show_one_face_each(photos, tmp_path, capsys):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc, which only Linux has")
 def test_large_photo_takes_the_memory_of_a_few_pictures(photos, tmp_path):
-    """The networks aside: three in float32 (the original and both variants), and as much as one in 8 bits."""
+    """The networks aside: three in float32 (the original and both variants), and as much as one in 8 bits.
+
+    Only the face in it changes.
+    """
     wide = np.tile(skimage.data.coffee(), (8, 8, 1))
     wide[1000:1512, 2000:2512] = skimage.data.astronaut()
     Image.fromarray(wide).save(tmp_path / "wide.jpg")
@@ -155,6 +158,11 @@ def test_large_photo_takes_the_memory_of_a_few_pictures(photos, tmp_path):
     small, large = (int(peak) * 1024 for peak in re.findall(r"peak (\d+)", printed))
     assert len(list((tmp_path / "out").glob("wide-*.png"))) == 2
     assert large - small < 4 * 4 * wide.size
+    before, after = (read_picture(path).rgb for path in (tmp_path / "wide.jpg", tmp_path / "out" / "wide-1.png"))
+    changed = (after != before).any(dim=2)
+    assert changed[1000:1512, 2000:2512].any()
+    changed[1000:1512, 2000:2512] = False
+    assert not changed.any()
 
 
 def noise(path: Path) -> None:
@@ -234,17 +242,6 @@ def test_portrait_mode_by_exif_comes_out_upright(photos, tmp_path):
     outside, inside = changed_outside_and_inside(tmp_path / "upright.png", tmp_path / "out" / "lying.png", 1)
     assert outside == 0
     assert inside > 3
-
-
-def test_fifty_megapixels(photos, tmp_path):
-    Image.open(photos / "astronaut.png").resize((7100, 7100)).save(tmp_path / "large.jpg")
-    assert (
-        main(["anonymize", str(tmp_path / "large.jpg"), "-o", str(tmp_path / "out"), "--steps", "2", "--unguided"]) == 0
-    )
-    before, after = read_picture(tmp_path / "large.jpg").rgb, read_picture(tmp_path / "out" / "large.png").rgb
-    changed = (after != before).any(dim=2)
-    assert 0.02 < changed.float().mean() < 0.3
-    assert not changed[: 7100 // 20].any()
 
 
 class Impatient(io.StringIO):
