@@ -5,8 +5,8 @@
 The largest face of each photo of photos/celebahq512 and photos/lfw250 is anonymized, hidden and recovered as the command
 line does it, with the demo guide guiding. The demo judge and
 mobilefacenet_ms1m take no part. Thresholds are those at FAR 1e-3 of the clean pairs of lfw250. Every version is judged
-in the whole picture, where the face is found and aligned anew. PSNR and SSIM are over the ArcFace crop, drift is in
-distances of the eyes, likeness is the structural similarity that people tell faces by (the line *other photo of the
+in the whole picture, where the face is found and aligned anew. PSNR and SSIM are over the ArcFace crop, NME is in
+distances of the eyes, structure similarity is what people tell faces by (the line *other photo of the
 person* holds its mean over lfw250, as a yardstick).
 """
 
@@ -32,7 +32,7 @@ from diffprivacy import demo, pipeline
 from diffprivacy.backends.diffusers import DiffusersBackbone
 from diffprivacy.demo.backend import load_backbone
 from diffprivacy.diffusion.noise import NoiseKey
-from diffprivacy.evaluation.comparison import Judged, clean_pairs, judge, table
+from diffprivacy.evaluation.comparison import FaceComparison, clean_pairs, judge, table
 from diffprivacy.evaluation.drawing import contact_sheet
 from diffprivacy.faces.detectors import Detector, load_detector
 from diffprivacy.faces.geometry import Face, crop_face, crop_landmarks, paste_faces
@@ -91,7 +91,7 @@ def versions(picture: Picture, face: Face, use: Tools, seed: int) -> dict[str, T
     }
 
 
-def protected_and_judged(photo: Path, seed: int, use: Tools) -> tuple[dict[str, list[Judged]], Tensor]:
+def protected_and_judged(photo: Path, seed: int, use: Tools) -> tuple[dict[str, list[FaceComparison]], Tensor]:
     """The judgement of every version of a photo's largest face, and the versions side by side (H,W,3)."""
     picture = read_picture(photo)
     face = max(use.detector.detect(picture.rgb), key=lambda found: found.area)
@@ -110,12 +110,12 @@ def start_process(*arguments) -> None:
     TOOLS = tools(*arguments)
 
 
-def in_process(photo: Path, seed: int) -> tuple[dict[str, list[Judged]], Tensor]:
+def in_process(photo: Path, seed: int) -> tuple[dict[str, list[FaceComparison]], Tensor]:
     return protected_and_judged(photo, seed, TOOLS)
 
 
-def likeness_of_photos(photos: list[Path], detector: Detector) -> float:
-    """Mean likeness of two photos of one person, folders being people."""
+def similarity_of_photos(photos: list[Path], detector: Detector) -> float:
+    """Mean structure similarity of two photos of one person, folders being people."""
     crops, points = [], []
     for photo in photos:
         picture = read_picture(photo).rgb
@@ -150,12 +150,14 @@ def main() -> None:
         print(
             f"{name}: threshold {point.threshold:.3f} at FAR {point.far:g}, TAR of clean pairs {100 * point.tar:.1f} %"
         )
-    print(f"likeness of two photos of one person: {likeness_of_photos(pairs, use.detector):.3f}", flush=True)
+    print(
+        f"structure similarity of two photos of one person: {similarity_of_photos(pairs, use.detector):.3f}", flush=True
+    )
 
     photos = [sorted((data / "photos" / name).rglob("*.jpg")) for name in SETS]
     chosen = [files[i * len(files) * 2 // options.faces] for files in photos for i in range(options.faces // 2)]
     seeds = range(options.seed, options.seed + len(chosen))
-    judged: dict[str, list[Judged]] = defaultdict(list)
+    judged: dict[str, list[FaceComparison]] = defaultdict(list)
     rows = []
     with ProcessPoolExecutor(options.processes, get_context("spawn"), start_process, chosen_tools) as pool:
         for number, (judgements, row) in enumerate(pool.map(in_process, chosen, seeds)):

@@ -41,7 +41,7 @@ def protect(
     Raises NoFaceError without faces, DiffPrivacyError for crops that do not fit the backbone.
     """
     if not faces:
-        raise NoFaceError("There is no face to protect in the picture.")
+        raise NoFaceError("There is no face to protect in the image.")
     hows = [how] * len(faces) if isinstance(how, Regeneration) else how
     shape = latent_shape(backbone, crop.size)
     noise_key = noise_key or NoiseKey()

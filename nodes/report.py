@@ -9,7 +9,7 @@ import torch
 from comfy_api.v0_0_2 import io, ui
 
 from ..diffprivacy.errors import DiffPrivacyError, at_field
-from ..diffprivacy.evaluation.comparison import Judged, judge, table
+from ..diffprivacy.evaluation.comparison import FaceComparison, judge, table
 from ..diffprivacy.evaluation.drawing import cosine_plot
 from ..diffprivacy.faces.detectors import Detector
 from ..diffprivacy.identity.recognizers import FaceMatcher
@@ -70,7 +70,7 @@ def _judged(
     faces: sockets.FaceBatch,
     judges: Mapping[str, FaceMatcher],
     detector: Detector | None,
-) -> list[Judged]:
+) -> list[FaceComparison]:
     variants, rest = divmod(len(batch), len(originals))
     if rest or not variants:
         raise DiffPrivacyError(

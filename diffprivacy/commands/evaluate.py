@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import demo
 from ..errors import DiffPrivacyError, UsageError
-from ..evaluation.comparison import Judged, clean_pairs, judge, table
+from ..evaluation.comparison import FaceComparison, clean_pairs, judge, table
 from ..evaluation.drawing import cosine_plot
 from ..faces.detectors import load_detector
 from ..identity.recognizers import Recognizer, load_recognizer
@@ -89,7 +89,7 @@ def evaluate(request: EvaluateRequest) -> int:
             source = f"{photos}, {judges[name].channels}, embeddings fused with the mirror image's"
             write_threshold(file.path, *cosines, FAR, source)
     folders = {"protected": request.protected} | ({"recovered": request.recovered} if request.recovered else {})
-    versions: dict[str, list[Judged]] = {}
+    versions: dict[str, list[FaceComparison]] = {}
     for name, folder in folders.items():
         judged = versions.setdefault(name, [])
         for original, others in progress_over(_matches(request.originals, folder), name, "image"):

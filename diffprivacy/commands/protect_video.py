@@ -37,9 +37,9 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
     Raises DiffPrivacyError for a video without a face and options that are for pictures.
     """
     if request.variants > 1 or request.sealing.keyed or request.sealing.per_face:
-        raise DiffPrivacyError("--variants, --keyed and --key-per-face are for pictures; leave them out for videos.")
+        raise DiffPrivacyError("--variants, --keyed and --key-per-face are for images; leave them out for videos.")
     if request.keep or request.if_impossible == "cover" or (use.boxes and source.name in use.boxes.boxes):
-        raise DiffPrivacyError("--keep, --if-impossible and --boxes are for pictures; leave them out for videos.")
+        raise DiffPrivacyError("--keep, --if-impossible and --boxes are for images; leave them out for videos.")
     if use.seal is not None:
         use.seal.check_file(source)
     model = use.model

@@ -140,7 +140,7 @@ def _recover_picture(source: Path, request: RecoverRequest, tools: _Tools) -> Pi
     picture = read_picture(source)
     if not request.key_files and (keyed := _public(source)):
         if tools.signer is not None:
-            raise DiffPrivacyError("A picture in keyed mode carries no signature; leave --signer out.")
+            raise DiffPrivacyError("An image in keyed mode carries no signature; leave --signer out.")
         print("keyed mode (experimental): a wrong passphrase gives another face, not an error", file=sys.stderr)
         rgb = recover_keyed(picture.rgb, keyed, tools.backbone, tools.secrets.asked())
         return dataclasses.replace(picture, rgb=rgb)
@@ -182,7 +182,7 @@ def _public(source: Path) -> Public | None:
     if not (found := png.read_file_chunks(source, png.KEYED)):
         return None
     if len(found) > 1:
-        raise DiffPrivacyError("The picture is one of keyed mode more than once, so somebody changed it.")
+        raise DiffPrivacyError("The image is one of keyed mode more than once, so somebody changed it.")
     png.carried(source)
     return Public.from_bytes(found[0])
 

@@ -14,7 +14,7 @@ from .. import demo
 from ..backends.diffusers import DiffusersBackbone
 from ..diffusion.noise import NoiseKey
 from ..errors import DiffPrivacyError
-from ..evaluation.comparison import Judged, judge
+from ..evaluation.comparison import FaceComparison, judge
 from ..evaluation.drawing import contact_sheet
 from ..faces.detectors import load_detector
 from ..faces.geometry import Face, crop_face
@@ -75,7 +75,7 @@ def run(photo: Path | None, output: Path, seed: int | None = None) -> None:
 
     _report(_original(photo).rgb, face, output)
     print(f"another identity instead of identity.txt: {refusal}")
-    print(f"wrote the pictures, their sealed keys and contact-sheet.png to {output}")
+    print(f"wrote the images, their sealed keys and contact-sheet.png to {output}")
 
 
 def _original(photo: Path | None) -> Picture:
@@ -122,7 +122,7 @@ def _report(original: Tensor, face: Face, output: Path) -> None:
     def closeup(picture: Tensor) -> Tensor:
         return crop_face(picture, face, 256, margin=2.2)
 
-    def look(version: str) -> tuple[Judged, Tensor]:
+    def look(version: str) -> tuple[FaceComparison, Tensor]:
         rgb = read_picture(_file(output, version)).rgb
         return judge(original, rgb, [face], [""], judges)[0], closeup(rgb)
 

@@ -117,7 +117,7 @@ def guide(
         if not slope.isfinite().all():
             raise DiffPrivacyError(
                 f"The energy's gradient holds NaN or infinity at sigma {float(sigma):.4g}: "
-                "check that its recognizer and VAE run in float32 on a picture with a face."
+                "check that its recognizer and VAE run in float32 on an image with a face."
             )
         denoised = guide_denoised(denoised, slope, sigma, lower, guidance.rule, scale)
     return denoised

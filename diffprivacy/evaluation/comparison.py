@@ -24,22 +24,22 @@ NEAR = 0.5
 
 
 @dataclass(frozen=True)
-class Judged:
+class FaceComparison:
     """What became of one face in a version of its picture.
 
     person: whose face it is; original, version: each judge's embedding (D,); found: whether the detector finds a face in its place, None without
-    one; drift: mean distance of the five points from the original's, in distances of its eyes, NaN where none is found;
-    psnr in dB and ssim: of the ArcFace crop; likeness: structural similarity in [0,1], see energy.visual_distance.
+    one; nme: mean distance of the five points from the original's, in distances of its eyes, NaN where none is found;
+    psnr in dB and ssim: of the ArcFace crop; similarity: of the structure, in [0,1], see energy.visual_distance.
     """
 
     person: str
     original: Mapping[str, np.ndarray]
     version: Mapping[str, np.ndarray]
     found: bool | None
-    drift: float
+    nme: float
     psnr: float
     ssim: float
-    likeness: float
+    similarity: float
 
     def cosine(self, judge: str) -> float:
         """Cosine between the face in the original and in the version."""
@@ -53,7 +53,7 @@ def judge(
     people: Sequence[str],
     judges: Mapping[str, FaceMatcher],
     detector: Detector | None = None,
-) -> list[Judged]:
+) -> list[FaceComparison]:
     """Every given face of ``original`` (H,W,3) in [0,1], of the people named, against its place in ``version`` (H,W,3).
 
     Judges align the version's face by the points that the detector finds in it, as an onlooker would, and by the
@@ -61,8 +61,8 @@ def judge(
     """
     if original.shape != version.shape:
         raise DiffPrivacyError(
-            f"The original is {original.shape[1]}x{original.shape[0]} pixels and the other picture "
-            f"{version.shape[1]}x{version.shape[0]}: compare versions of one picture."
+            f"The original is {original.shape[1]}x{original.shape[0]} pixels and the other image "
+            f"{version.shape[1]}x{version.shape[0]}: compare versions of one image."
         )
     there = detector.detect(version) if detector else []
     results = []
@@ -72,7 +72,7 @@ def judge(
         points = crop_landmarks(face, 112, 1.0)[None]
         similar = visual_distance(before.movedim(-1, 0)[None], points, points)(after.movedim(-1, 0)[None])
         results.append(
-            Judged(
+            FaceComparison(
                 person,
                 {name: embed_face(recognizer, original, face) for name, recognizer in judges.items()},
                 {name: embed_face(recognizer, version, again or face) for name, recognizer in judges.items()},
@@ -108,7 +108,7 @@ def clean_pairs(
     return {name: pair_cosines(np.stack(rows), people) for name, rows in vectors.items()}
 
 
-def table(versions: Mapping[str, Sequence[Judged]], thresholds: Mapping[str, float]) -> str:
+def table(versions: Mapping[str, Sequence[FaceComparison]], thresholds: Mapping[str, float]) -> str:
     """A Markdown table with one line for each version of the same faces.
 
     Of every judge: the mean cosine to the original and, beside it, to the other people's originals, which a stranger's
@@ -121,25 +121,25 @@ def table(versions: Mapping[str, Sequence[Judged]], thresholds: Mapping[str, flo
         "",
         *(f"{name}: cosine (others), TAR, nearest, farthest, link" for name in names),
         "found",
-        "drift",
+        "NME",
         "PSNR",
         "SSIM",
-        "likeness",
+        "structure similarity",
     ]
     lines = [head, ["---"] * len(head)]
     for version, faces in versions.items():
         cells = [_verdict(faces, name, thresholds.get(name)) for name in names]
         found = [face.found for face in faces if face.found is not None]
-        drifts = [face.drift for face in faces if np.isfinite(face.drift)]
+        errors = [face.nme for face in faces if np.isfinite(face.nme)]
         cells.append(f"{100 * np.mean(found):.1f} %" if found else "–")
-        cells.append(f"{np.mean(drifts):.3f}" if drifts else "–")
+        cells.append(f"{np.mean(errors):.3f}" if errors else "–")
         cells.append(f"{np.mean([face.psnr for face in faces]):.1f} dB")
-        cells += [f"{np.mean([getattr(face, measure) for face in faces]):.3f}" for measure in ("ssim", "likeness")]
+        cells += [f"{np.mean([getattr(face, measure) for face in faces]):.3f}" for measure in ("ssim", "similarity")]
         lines.append([version, *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _verdict(faces: Sequence[Judged], judge: str, threshold: float | None) -> str:
+def _verdict(faces: Sequence[FaceComparison], judge: str, threshold: float | None) -> str:
     cosines = [face.cosine(judge) for face in faces]
     tar = None if threshold is None else accept_rate(cosines, threshold)
     people = [face.person for face in faces]

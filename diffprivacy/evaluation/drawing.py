@@ -13,7 +13,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .comparison import Judged
+    from .comparison import FaceComparison
 
 
 def contact_sheet(pictures: Sequence[Tensor], labels: Sequence[str]) -> Tensor:
@@ -32,7 +32,7 @@ def contact_sheet(pictures: Sequence[Tensor], labels: Sequence[str]) -> Tensor:
     return torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255)
 
 
-def cosine_plot(versions: Mapping[str, Sequence[Judged]], thresholds: Mapping[str, float]) -> Tensor:
+def cosine_plot(versions: Mapping[str, Sequence[FaceComparison]], thresholds: Mapping[str, float]) -> Tensor:
     """Every face's cosine to its original, a panel for each judge and a row for each version, as a picture (H,W,3).
 
     A line marks the judge's threshold: what lies to its right is taken for the same person.

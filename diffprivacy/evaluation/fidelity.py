@@ -30,6 +30,6 @@ def ssim(picture: Tensor, original: Tensor) -> float:
 def _pictures(picture: Tensor, original: Tensor) -> tuple[np.ndarray, np.ndarray]:
     if picture.shape != original.shape:
         raise DiffPrivacyError(
-            f"Fidelity compares pictures of one size, got {tuple(picture.shape)} and {tuple(original.shape)}: resize one."
+            f"Fidelity compares images of one size, got {tuple(picture.shape)} and {tuple(original.shape)}: resize one."
         )
     return picture.detach().cpu().double().numpy(), original.detach().cpu().double().numpy()

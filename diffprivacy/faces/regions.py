@@ -133,7 +133,7 @@ def check_box(box: Box, size: tuple[int, int]) -> None:
         raise DiffPrivacyError(f"The box at {place} is empty; give it a width and a height of 1 or more.")
     if x1 <= 0 or y1 <= 0 or x0 >= width - 1 or y0 >= height - 1:
         raise DiffPrivacyError(
-            f"The box at {place} lies outside the picture of {width}x{height}; boxes count in its pixels."
+            f"The box at {place} lies outside the image of {width}x{height}; boxes count in its pixels."
         )
 
 

@@ -21,7 +21,7 @@ def select_faces(faces: Sequence[Face], which: str = "all", mask: Tensor | None 
     DiffPrivacyError for numbers that no face has.
     """
     if not faces:
-        raise NoFaceError("No face was found in the picture, so nothing in it would be protected.")
+        raise NoFaceError("No face was found in the image, so nothing in it would be protected.")
     chosen = [face for face in faces if mask is None or _in_mask(face, mask)]
     if not chosen:
         raise NoFaceError("No face has its middle in it, so nothing would be protected.", "mask")

@@ -287,7 +287,7 @@ def _variants(images: Tensor, faces: int) -> int:
     variants, rest = divmod(len(images), faces)
     if rest or not variants:
         raise DiffPrivacyError(
-            f"{len(images)} pictures are no whole number of variants of the {faces} reference faces: "
+            f"{len(images)} images are no whole number of variants of the {faces} reference faces: "
             "make the batch a multiple of the faces."
         )
     return variants

@@ -190,7 +190,7 @@ def _read_recognizer(path: str | Path, channels: Literal["RGB", "BGR"]) -> Recog
         raise DiffPrivacyError(f"{path} is no ONNX file; choose a face recognizer such as w600k_r50.onnx.") from error
 
     no_recognizer = DiffPrivacyError(
-        f"{path} is no face recognizer, which maps one (N,3,s,s) picture to one vector; choose one such as w600k_r50.onnx."
+        f"{path} is no face recognizer, which maps one (N,3,s,s) image to one vector; choose one such as w600k_r50.onnx."
     )
     constants = _constants(graph)
     source = _picture_input(graph, constants)

@@ -75,13 +75,13 @@ def decode_picture(data: bytes, name: str) -> Picture:
             orientation = image.getexif().get(_ORIENTATION, 1)
             pixels = _pixels(image, data)
     except UnidentifiedImageError as error:
-        raise DiffPrivacyError(f"{name} is not a picture that can be read ({', '.join(FORMATS)}).") from error
+        raise DiffPrivacyError(f"{name} is not an image that can be read ({', '.join(FORMATS)}).") from error
     except Image.DecompressionBombError as error:
         raise DiffPrivacyError(f"{name} is too large ({error}); make it smaller first.") from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         raise DiffPrivacyError(f"{name} is damaged: {error}.") from error
     if pixels is None:
-        raise DiffPrivacyError(f"{name} is a picture of mode {image.mode}; save it as RGB with 8 or 16 bits a channel.")
+        raise DiffPrivacyError(f"{name} is an image of mode {image.mode}; save it as RGB with 8 or 16 bits a channel.")
     del image
     pixels = _upright(pixels, orientation)
     alpha = values(pixels[..., 3]) if pixels.shape[2] == 4 else None
@@ -116,7 +116,7 @@ def write_picture(path: str | Path, picture: Picture) -> None:
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
-        raise DiffPrivacyError(f"{path}: protected pictures are PNG files; choose a name that ends in .png.")
+        raise DiffPrivacyError(f"{path}: protected images are PNG files; choose a name that ends in .png.")
     write_atomically(path, encode_png(picture))
 
 

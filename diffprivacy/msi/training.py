@@ -320,7 +320,7 @@ class Training:
             raise DiffPrivacyError(f"Checkpoint {path} cannot be read ({error}); delete it to begin anew.") from error
         if metadata.get("run") != self._run_digest:
             raise DiffPrivacyError(
-                f"Checkpoint {path} is of a run with other pictures or settings; give those again, or delete it."
+                f"Checkpoint {path} is of a run with other images or settings; give those again, or delete it."
             )
 
         def part(prefix: str) -> dict[str, Tensor]:

@@ -53,11 +53,11 @@ def prepare(backbone: Backbone, images: Tensor, flips: bool = True) -> TrainingD
     height, width = images.shape[-2:]
     if min(height, width) < LEAST_SIDE:
         raise DiffPrivacyError(
-            f"The pictures are {width}x{height} pixels: MSI needs faces of at least {LEAST_SIDE}x{LEAST_SIDE}."
+            f"The images are {width}x{height} pixels: MSI needs faces of at least {LEAST_SIDE}x{LEAST_SIDE}."
         )
     if height % backbone.downscale or width % backbone.downscale:
         raise DiffPrivacyError(
-            f"The pictures are {width}x{height} pixels: make both sides multiples of {backbone.downscale}."
+            f"The images are {width}x{height} pixels: make both sides multiples of {backbone.downscale}."
         )
     if flips:
         images = torch.stack([images, images.flip(-1)], dim=1).flatten(0, 1)
@@ -71,9 +71,9 @@ def prepare(backbone: Backbone, images: Tensor, flips: bool = True) -> TrainingD
             return TrainingData(*(torch.cat(values) for values in zip(*chunks, strict=True)))
         except torch.OutOfMemoryError:
             if size == 1:
-                raise DiffPrivacyError("Out of memory with a single picture: make smaller crops.") from None
+                raise DiffPrivacyError("Out of memory with a single image: make smaller crops.") from None
             size //= 2
-            LOG.warning("out of memory: encoding %d pictures at once", size)
+            LOG.warning("out of memory: encoding %d images at once", size)
 
 
 def readable_crops(sources: Iterable[Path], crop: Callable[[Tensor], Sequence[Tensor]], size: int) -> Tensor:
@@ -95,6 +95,6 @@ def readable_crops(sources: Iterable[Path], crop: Callable[[Tensor], Sequence[Te
             LOG.warning("skipped %s: %s", source, error)
     if not crops:
         raise DiffPrivacyError(
-            f"No picture gives a face of {size}x{size} pixels to learn from; give photos in which a face is found."
+            f"No image gives a face of {size}x{size} pixels to learn from; give photos in which a face is found."
         )
     return torch.stack(crops).movedim(-1, 1)

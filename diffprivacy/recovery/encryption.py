@@ -223,7 +223,7 @@ def check_source(source: str, what: str = "secret") -> None:
     if not (kind == "env" and name.isidentifier()) and not (kind == "file" and name):
         raise DiffPrivacyError(
             f"The {what} must be env:NAME or file:PATH, the place where it is found, never the {what} itself: "
-            "a value is saved with the workflow, in the history and in pictures."
+            "a value is saved with the workflow, in the history and in images."
         )
 
 

@@ -72,15 +72,15 @@ class Public:
         from .fields import PublicFields
 
         if len(data) > MAX_PUBLIC:
-            raise DiffPrivacyError(f"What the picture carries for keyed recovery has more than {MAX_PUBLIC} bytes.")
+            raise DiffPrivacyError(f"What the image carries for keyed recovery has more than {MAX_PUBLIC} bytes.")
         try:
             fields = PublicFields.model_validate_json(data)
         except ValidationError as error:
             if any(wrong["loc"] == ("version",) and wrong["type"] == "literal_error" for wrong in error.errors()):
                 raise DiffPrivacyError(
-                    "The picture was protected by a newer version in keyed mode: update this program."
+                    "The image was protected by a newer version in keyed mode: update this program."
                 ) from None
-            raise DiffPrivacyError("What the picture carries for keyed recovery is damaged.") from None
+            raise DiffPrivacyError("What the image carries for keyed recovery is damaged.") from None
         faces = tuple(face.face() for face in fields.faces)
         return cls(bytes.fromhex(fields.salt), faces, fields.size, fields.margin)
 

@@ -42,7 +42,7 @@ def open_keys(
         work += costs[i]
         try:
             if work > MAX_TOTAL_WORK:
-                raise DiffPrivacyError("The picture has more keys under passphrases than are tried at once.")
+                raise DiffPrivacyError("The image has more keys under passphrases than are tried at once.")
             key = RecoveryKey.from_bytes(opener.open(sealed[i]), signer)
             check(key)
             opened[i] = key

@@ -71,7 +71,7 @@ def read_chunks(data: bytes, kind: bytes) -> list[bytes]:
 def _check_count(keys: int) -> None:
     if keys > MAX_KEYS:
         raise DiffPrivacyError(
-            f"A picture has {MAX_KEYS} sealed keys at most, not {keys}: seal one key for all its faces."
+            f"An image has {MAX_KEYS} sealed keys at most, not {keys}: seal one key for all its faces."
         )
 
 
@@ -127,7 +127,7 @@ def carried(picture: Path) -> list[bytes]:
         sealed = [read_sealed(path) for path in beside]
     if sealed and read_file_chunks(picture, KEYED):
         raise DiffPrivacyError(
-            "The picture has a sealed key and carries what belongs to keyed mode as well, so somebody changed it: "
+            "The image has a sealed key and carries what belongs to keyed mode as well, so somebody changed it: "
             "name the key's file to recover with it."
         )
     return sealed

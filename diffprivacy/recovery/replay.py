@@ -99,7 +99,7 @@ def record(
     others = [[*faces[:i], *faces[i + 1 :]] for i in range(len(faces))]
     places = [own_pixels(original.rgb.shape, face, rest, crop.margin) for face, rest in zip(faces, others, strict=True)]
     if not all(own.any() for _, own in places):
-        raise DiffPrivacyError("A face lies outside the picture, or behind another one: leave it out.")
+        raise DiffPrivacyError("A face lies outside the image, or behind another one: leave it out.")
     if fidelity == "lossless":
         patches = [_patch(original, region, own) for region, own in places]
         return RecoveryKey(fidelity, faces=tuple(faces), margin=crop.margin, patches=tuple(patches))
@@ -152,7 +152,7 @@ def recover(
     replayed = [single for single in singles if not single.patches]
     for single in replayed:
         if backbone is None:
-            raise DiffPrivacyError("This key needs the checkpoint that the picture was protected with.")
+            raise DiffPrivacyError("This key needs the checkpoint that the image was protected with.")
         _check_backbone(single, backbone)
     rgb = protected.rgb.clone()
     done = 0
@@ -184,11 +184,11 @@ def check_picture(protected: Picture, key: RecoveryKey, changed: bool = False) -
     if tuple(protected.rgb.shape[:2]) != tuple(key.shape):
         height, width = protected.rgb.shape[:2]
         raise DiffPrivacyError(
-            f"The key belongs to another picture: to one of {key.shape[1]}x{key.shape[0]}, and this has {width}x{height}."
+            f"The key belongs to another image: to one of {key.shape[1]}x{key.shape[0]}, and this has {width}x{height}."
         )
     if not changed and picture_fingerprint(protected) != key.picture:
         raise DiffPrivacyError(
-            "The key belongs to another picture, or this one's pixels were changed since, as by saving it as JPEG."
+            "The key belongs to another image, or this one's pixels were changed since, as by saving it as JPEG."
         )
 
 
@@ -205,7 +205,7 @@ def check_places(shape: Sequence[int], keys: Sequence[RecoveryKey]) -> None:
         region, own = own_pixels(shape, key.faces[0], key.neighbours or (), key.margin)
         areas.append(int(own.sum()))
         if not areas[i]:
-            raise DiffPrivacyError("The key's face lies outside the picture: the key was not made for it.")
+            raise DiffPrivacyError("The key's face lies outside the image: the key was not made for it.")
         for other, shared in zip(*claimed[region][own].unique(return_counts=True), strict=True):
             if other < 0:
                 continue
@@ -297,7 +297,7 @@ def _apply(rgb: Tensor, key: RecoveryKey) -> None:
             warnings.simplefilter("ignore")
             width, height = Image.open(io.BytesIO(patch.file), formats=("WEBP", "PNG")).size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise DiffPrivacyError("The recovery key's field `patches` is wrong: one is no picture.") from None
+        raise DiffPrivacyError("The recovery key's field `patches` is wrong: one is no image.") from None
     top, left = patch.top - rows.start, patch.left - cols.start
     if top < 0 or left < 0 or top + height > allowed.shape[0] or left + width > allowed.shape[1]:
         raise wrong

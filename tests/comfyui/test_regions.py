@@ -86,7 +86,7 @@ def test_a_hand_drawn_box_joins_the_detected_faces_once(server, astronaut):
     [
         (
             {"boxes": {"x": 600, "y": 0, "width": 50, "height": 50}},
-            ["Socket `boxes`", "outside the picture of 512x512"],
+            ["Socket `boxes`", "outside the image of 512x512"],
         ),
         ({"mask": ("empty.png", 512, [])}, ["Socket `mask`", "empty"]),
         ({"mask": ("small.png", 256, [{"x": 10, "y": 10, "width": 50, "height": 50}])}, ["Socket `mask`", "256x256"]),

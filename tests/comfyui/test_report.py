@@ -54,7 +54,7 @@ def test_an_erased_face_is_nobody_and_a_recovered_one_is_herself(server):
     lines = text.splitlines()
     assert (
         lines[0]
-        == "|  | judge: cosine (others), TAR, nearest, farthest, link | found | drift | PSNR | SSIM | likeness |"
+        == "|  | judge: cosine (others), TAR, nearest, farthest, link | found | NME | PSNR | SSIM | structure similarity |"
     )
     assert "0.0 %" in lines[2].split("|")[2]
     assert lines[2].split("|")[3].strip() == "0.0 %"

@@ -172,7 +172,7 @@ def test_variants_follow_face_by_face(one):
     energy = identity_toward(one, one.reference(originals, landmarks(2)), landmarks(2))
     expected = 1 - cosines(one, variants, originals.repeat_interleave(3, dim=0))
     torch.testing.assert_close(energy(variants), expected)
-    with pytest.raises(DiffPrivacyError, match="5 pictures are no whole number of variants of the 2 reference faces"):
+    with pytest.raises(DiffPrivacyError, match="5 images are no whole number of variants of the 2 reference faces"):
         energy(variants[:5])
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from diffprivacy import demo
 from diffprivacy.cli import main
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.evaluation.comparison import Judged, clean_pairs, judge, table
+from diffprivacy.evaluation.comparison import FaceComparison, clean_pairs, judge, table
 from diffprivacy.evaluation.drawing import cosine_plot
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import protected_mask
@@ -59,38 +59,38 @@ def test_the_same_picture_is_the_same_person(astronaut, face, judges, detector):
     (same,) = judge(astronaut, astronaut, [face], ["her"], judges, detector)
     assert same.person == "her"
     assert same.found
-    assert same.drift < 1e-3
+    assert same.nme < 1e-3
     assert [same.cosine(which) for which in judges] == pytest.approx([1, 1], abs=1e-4)
     assert (same.psnr, same.ssim) == (float("inf"), pytest.approx(1))
-    assert same.likeness == pytest.approx(1, abs=1e-3)
+    assert same.similarity == pytest.approx(1, abs=1e-3)
 
 
 def test_an_erased_face_is_neither_found_nor_anyone(astronaut, face, judges, detector):
     (gone,) = judge(astronaut, erased(astronaut, face), [face], ["her"], judges, detector)
     assert gone.found is False
-    assert np.isnan(gone.drift)
+    assert np.isnan(gone.nme)
     assert max(gone.cosine(which) for which in judges) < 0.35
     assert gone.psnr < 20
-    assert gone.likeness < 0.3
+    assert gone.similarity < 0.3
 
 
 def test_a_face_that_moved_is_aligned_anew(astronaut, face, judges, detector):
-    """By 6 pixels, an eighth of its eye distance: judges still know it, and the drift says how far."""
+    """By 6 pixels, an eighth of its eye distance: judges still know it, and the NME says how far."""
     moved = torch.roll(astronaut, 6, dims=1)
     (judged,) = judge(astronaut, moved, [face], ["her"], judges, detector)
     eyes = np.linalg.norm(face.landmarks[0] - face.landmarks[1])
-    assert judged.drift == pytest.approx(6 / eyes, rel=0.25)
+    assert judged.nme == pytest.approx(6 / eyes, rel=0.25)
     assert judged.cosine("guide") > 0.9
 
 
 def test_pictures_of_different_sizes_are_refused(astronaut, face, judges):
-    with pytest.raises(DiffPrivacyError, match="256x256 pixels and the other picture 250x256"):
+    with pytest.raises(DiffPrivacyError, match="256x256 pixels and the other image 250x256"):
         judge(astronaut, astronaut[:, :250], [face], ["her"], judges)
 
 
-def judged(person: str, original: list[float], version: list[float], found: bool | None = True) -> Judged:
+def judged(person: str, original: list[float], version: list[float], found: bool | None = True) -> FaceComparison:
     vectors = [{"a": np.array(v) / np.linalg.norm(v)} for v in (original, version)]
-    return Judged(person, *vectors, found, 0.1 if found else float("nan"), 20.0, 0.5, 0.25)
+    return FaceComparison(person, *vectors, found, 0.1 if found else float("nan"), 20.0, 0.5, 0.25)
 
 
 def test_table_counts_accepted_and_nearest():
@@ -98,7 +98,8 @@ def test_table_counts_accepted_and_nearest():
     faces = [judged("x", [1, 0], [1, 0]), judged("y", [0, 1], [0.8, 0.6], found=False)]
     lines = table({"protected": faces}, {"a": 0.9}).splitlines()
     assert (
-        lines[0] == "|  | a: cosine (others), TAR, nearest, farthest, link | found | drift | PSNR | SSIM | likeness |"
+        lines[0]
+        == "|  | a: cosine (others), TAR, nearest, farthest, link | found | NME | PSNR | SSIM | structure similarity |"
     )
     assert (
         lines[2] == "| protected | 0.80 (0.40), 50.0 %, 50.0 %, 50.0 %, – | 50.0 % | 0.100 | 20.0 dB | 0.500 | 0.250 |"

@@ -28,11 +28,11 @@ def test_bad_files_get_one_clear_error(tmp_path):
 
     text = tmp_path / "text.jpg"
     text.write_text("not a picture")
-    assert_one_clear_error(read_picture, text, "not a picture", "JPEG", "PNG")
+    assert_one_clear_error(read_picture, text, "not an image", "JPEG", "PNG")
 
     empty = tmp_path / "empty.png"
     empty.write_bytes(b"")
-    assert_one_clear_error(read_picture, empty, "not a picture")
+    assert_one_clear_error(read_picture, empty, "not an image")
 
     truncated = tmp_path / "truncated.png"
     noise = Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8))

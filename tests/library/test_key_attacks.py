@@ -132,7 +132,7 @@ def test_two_keys_for_one_face_are_refused(shift):
 
 def test_a_face_beside_the_picture_is_refused():
     key = dataclasses.replace(lossless().only(0), faces=(face_at(2000),))
-    with pytest.raises(DiffPrivacyError, match="lies outside the picture"):
+    with pytest.raises(DiffPrivacyError, match="lies outside the image"):
         recover(PROTECTED, [key])
 
 
@@ -164,7 +164,7 @@ STRANGER = Seal(recipients=[str(pyrage.x25519.Identity.generate().to_public())])
         (lambda: b"junk", "no sealed key"),
         (lambda: STRANGER.close(b"x"), "sealed to others"),
         (lambda: SEAL.close(b"no key"), "no recovery key"),
-        (lambda: SEAL.close_key(dataclasses.replace(lossless(), picture="0" * 32)), "belongs to another picture"),
+        (lambda: SEAL.close_key(dataclasses.replace(lossless(), picture="0" * 32)), "belongs to another image"),
         (lambda: pyrage.passphrase.encrypt(b"x", "y"), "none is given"),
         (lambda: b"age-encryption.org/v1\n-> scrypt " + b"A" * 22 + b" 22\n" + b"A" * 80, "work factor is 22"),
     ],

@@ -56,5 +56,5 @@ def test_ssim_falls_with_noise_and_ignores_nothing_else():
 
 @pytest.mark.parametrize("measure", [psnr, ssim])
 def test_pictures_of_different_sizes_are_refused(measure):
-    with pytest.raises(DiffPrivacyError, match="pictures of one size"):
+    with pytest.raises(DiffPrivacyError, match="images of one size"):
         measure(torch.zeros(20, 20, 3), torch.zeros(20, 21, 3))

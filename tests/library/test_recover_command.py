@@ -119,7 +119,7 @@ def swapped(path: Path, folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(resaved, "saved it anew and lost the key"), (damaged, "damaged"), (swapped, "belongs to another picture")],
+    [(resaved, "saved it anew and lost the key"), (damaged, "damaged"), (swapped, "belongs to another image")],
 )
 def test_what_recover_says(sealed, identity, tmp_path, capsys, change, message):
     path = change(sealed, tmp_path)

@@ -113,8 +113,8 @@ def test_what_holds_no_boxes_is_refused_with_an_example(tmp_path, content):
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
-        ({"x": 600, "y": 10, "width": 20, "height": 20}, "outside the picture of 512x512"),
-        ({"x": 10, "y": -50, "width": 20, "height": 20}, "outside the picture"),
+        ({"x": 600, "y": 10, "width": 20, "height": 20}, "outside the image of 512x512"),
+        ({"x": 10, "y": -50, "width": 20, "height": 20}, "outside the image"),
         ({"x": 10, "y": 10, "width": 0, "height": 20}, "is empty"),
     ],
 )

@@ -194,7 +194,7 @@ def test_an_interrupted_run_keeps_what_it_learnt_and_goes_on_to_the_same_end(bac
     assert resumed.step == 2
     assert same(resumed.run(), whole.learnt())
     assert [loss for _, _, loss in resumed.history] == [loss for _, _, loss in whole.history]
-    with pytest.raises(DiffPrivacyError, match="other pictures or settings"):
+    with pytest.raises(DiffPrivacyError, match="other images or settings"):
         Training(start, backbone, data, dataclasses.replace(QUICK, lr=1), checkpoint=checkpoint)
     checkpoint.write_bytes(b"half a file")
     with pytest.raises(DiffPrivacyError, match="cannot be read"):
@@ -244,7 +244,7 @@ def test_out_of_memory_encodes_fewer_pictures_at_once_and_says_so(backbone, phot
     with caplog.at_level(logging.WARNING, "diffprivacy"):
         parts = prepare(backbone, pictures)
     assert sizes == [6, 6, 4, 2, 2, 2]
-    assert "encoding 2 pictures at once" in caplog.text
+    assert "encoding 2 images at once" in caplog.text
     assert torch.allclose(parts.latents, whole.latents, atol=1e-4)
     assert torch.allclose(parts.features, whole.features, atol=1e-4)
     room = 0
@@ -260,7 +260,7 @@ def test_bad_pictures(backbone, photo, tmp_path, caplog):
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "tiny.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     bad = sorted(tmp_path.iterdir())
-    with pytest.raises(DiffPrivacyError, match="No picture"):
+    with pytest.raises(DiffPrivacyError, match="No image"):
         readable_crops(bad, lambda rgb: [rgb], 20)
     assert "broken.png" in caplog.text
     assert "tiny.png" in caplog.text

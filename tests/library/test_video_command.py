@@ -235,7 +235,7 @@ def test_a_person_is_spared_in_a_whole_video(tmp_path, capsys):
 def test_options_for_pictures_are_refused(clip, tmp_path, capsys, monkeypatch, options):
     monkeypatch.setenv("PHRASE", "correct horse")
     assert main(["anonymize", str(clip), "-o", str(tmp_path), *QUICK, *options]) == 1
-    assert "clip.mp4: --variants, --keyed and --key-per-face are for pictures" in capsys.readouterr().err
+    assert "clip.mp4: --variants, --keyed and --key-per-face are for images" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
