@@ -10,7 +10,6 @@ import torch
 from comfy_api.v0_0_2 import io
 
 from ..diffprivacy.diffusion.guidance import Guidance, guide
-from ..diffprivacy.diffusion.noise import NoiseKey
 from ..diffprivacy.diffusion.out_of_memory import halving
 from ..diffprivacy.errors import DiffPrivacyError
 from ..diffprivacy.identity import energies
@@ -20,6 +19,7 @@ from . import sockets
 from .comfy.decoders import differentiable_decoder, tiny_decoder, tiny_decoder_files
 from .comfy.model import noise_levels
 from .comfy.sampling import guide_model
+from .noise import FreshNoise
 
 CATEGORY = "Diff-Privacy/guidance"
 
@@ -132,7 +132,7 @@ class AnonymizeEnergy(io.ComfyNode):
     ) -> io.NodeOutput:
         images, landmarks = _reference(reference, faces)
         embeddings = recognizer.reference(images, landmarks)
-        rows = _private_rows(noise, len(landmarks) * faces.variants)
+        rows = _private_rows(noise, faces)
         aims = drawn_aims(recognizer.strangers, rows, aim)
         energy = energies.identity_away(recognizer, embeddings, landmarks, aims, form) * identity
         if form == "stranger" and decoy:
@@ -333,12 +333,12 @@ class EnergyGuidance(io.ComfyNode):
         return io.NodeOutput(guide_model(model, post_cfg, patchers, memory))
 
 
-def _private_rows(noise: Any, count: int) -> torch.Tensor:
-    """Numbers that nobody can guess, a row of them for each image that will be sampled."""
-    shape = (1, 4, 4)
-    if noise is None:
-        return NoiseKey().normal((count, *shape))
-    return noise.generate_noise({"samples": torch.zeros(count, *shape)})
+def _private_rows(noise: Any, faces: sockets.FaceBatch) -> torch.Tensor:
+    """Numbers that nobody can guess, a row for each image that will be sampled; the frames of a track share theirs."""
+    variants = faces.variants or 1
+    people = range(len(faces)) if faces.tracks is None else [track for of_image in faces.tracks for track in of_image]
+    rows = [person * variants + variant for person in people for variant in range(variants)]
+    return (noise or FreshNoise()).generate_noise({"samples": torch.zeros(len(rows), 1, 4, 4), "batch_index": rows})
 
 
 def _reference(reference: torch.Tensor, faces: sockets.FaceBatch) -> tuple[torch.Tensor, torch.Tensor]:
