@@ -1,6 +1,6 @@
 """What an attacker gets from protected pictures, from their sealed keys, and in keyed mode.
 
-    DIFFPRIVACY_DATA=... python -m benchmarks.attacks [--faces 16] [--pairs 60] [--steps 20] [--sheet FILE]
+    DIFFPRIVACY_DATA=... python -m benchmarks.attacks.keys [--faces 16] [--pairs 60] [--steps 20] [--sheet FILE]
 
 Embedded demo model on CelebA-HQ photos. Judges: mobilefacenet_ms1m, which took no part, and
 mobileface_v2, whose network is the demo guide: for the guided picture, *no key*, it judges its own work. TAR is the share of faces accepted
@@ -56,13 +56,13 @@ class Case:
     sealed: bytes = b""
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faces", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=60, help="faces protected under two secrets, for linking")
     parser.add_argument("--steps", type=int, default=20, help="of protection; 0.6 of them run")
     parser.add_argument("--sheet", type=Path, help="PNG to write the first faces to")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     data = Path(os.environ["DIFFPRIVACY_DATA"])

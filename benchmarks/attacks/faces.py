@@ -1,0 +1,128 @@
+"""Photos, their protections and what recognizers see in both, for the attacks on identity."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffprivacy import demo
+from diffprivacy.backends.diffusers import DiffusersBackbone
+from diffprivacy.demo.backend import load_backbone
+from diffprivacy.diffusion.conditioning import LAST
+from diffprivacy.diffusion.noise import NoiseKey
+from diffprivacy.faces.detectors import Detector, load_detector
+from diffprivacy.faces.geometry import Face, crop_face, crop_landmarks, paste_faces
+from diffprivacy.identity.embedding import embed_face
+from diffprivacy.identity.energies import Energy, augmented, identity_away
+from diffprivacy.identity.recognizers import FaceMatcher, load_recognizer
+from diffprivacy.media.images import read_picture
+from diffprivacy.presets import PRESETS, Preset
+from diffprivacy.regeneration import EnergyOf, Regeneration, anonymizing, latent_shape, regenerate_crops
+
+BATCH = 16
+THRESHOLDS = {"mobilefacenet_ms1m": 0.301}
+"""Cosine at FAR 1e-3 on the 6000 LFW pairs, of the judge that keeps none."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo (H,W,3), its largest face, and whose it is."""
+
+    rgb: Tensor
+    face: Face
+    person: str
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What all attacks on identity use; ``guide`` is one of the judges."""
+
+    backbone: DiffusersBackbone
+    detector: Detector
+    judges: Mapping[str, FaceMatcher]
+    data: Path
+
+    @property
+    def guide(self) -> FaceMatcher:
+        return self.judges["guide"]
+
+
+def open_lab() -> Lab:
+    """The embedded model, YuNet, the two embedded recognizers and mobilefacenet_ms1m, which never guides."""
+    torch.set_num_threads(1)
+    data = Path(os.environ["DIFFPRIVACY_DATA"])
+    judges: dict[str, FaceMatcher] = {
+        "guide": demo.load_recognizer("guide"),
+        "demo judge": demo.load_recognizer("judge"),
+        "mobilefacenet_ms1m": load_recognizer(data / "recognizers" / "mobilefacenet_ms1m.onnx"),
+    }
+    return Lab(load_backbone(), load_detector(data / "detectors" / "yunet_n.onnx"), judges, data)
+
+
+def celebrities(lab: Lab) -> list[Photo]:
+    """CelebA-HQ: 100 photos of as many people."""
+    return _photos(sorted((lab.data / "photos" / "celebahq512").glob("*.jpg")), lab, lambda path: path.stem)
+
+
+def people(lab: Lab) -> list[Photo]:
+    """LFW: ten photos each of ten people."""
+    return _photos(sorted((lab.data / "photos" / "lfw250").glob("*/*.jpg")), lab, lambda path: path.parent.name)
+
+
+def _photos(files: Sequence[Path], lab: Lab, person) -> list[Photo]:
+    photos = []
+    for file in files:
+        rgb = read_picture(file).rgb
+        if found := lab.detector.detect(rgb):
+            photos.append(Photo(rgb, max(found, key=lambda face: face.area), person(file)))
+    return photos
+
+
+def methods(lab: Lab, steps: int) -> dict[str, tuple[Preset, EnergyOf | None]]:
+    """Ways of anonymizing: unguided, guided without an end as version 0.1 was, the paper's, and as shipped."""
+    default = dataclasses.replace(PRESETS["anonymize"]["default"], steps=steps)
+
+    def endless(crops: Tensor, landmarks: Tensor, _: Tensor) -> Energy:
+        away = identity_away(lab.guide, lab.guide.reference(crops, landmarks), landmarks, form="smooth")
+        return augmented(away, landmarks)
+
+    return {
+        "unguided": (default, None),
+        "smooth, to t = 101 (0.1)": (dataclasses.replace(default, interval=(101, LAST)), endless),
+        "max(cos, 0), to t = 251": (default, anonymizing(lab.guide, form="paper")),
+        "stranger (default)": (default, anonymizing(lab.guide)),
+    }
+
+
+def protections(
+    photos: Sequence[Photo], lab: Lab, method: tuple[Preset, EnergyOf | None], key: NoiseKey
+) -> list[Tensor]:
+    """The photos (H,W,3) with their faces made new; a photo's noise follows from the key and its place."""
+    preset, energy = method
+    shape = latent_shape(lab.backbone, demo.IMAGE_SIZE)
+    made: list[Tensor] = []
+    for start in range(0, len(photos), BATCH):
+        part = photos[start : start + BATCH]
+        crops = torch.stack([crop_face(p.rgb, p.face, demo.IMAGE_SIZE, demo.MARGIN).movedim(-1, 0) for p in part])
+        landmarks = torch.stack([crop_landmarks(p.face, demo.IMAGE_SIZE, demo.MARGIN) for p in part])
+        noise = torch.stack([key.normal(shape, "photo", start + i) for i in range(len(part))])
+        new = regenerate_crops(crops, landmarks, noise, lab.backbone, Regeneration(preset, energy)).movedim(1, -1)
+        made += [paste_faces(p.rgb, [crop], [p.face], demo.MARGIN) for p, crop in zip(part, new, strict=True)]
+    return made
+
+
+def embedded(images: Sequence[Tensor], photos: Sequence[Photo], judge: FaceMatcher) -> np.ndarray:
+    """Embeddings (N,D) of the photos' faces in as many images (H,W,3)."""
+    return np.stack([embed_face(judge, image, photo.face) for image, photo in zip(images, photos, strict=True)])
+
+
+def threshold(name: str, judge: FaceMatcher) -> float:
+    """The judge's cosine at FAR 1e-3."""
+    return judge.thresholds[0].cosine if judge.thresholds else THRESHOLDS[name]
