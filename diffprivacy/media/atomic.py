@@ -146,8 +146,15 @@ def sweep(folder: Path) -> None:
                 os.close(descriptor)
 
 
+_swept: set[Path] = set()
+"""Folders from which this process has removed what killed ones had left."""
+
+
 def _new_locked(folder: Path) -> tuple[Path, int]:
-    """A new file and its open descriptor, which holds the lock where there are locks."""
+    """A new file and its open descriptor, which holds the lock where there are locks; the folder is swept first."""
+    if folder not in _swept:
+        sweep(folder)
+        _swept.add(folder)
     while True:
         path = folder / f"{PREFIX}{secrets.token_hex(8)}.part"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
