@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from diffprivacy.faces.geometry import Face, crop_face, crop_landmarks, paste_fa
 from diffprivacy.identity.embedding import embed_face
 from diffprivacy.identity.energies import Energy, augmented, identity_away
 from diffprivacy.identity.recognizers import FaceMatcher, load_recognizer
-from diffprivacy.media.images import read_picture
+from diffprivacy.media.images import Picture, read_picture, write_picture
 from diffprivacy.presets import PRESETS, Preset
 from diffprivacy.regeneration import EnergyOf, Regeneration, anonymizing, latent_shape, regenerate_crops
 
@@ -33,11 +33,12 @@ THRESHOLDS = {"mobilefacenet_ms1m": 0.301}
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo (H,W,3), its largest face, and whose it is."""
+    """A photo (H,W,3), its largest face, whose it is, and the photo's own name."""
 
     rgb: Tensor
     face: Face
     person: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -76,46 +77,69 @@ def people(lab: Lab) -> list[Photo]:
     return _photos(sorted((lab.data / "photos" / "lfw250").glob("*/*.jpg")), lab, lambda path: path.parent.name)
 
 
-def _photos(files: Sequence[Path], lab: Lab, person) -> list[Photo]:
+def _photos(files: Sequence[Path], lab: Lab, person: Callable[[Path], str]) -> list[Photo]:
     photos = []
     for file in files:
         rgb = read_picture(file).rgb
         if found := lab.detector.detect(rgb):
-            photos.append(Photo(rgb, max(found, key=lambda face: face.area), person(file)))
+            photos.append(Photo(rgb, max(found, key=lambda face: face.area), person(file), file.stem))
     return photos
 
 
-def methods(lab: Lab, steps: int) -> dict[str, tuple[Preset, EnergyOf | None]]:
-    """Ways of anonymizing: unguided, guided without an end as version 0.1 was, the paper's, and as shipped."""
+@dataclass(frozen=True)
+class Method:
+    """A way of making faces new; ``name`` is that of its rows and of its folder."""
+
+    name: str
+    preset: Preset
+    energy: EnergyOf | None = None
+
+    @property
+    def folder(self) -> str:
+        return "".join(c if c.isalnum() else "-" for c in f"{self.name}-{self.preset.steps}")
+
+
+def methods(lab: Lab, steps: int) -> list[Method]:
+    """As shipped, unguided, with nothing of the original but its surroundings, as version 0.1 was, and the paper's."""
     default = dataclasses.replace(PRESETS["anonymize"]["default"], steps=steps)
 
     def endless(crops: Tensor, landmarks: Tensor, _: Tensor) -> Energy:
         away = identity_away(lab.guide, lab.guide.reference(crops, landmarks), landmarks, form="smooth")
         return augmented(away, landmarks)
 
-    return {
-        "unguided": (default, None),
-        "smooth, to t = 101 (0.1)": (dataclasses.replace(default, interval=(101, LAST)), endless),
-        "max(cos, 0), to t = 251": (default, anonymizing(lab.guide, form="paper")),
-        "stranger (default)": (default, anonymizing(lab.guide)),
-    }
+    return [
+        Method("stranger (default)", default, anonymizing(lab.guide)),
+        Method("unguided", default),
+        Method("control: noise alone in the same surroundings", dataclasses.replace(default, strength=1.0)),
+        Method("smooth, to t = 101 (0.1)", dataclasses.replace(default, interval=(101, LAST)), endless),
+        Method("max(cos, 0), to t = 251", default, anonymizing(lab.guide, form="paper")),
+    ]
 
 
-def protections(
-    photos: Sequence[Photo], lab: Lab, method: tuple[Preset, EnergyOf | None], key: NoiseKey
-) -> list[Tensor]:
-    """The photos (H,W,3) with their faces made new; a photo's noise follows from the key and its place."""
-    preset, energy = method
-    shape = latent_shape(lab.backbone, demo.IMAGE_SIZE)
-    made: list[Tensor] = []
+def protections(photos: Sequence[Photo], lab: Lab, method: Method, seed: int, made: Path | None = None) -> list[Tensor]:
+    """The photos (H,W,3) with their faces made new; a photo's noise follows from the seed and its place.
+
+    made: folder that keeps them, so that a run goes on where it was interrupted.
+    """
+    shape, key = latent_shape(lab.backbone, demo.IMAGE_SIZE), NoiseKey.from_seed(seed)
+    results: list[Tensor] = []
     for start in range(0, len(photos), BATCH):
         part = photos[start : start + BATCH]
+        files = [made / method.folder / str(seed) / f"{p.name}.png" for p in part] if made else []
+        if files and all(file.exists() for file in files):
+            results += [read_picture(file).rgb for file in files]
+            continue
         crops = torch.stack([crop_face(p.rgb, p.face, demo.IMAGE_SIZE, demo.MARGIN).movedim(-1, 0) for p in part])
         landmarks = torch.stack([crop_landmarks(p.face, demo.IMAGE_SIZE, demo.MARGIN) for p in part])
         noise = torch.stack([key.normal(shape, "photo", start + i) for i in range(len(part))])
-        new = regenerate_crops(crops, landmarks, noise, lab.backbone, Regeneration(preset, energy)).movedim(1, -1)
-        made += [paste_faces(p.rgb, [crop], [p.face], demo.MARGIN) for p, crop in zip(part, new, strict=True)]
-    return made
+        how = Regeneration(method.preset, method.energy)
+        new = regenerate_crops(crops, landmarks, noise, lab.backbone, how).movedim(1, -1)
+        images = [paste_faces(p.rgb, [crop], [p.face], demo.MARGIN) for p, crop in zip(part, new, strict=True)]
+        for file, image in zip(files, images, strict=bool(files)):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_picture(file, Picture(image))
+        results += images
+    return results
 
 
 def embedded(images: Sequence[Tensor], photos: Sequence[Photo], judge: FaceMatcher) -> np.ndarray:

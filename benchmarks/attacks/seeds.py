@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -46,8 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
     }
     window, seconds = _window(options.window, shape)
     print("| noise, guidance | z of the true noise | largest z of the window | found |\n|---|---|---|---|")
-    for name, method in faces.methods(lab, options.steps).items():
-        if not name.startswith(("unguided", "stranger")):
+    for method in faces.methods(lab, options.steps):
+        if not method.name.startswith(("unguided", "stranger")):
             continue
         for source, noise in sources.items():
             found = _inverted(photos, noise, lab, method).flatten(1)
@@ -55,7 +56,10 @@ def main(arguments: list[str] | None = None) -> None:
             own = (_normal(found) * _normal(noise.flatten(1))).sum(dim=1) * window.shape[1] ** 0.5
             hits = sum(int(row.argmax()) == seed - FIRST for row, seed in zip(z, true, strict=True))
             share = f"{hits} of {len(photos)}" if source != "256 bits" else "not in any window"
-            print(f"| {source}, {name} | {own.min():.0f} to {own.max():.0f} | {z.max():.1f} | {share} |", flush=True)
+            print(
+                f"| {source}, {method.name} | {own.min():.0f} to {own.max():.0f} | {z.max():.1f} | {share} |",
+                flush=True,
+            )
     rate = options.window / seconds
     print(
         f"\n{rate:.0f} seeds a second on one core: {2**32 / rate / 3600:.1f} h for 2^32, {2**256 / rate:.0e} s for 2^256"
@@ -79,14 +83,13 @@ def _window(count: int, shape: tuple[int, ...]) -> tuple[Tensor, float]:
     return rows, time.perf_counter() - start
 
 
-def _inverted(photos, noise: Tensor, lab: faces.Lab, method) -> Tensor:
+def _inverted(photos: Sequence[faces.Photo], noise: Tensor, lab: faces.Lab, method: faces.Method) -> Tensor:
     """What inversion finds in the published crops, less what the attacker knows to be the image."""
-    preset, energy = method
     crops = torch.stack([crop_face(p.rgb, p.face, demo.IMAGE_SIZE, demo.MARGIN).movedim(-1, 0) for p in photos])
     landmarks = torch.stack([crop_landmarks(p.face, demo.IMAGE_SIZE, demo.MARGIN) for p in photos])
-    published = regenerate_crops(crops, landmarks, noise, lab.backbone, Regeneration(preset, energy))
+    published = regenerate_crops(crops, landmarks, noise, lab.backbone, Regeneration(method.preset, method.energy))
     latents = lab.backbone.encode(published)
-    sigmas = ddim_sigmas(lab.backbone.noise_levels, preset.steps, preset.strength)
+    sigmas = ddim_sigmas(lab.backbone.noise_levels, method.preset.steps, method.preset.strength)
     return invert_ddim(stage_denoiser(lab.backbone), latents, sigmas) - latents
 
 

@@ -4,6 +4,7 @@ python probe_noise.py COMFYUI PACK OUTPUTS.safetensors
 """
 
 import asyncio
+import importlib
 import sys
 
 comfyui, pack, outputs_file = sys.argv[1:]
@@ -34,6 +35,11 @@ with torch.inference_mode():
         "rows": noise.generate_noise({"samples": image, "batch_index": [7, 2, 7]}),
         "video": noise.generate_noise({"samples": video}),
     }
+    guidance, sockets = (
+        importlib.import_module(node.__module__.replace("noise", of)) for of in ("guidance", "sockets")
+    )
+    followed = sockets.FaceBatch(((None,),) * 3, (8, 8), variants=2, tracks=((0,), (1,), (0,)))
+    outputs["tracks"] = guidance._private_rows(noise, followed)
     outputs |= {f"nested {i}": part for i, part in enumerate(noise.generate_noise({"samples": nested}).unbind())}
 
 assert len({noise.seed for _ in range(8)}) == 8

@@ -46,6 +46,14 @@ def test_rows_of_one_index_get_the_same(noises):
     assert correlation(first, other) < 6
 
 
+def test_a_tracks_frames_share_their_aims(noises):
+    """Each variant has one of its own, which is the same in every frame: else the new face would change on the way."""
+    first, other, again = noises["tracks"].split(2)
+    assert torch.equal(first, again)
+    rows = torch.cat([first, other]).flatten(1)
+    assert len(rows.unique(dim=0)) == 4
+
+
 def test_latents_of_videos_and_of_several_parts(noises):
     assert noises["video"].shape == (2, 16, 5, 12, 8)
     assert noises["video"].dtype == torch.float16
