@@ -20,7 +20,7 @@ import torch
 
 from diffprivacy.cli import main as command_line
 from diffprivacy.errors import DiffPrivacyError
-from diffprivacy.faces.geometry import MARGIN as CROP_MARGIN
+from diffprivacy.faces.geometry import Crop
 from diffprivacy.identity.embedding import embed_face
 from diffprivacy.media.images import Picture, read_picture
 from diffprivacy.recovery import png
@@ -31,8 +31,8 @@ from testing.three_faces import FACES, IDENTITY, MARGIN, ORIGINAL, PROTECTED, SE
 
 from . import faces
 
-SIZE = 192
-"""Of the crops in the attack on neighbours, in pixels."""
+CROP = Crop(192)
+"""In the attack on neighbours."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -76,7 +76,7 @@ def neighbours(pairs: int) -> tuple[list[float], list[float]]:
     leaks, originals = [], []
     for left, right in zip(photos[::2], photos[1::2], strict=True):
         image, places = side_by_side([left.rgb, right.rgb], lab.detector)
-        leak = neighbours_key(Picture(image), places, 0, lab.backbone, SIZE, CROP_MARGIN, steps=8)
+        leak = neighbours_key(Picture(image), places, 0, lab.backbone, CROP, steps=8)
         leaks.append(embed_face(judge, leak, places[1]))
         originals.append(embed_face(judge, image, places[1]))
     cosines = np.stack(leaks) @ np.stack(originals).T
