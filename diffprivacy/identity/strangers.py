@@ -15,6 +15,12 @@ from ..diffusion.noise import NoiseKey
 from .verification import Scores
 
 
+def check_number(name: str, value: object, lowest: float) -> None:
+    """Raises ValueError unless a value is a number from ``lowest`` to 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not lowest <= value <= 1:
+        raise ValueError(f"{name} is {value!r}, no number from {lowest} to 1")
+
+
 @dataclass(frozen=True)
 class Strangers:
     """Mean and standard deviation of a recognizer's cosines between different people.
@@ -26,6 +32,10 @@ class Strangers:
     std: float
     pairs: int
     source: str
+
+    def __post_init__(self) -> None:
+        check_number("mean", self.mean, -1)
+        check_number("std", self.std, 0)
 
     @classmethod
     def of(cls, different: Sequence[float] | Scores, source: str) -> Strangers:

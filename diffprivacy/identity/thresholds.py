@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DiffPrivacyError
-from .strangers import ASSUMED, Strangers
+from .strangers import ASSUMED, Strangers, check_number
 from .verification import Scores, operating_point
 
 if TYPE_CHECKING:
@@ -38,9 +38,7 @@ class Threshold:
 
     def __post_init__(self) -> None:
         for name, lowest in (("far", 0), ("cosine", -1), ("tar", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not lowest <= value <= 1:
-                raise ValueError(f"{name} is {value!r}, no number from {lowest} to 1")
+            check_number(name, getattr(self, name), lowest)
 
 
 def person_threshold(recognizer: FaceMatcher) -> float:
@@ -79,7 +77,7 @@ def _kept(model_path: str | Path) -> tuple[tuple[Threshold, ...], Strangers | No
         content = json.loads(path.read_text(encoding="utf-8"))
         digest, thresholds = content["sha256"], tuple(Threshold(**entry) for entry in content["thresholds"])
         strangers = Strangers(**content["strangers"]) if "strangers" in content else None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DiffPrivacyError(f"{path} is no file of thresholds ({error!r}); delete it and measure again.") from error
     if digest != _sha256(model_path):
         raise DiffPrivacyError(f"The thresholds in {path} were measured on another model; delete it and measure again.")

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DiffPrivacyError
 from ..media.atomic import appearing, write_atomically
+from ..media.limits import check_file
 from .key import MAX_BYTES, RecoveryKey
 
 if TYPE_CHECKING:
@@ -178,6 +179,7 @@ def _refusals(sealed: bytes) -> Iterator[None]:
 
 def read_head(sealed: Path) -> bytes:
     """The beginning of a sealed file, which tells what opens it; raises DiffPrivacyError that names the file."""
+    check_file(sealed, "sealed file")
     try:
         with sealed.open("rb") as file:
             return file.read(MAX_RECIPIENTS)

@@ -14,6 +14,7 @@ from pathlib import Path
 from ..errors import DiffPrivacyError
 from ..media.atomic import Together
 from ..media.images import Picture, encode_png
+from ..media.limits import check_file
 from .encryption import MAX_SEALED
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -135,6 +136,7 @@ def carried(picture: Path) -> list[bytes]:
 
 def read_sealed(path: Path) -> bytes:
     """A sealed key's file; raises DiffPrivacyError, naming it, where it cannot be read."""
+    check_file(path, "sealed key")
     try:
         with path.open("rb") as file:
             return file.read(MAX_SEALED + 1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import re
+from pathlib import Path
 
 import pyrage
 import pytest
@@ -72,6 +74,27 @@ def test_more_keys_than_a_picture_has_are_refused(tmp_path):
     with pytest.raises(DiffPrivacyError, match="257"):
         png.save(tmp_path / "a.png", PROTECTED, [b"x"] * (png.MAX_KEYS + 1))
     assert not list(tmp_path.iterdir())
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("trap", [pipe, endless])
+def test_a_key_that_never_ends_is_refused_unopened(tmp_path, trap):
+    """As an archive may hold beside an image or a video."""
+    png.save(tmp_path / "a.png", PROTECTED)
+    trap(tmp_path / "a.png.age")
+    (tmp_path / "b.mp4").write_bytes(b"protected")
+    trap(tmp_path / "b.mp4.age")
+    with pytest.raises(DiffPrivacyError, match=r"a\.png\.age is a pipe or a device"):
+        png.carried(tmp_path / "a.png")
+    with pytest.raises(DiffPrivacyError, match=r"b\.mp4\.age is a pipe or a device"):
+        Opener(identities=[str(IDENTITY)]).open_file(tmp_path / "b.mp4.age", tmp_path / "b.mp4")
 
 
 class Unread:

@@ -237,7 +237,7 @@ def test_thresholds_of_another_model_are_refused(tmp_path):
         load_recognizer(path)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"sha256": "", "thresholds": [{"far": 1}]})])
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 10**5, json.dumps({"sha256": "", "thresholds": [{"far": 1}]})])
 def test_damaged_thresholds_are_refused(tmp_path, content):
     path = write_onnx(tmp_path / "any.onnx")
     thresholds_path(path).write_text(content)
@@ -245,13 +245,14 @@ def test_damaged_thresholds_are_refused(tmp_path, content):
         load_recognizer(path)
 
 
-@pytest.mark.parametrize("name", ["far", "cosine", "tar"])
+@pytest.mark.parametrize("name", ["far", "cosine", "tar", "mean", "std"])
 @pytest.mark.parametrize("value", [-5, 1.5, float("nan"), float("inf"), "0.3", None, True, [0.3], 10**400])
 def test_thresholds_that_are_no_cosines_and_shares_are_refused(tmp_path, name, value):
     path = write_onnx(tmp_path / "any.onnx")
     write_threshold(path, scores(50, 0.6), scores(2000, 0), 1e-3, "a test")
     content = json.loads(thresholds_path(path).read_text())
-    content["thresholds"][0][name] = value
+    kept = content["strangers"] if name in ("mean", "std") else content["thresholds"][0]
+    kept[name] = value
     thresholds_path(path).write_text(json.dumps(content))
     with pytest.raises(DiffPrivacyError, match=rf"any\.thresholds\.json is no file of thresholds.*{name} is"):
         read_thresholds(path)
