@@ -5,9 +5,10 @@
 CelebA-HQ: protected photos against a gallery of all originals, which is the worst case, and LFW: protected photos of ten
 people against *other* photos of theirs. Searches: the most similar face, the most opposite one, and the one nearest to
 the mean cosine of strangers, which finds faces that guidance left at one value. Every photo is protected twice, under
-two keys; the link is the AUC of telling pairs of one photo from pairs of two (chance 0.5), and the share of pairs of one
-photo that are accepted as one person at FAR 1e-3. The control has nothing of the original's face: what links its pairs
-are hair, light and background around the mask.
+two keys. Link: the AUC of telling pairs of one photo from pairs of two (chance 0.5), and the share of pairs of one photo
+that are accepted as one person. *Others* stands for other people's faces, the chance level; acceptance is at the judge's
+threshold for FAR 1e-3. The control has nothing of the original's face: what links its pairs are hair, light and
+background around the mask.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from diffprivacy.media.images import Picture, write_picture
 
 from . import faces
 
-HEAD = "| method, judge | cosine ± std (others ± std) | TAR | similar | opposite | nearest to the aim | link: AUC, accepted |"
+HEAD = (
+    "| method, judge | cosine ± std (others ± std) | TAR (others) | similar | opposite | nearest to the aim | "
+    "link: AUC, accepted (others) |"
+)
 KEYS = (1, 2)
 SHOWN = 10
 
@@ -87,6 +91,7 @@ def _verdict(
 ) -> str:
     """A judge's cells of the table."""
     judge, originals = lab.judges[which], embedded[which]
+    threshold = faces.threshold(which, judge)
     people, known = [photo.person for photo in probes], [photo.person for photo in gallery]
     one, two = (faces.embedded(images, probes, judge) for images in made)
     cosines = one @ originals.T
@@ -95,15 +100,22 @@ def _verdict(
     ends = [rank1(one, people, originals, known, opposite=opposite) for opposite in (False, True)]
     ends.append(float(np.mean(np.asarray(known)[nearest] == np.asarray(people))))
     link = link_auc(np.concatenate([one, two]), [photo.person for photo in probes] * 2)
-    linked = accept_rate((one * two).sum(axis=1), faces.threshold(which, judge))
+    pairs = one @ two.T
+    same = np.eye(len(pairs), dtype=bool)
     others = strangers_cosine(one, people, originals, known)
     cells = [
         f"{cosines[own].mean():.2f} ± {cosines[own].std():.2f} ({others:.2f} ± {cosines[~own].std():.2f})",
-        f"{100 * accept_rate(cosines[own], faces.threshold(which, judge)):.0f} %",
+        _accepted(cosines, own, threshold),
         *(f"{100 * share:.0f} %" for share in ends),
-        f"{link:.2f}, {100 * linked:.0f} %",
+        f"{link:.2f}, {_accepted(pairs, same, threshold)}",
     ]
     return " | ".join(cells)
+
+
+def _accepted(cosines: np.ndarray, own: np.ndarray, threshold: float) -> str:
+    """The share of one person's pairs that is accepted, and of other pairs."""
+    shares = [100 * accept_rate(cosines[which], threshold) for which in (own, ~own)]
+    return "{:.0f} % ({:.0f} %)".format(*shares)
 
 
 if __name__ == "__main__":
