@@ -22,7 +22,7 @@ FACE_WIDTH = 120
 
 
 def side_by_side(photos: Sequence[Tensor], detector: Detector, apart: float = 1.3) -> tuple[Tensor, list[Face]]:
-    """Photos (H,W,3) of one face each, cut together so that the faces stand ``apart`` face widths from each other.
+    """Photos (H,W,3) by their largest faces, cut together so that the faces stand ``apart`` face widths from each other.
 
     Returns the picture and the places of its faces, as a detector finds them in each photo.
     """
@@ -30,7 +30,7 @@ def side_by_side(photos: Sequence[Tensor], detector: Detector, apart: float = 1.
     height = 3 * FACE_WIDTH
     parts, faces = [], []
     for i, photo in enumerate(photos):
-        (face,) = detector.detect(photo)
+        face = max(detector.detect(photo), key=lambda face: face.area)
         scale = FACE_WIDTH / (face.box[2] - face.box[0])
         resized = torch.nn.functional.interpolate(
             photo.movedim(-1, 0)[None], scale_factor=scale, mode="bicubic", antialias=True, recompute_scale_factor=False

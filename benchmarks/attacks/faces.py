@@ -67,9 +67,9 @@ def open_lab() -> Lab:
     return Lab(load_backbone(), load_detector(data / "detectors" / "yunet_n.onnx"), judges, data)
 
 
-def celebrities(lab: Lab) -> list[Photo]:
-    """CelebA-HQ: 100 photos of as many people."""
-    return _photos(sorted((lab.data / "photos" / "celebahq512").glob("*.jpg")), lab, lambda path: path.stem)
+def celebrities(lab: Lab, most: int | None = None) -> list[Photo]:
+    """CelebA-HQ: 100 photos of as many people, or the first of them."""
+    return _photos(sorted((lab.data / "photos" / "celebahq512").glob("*.jpg"))[:most], lab, lambda path: path.stem)
 
 
 def people(lab: Lab) -> list[Photo]:

@@ -40,10 +40,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=10)
     options = parser.parse_args(arguments)
     print("| attack | before | now |\n|---|---|---|")
-    own, others = neighbours(options.pairs)
-    print(
-        f"| A's key: cosine to B | 0.27 to 0.72 | {np.mean(own):.2f}, at most {np.max(own):.2f} (strangers {np.mean(others):.2f}) |"
-    )
     try:
         forged = f"{100 * share_replaced(PROTECTED, [forged_key(PROTECTED, FACES[0], MARGIN)]):.1f} % replaced"
     except DiffPrivacyError as error:
@@ -65,14 +61,18 @@ def main(arguments: list[str] | None = None) -> None:
         ),
     }
     for name, (kind, content, before) in injected.items():
-        print(f"| {name} | {before} | {recovery_after(kind, content)} |")
+        print(f"| {name} | {before} | {recovery_after(kind, content)} |", flush=True)
+    own, others = neighbours(options.pairs)
+    print(
+        f"| A's key: cosine to B | 0.27 to 0.72 | {np.mean(own):.2f}, at most {np.max(own):.2f} (strangers {np.mean(others):.2f}) |"
+    )
 
 
 def neighbours(pairs: int) -> tuple[list[float], list[float]]:
     """Cosines of what A's key shows in B's place to B, and to the next pair's B."""
     lab = faces.open_lab()
     judge = lab.judges["mobilefacenet_ms1m"]
-    photos = faces.celebrities(lab)[: 2 * pairs]
+    photos = faces.celebrities(lab, 2 * pairs)
     leaks, originals = [], []
     for left, right in zip(photos[::2], photos[1::2], strict=True):
         image, places = side_by_side([left.rgb, right.rgb], lab.detector)

@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args(arguments)
     lab = faces.open_lab()
-    photos = faces.celebrities(lab)[: options.faces]
+    photos = faces.celebrities(lab, options.faces)
     shape = latent_shape(lab.backbone, demo.IMAGE_SIZE)
     true = [(FIRST + 7 * i) for i in range(len(photos))]
     sources = {
