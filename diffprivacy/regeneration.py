@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .diffusion.conditioning import scheduled, stage_denoiser
 from .diffusion.guidance import Gradient, guided
-from .diffusion.model import Backbone, Denoiser
-from .diffusion.out_of_memory import halving
+from .diffusion.model import Backbone
+from .diffusion.out_of_memory import halving, in_parts
 from .diffusion.sampling import Callback, ddim_sigmas, noise_to, sample_euler
 from .diffusion.temporal import smoothed
 from .errors import DiffPrivacyError
@@ -148,14 +148,14 @@ def regenerate_crops(
     empty = stage_denoiser(backbone)
     msi = empty if how.words is None else stage_denoiser(backbone, how.prompt, how.words)
     whole = scheduled({"msi": msi, "empty": empty}, preset.schedule(), backbone.noise_levels)
-    denoiser = _in_parts(whole, at_once)
+    denoiser = in_parts(whole, at_once)
     if (gradient := _gradient(crops, landmarks, noise, backbone, how)) is not None:
         denoiser = guided(denoiser, gradient, sigmas, preset.guidance, backbone.noise_levels)
     if how.smoothing is not None:
         denoiser = smoothed(denoiser, how.smoothing)
-    latents = torch.cat([backbone.encode(part) for part in crops.split(at_once)]).repeat_interleave(variants, dim=0)
+    latents = in_parts(backbone.encode, at_once)(crops).repeat_interleave(variants, dim=0)
     samples = sample_euler(denoiser, noise_to(latents, sigmas[0], noise.to(latents)), sigmas, callback)
-    return torch.cat([backbone.decode(part) for part in samples.split(at_once)])
+    return in_parts(backbone.decode, at_once)(samples)
 
 
 def latent_shape(backbone: Backbone, size: int) -> tuple[int, int, int]:
@@ -163,10 +163,6 @@ def latent_shape(backbone: Backbone, size: int) -> tuple[int, int, int]:
     if size % backbone.downscale:
         raise DiffPrivacyError(f"The crop size {size} is no multiple of {backbone.downscale}; choose one, such as 512.")
     return backbone.latent_channels, size // backbone.downscale, size // backbone.downscale
-
-
-def _in_parts(denoiser: Denoiser, at_once: int) -> Denoiser:
-    return lambda x, sigma: torch.cat([denoiser(part, sigma) for part in x.split(at_once)])
 
 
 def _gradient(

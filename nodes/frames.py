@@ -15,7 +15,7 @@ from ..diffprivacy.identity.thresholds import SAME_PERSON, person_threshold
 from ..diffprivacy.video.cuts import CutFinder
 from ..diffprivacy.video.tracks import Track, track_faces
 from . import sockets
-from .comfy.sampling import guide_model
+from .comfy.guiding import Prediction, guide_model
 from .faces import check_pictures
 
 CATEGORY = "Diff-Privacy/frames"
@@ -127,16 +127,16 @@ class SteadyFrames(io.ComfyNode):
         rows = len(faces) * faces.variants
         weights = _weights(faces, frame_rate)
 
-        def post_cfg(args: dict) -> torch.Tensor:
-            denoised = args["denoised"]
+        def steady(prediction: Prediction) -> torch.Tensor:
+            denoised = prediction.denoised
             if len(denoised) != rows:
                 raise DiffPrivacyError(
                     f"Steady Frames: the sampler predicts {len(denoised)} images for {rows} ({len(faces)} faces, "
                     f"{faces.variants} variant(s) each); connect the latent of all crops of the same Crop Faces."
                 )
-            return _averaged(denoised, weights) if args["sigma"][0] > ABOVE else denoised
+            return _averaged(denoised, weights) if prediction.sigma > ABOVE else denoised
 
-        return io.NodeOutput(guide_model(model, post_cfg))
+        return io.NodeOutput(guide_model(model, steady))
 
 
 def _weights(faces: sockets.FaceBatch, frame_rate: float) -> torch.Tensor:

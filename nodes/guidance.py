@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from comfy_api.v0_0_2 import io
 
+from ..diffprivacy.diffusion import sampling
 from ..diffprivacy.diffusion.guidance import Guidance, guide
 from ..diffprivacy.diffusion.out_of_memory import halving
 from ..diffprivacy.errors import DiffPrivacyError
@@ -17,8 +19,8 @@ from ..diffprivacy.identity.strangers import AWAY, DECOY, DECOY_WEIGHT, drawn_ai
 from ..diffprivacy.presets import GUIDED
 from . import sockets
 from .comfy.decoders import differentiable_decoder, tiny_decoder, tiny_decoder_files
+from .comfy.guiding import Prediction, guide_model
 from .comfy.model import noise_levels
-from .comfy.sampling import guide_model
 from .noise import FreshNoise
 
 CATEGORY = "Diff-Privacy/guidance"
@@ -311,26 +313,27 @@ class EnergyGuidance(io.ComfyNode):
             )
         if scale == 0:
             return io.NodeOutput(model)
-        levels = noise_levels(model)
+        noise_levels(model)  # Its own error for models without.
         latent_format = model.get_model_object("latent_format")
         tiny = tiny_decoder(latent_format, model.load_device) if decoder != "VAE" else None
         guidance = Guidance(rule, scale, (to_step, from_step), every, repeats=4 if tiny else 1)
         decode = network = tiny or differentiable_decoder(vae, latent_format)
-        if tiny and energy.landmarks is not None:
-            decode = energies.near_faces(tiny, energy.landmarks)
+        if tiny and tiny.local and energy.landmarks is not None:
+            decode = energies.near_faces(tiny, energy.landmarks, tiny.downscale)
         gradient = halving(functools.partial(energies.latent_gradient, energy, decode), chunk or None)
 
-        def post_cfg(args: dict) -> torch.Tensor:
-            sigma = args["sigma"][0]
-            sigmas = args["model_options"]["transformer_options"]["sample_sigmas"]
-            return guide(args["denoised"], gradient, sigma, sigmas, guidance, levels)
+        def guided(prediction: Prediction) -> torch.Tensor:
+            stronger = dataclasses.replace(guidance, scale=scale * prediction.share())
+            denoised, sigma, sigmas = prediction.denoised, prediction.sigma, prediction.sigmas
+            sampling.check_frames(denoised)
+            return guide(denoised, gradient, sigma, sigmas, stronger, prediction.levels)
 
         patchers = [network.patcher, *(recognizer.patcher for recognizer in energy.recognizers)]
 
         def memory(shape: Sequence[int]) -> float:
             return network.memory((min(chunk or shape[0], shape[0]), *shape[1:]))
 
-        return io.NodeOutput(guide_model(model, post_cfg, patchers, memory))
+        return io.NodeOutput(guide_model(model, guided, patchers, memory))
 
 
 def _private_rows(noise: Any, faces: sockets.FaceBatch) -> torch.Tensor:

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ..diffprivacy.diffusion.conditioning import EmbeddingSchedule, percent_range
+from ..diffprivacy.diffusion.model import FlowLevels
 from ..diffprivacy.errors import DiffPrivacyError, at_field
 from ..diffprivacy.evaluation.drawing import loss_curve
 from ..diffprivacy.msi.module import load_msi, new_msi, save_msi, textual_inversions
@@ -21,7 +22,7 @@ from ..diffprivacy.msi.training_data import prepare
 from . import models, sockets
 from .comfy.memory import release
 from .comfy.model import ComfyBackbone, noise_levels
-from .comfy.training import Interrupted, check_interrupted, progress_bar, training_device
+from .comfy.training import Interrupted, check_interrupted, progress_bar
 
 CATEGORY = "Diff-Privacy/msi"
 FOLDER = "msi"
@@ -111,7 +112,12 @@ class TrainMSI(io.ComfyNode):
         flips=True,
     ) -> io.NodeOutput:
         backbone = ComfyBackbone(model, clip, vae, clip_vision)
-        noise_levels(model)
+        if isinstance(noise_levels(model), FlowLevels):
+            raise DiffPrivacyError(
+                "MSI learns through the text encoder, a language model of billions of weights here; "
+                "train it on Stable Diffusion 1.x, 2.x or XL.",
+                "model",
+            )
         with torch.inference_mode(False), torch.enable_grad():
             start = new_msi(backbone, seed=seed) if msi is None else msi
             _check(start, backbone)
@@ -138,7 +144,7 @@ def _train(start, backbone, data, settings):
         check_interrupted()
 
     with torch.inference_mode(False), torch.enable_grad():
-        training = Training(start, backbone, data, settings, device=training_device())
+        training = Training(start, backbone, data, settings, device=backbone.model.load_device)
         try:
             training.run(progress)
         except Interrupted:

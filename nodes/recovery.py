@@ -15,7 +15,7 @@ from ..diffprivacy.recovery import encryption, png, replay
 from ..diffprivacy.recovery.key import FIDELITIES, OPTIONS, Embedding, RecoveryKey
 from ..diffprivacy.recovery.opening import open_keys
 from . import secret_sources, sockets
-from .comfy.model import noise_levels
+from .comfy.border import Border
 from .comfy.sampling import euler, run_sampler, sampler
 
 SECOND_STATE = "diffprivacy_second_state"
@@ -40,9 +40,10 @@ class InvertLatent(io.ComfyNode):
                 io.Sigmas.Input("sigmas", tooltip="Descending, the same as for the way back."),
                 io.Combo.Input(
                     "method",
-                    options=["fixed point", "belm", "ddim"],
-                    tooltip="fixed point: exact, replays with the stock euler sampler. belm: exact in one evaluation a "
-                    "step, needs the replay sampler of this node. ddim: the paper's, approximate.",
+                    options=["automatic", "fixed point", "belm", "ddim"],
+                    tooltip="automatic: belm below 16 steps, else fixed point. fixed point: exact, replays with the stock "
+                    "euler sampler. belm: exact in one evaluation a step and with few steps too, needs the replay sampler "
+                    "of this node. ddim: the paper's, approximate.",
                 ),
                 io.Int.Input(
                     "iterations",
@@ -61,11 +62,14 @@ class InvertLatent(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, latent_image, sigmas, method, iterations) -> io.NodeOutput:
-        noise_levels(model)
+        border = Border.of(model)
         with at_field("latent_image"):
             sampling.check_latent(latent_image["samples"], model.get_model_object("latent_format").latent_channels)
         with at_field("sigmas"):
             sampling.check_sigmas(sigmas)
+        border.check_start(sigmas)
+        if method == "automatic":
+            method = inversion.suited_method(len(sigmas) - 1)
         if method == "belm":
             states = []
 
@@ -76,7 +80,8 @@ class InvertLatent(io.ComfyNode):
         else:
             invert = inversion.invert_ddim
             if method == "fixed point":
-                invert = functools.partial(inversion.invert_fixed_point, iterations=iterations)
+                tolerance = inversion.tolerance_for(model.model.get_dtype_inference())
+                invert = functools.partial(inversion.invert_fixed_point, iterations=iterations, tolerance=tolerance)
         noise_map = {**latent_image}
         noise_map["samples"] = run_sampler(model, positive, latent_image, sigmas, invert).cpu()
         if method == "belm":
@@ -262,6 +267,8 @@ def _replayed(fidelity, noise_map, positive, sigmas, faces) -> RecoveryKey:
         raise DiffPrivacyError(f"Sockets `noise_map`, `positive` and `sigmas`: a {fidelity} key needs all three.")
     if "noise_mask" in noise_map:
         raise DiffPrivacyError("Invert the latent without a noise mask; a key holds whole crops.", "noise_map")
+    if noise_map["samples"].ndim != 4:
+        raise DiffPrivacyError("A key cannot hold a video model's latents; take fidelity lossless.", "noise_map")
     with at_field("sigmas"):
         sampling.check_sigmas(sigmas)
     second_state = noise_map.get(SECOND_STATE)
@@ -284,7 +291,7 @@ def _embedding(context, options) -> Embedding:
     if foreign := rest.keys() - set(OPTIONS):
         raise DiffPrivacyError(
             f"It carries {', '.join(sorted(foreign))}, which a key cannot hold; invert with prompts and "
-            "time ranges only.",
+            "time ranges only, or take fidelity lossless.",
             "positive",
         )
     return Embedding(context, pooled, {name: float(value) for name, value in rest.items()})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -44,7 +44,7 @@ class Batch:
             log.debug("%s", source, exc_info=True)
             self.fail(source, reason(error))
             if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+                _give_back()
 
     def finished(self, said: Sequence[str]) -> None:
         """An input is done, of which this is to be said."""
@@ -79,7 +79,15 @@ def reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'the file'}: {error.strerror}."
     first = next(iter(str(error).splitlines()), "")
+    if isinstance(error, RuntimeError) and "CUDA error" in first:
+        return f"the device failed ({first[:200]}); what follows may fail too: start the command again for it."
     return f"unexpected {type(error).__name__}: {first[:200]} (-v shows where)"
+
+
+def _give_back() -> None:
+    """Free what the failed input left on the device; after an error of the device itself that fails too."""
+    with suppress(RuntimeError):
+        torch.cuda.empty_cache()
 
 
 def _about(source: Path, why: str) -> str:

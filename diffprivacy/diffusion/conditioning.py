@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import DiffPrivacyError
-from .model import Backbone, Denoiser, NoiseLevels
+from .model import Backbone, Denoiser, Levels
 
 TRAINING_STEPS = 1000
 LAST = TRAINING_STEPS - 1
@@ -135,7 +135,7 @@ def percent_range(low: int, high: int) -> tuple[float, float]:
     return (0.0 if high == LAST else boundary(high)), (1.0 if low == 0 else boundary(low - 1))
 
 
-def scheduled(denoisers: Mapping[str, Denoiser], schedule: EmbeddingSchedule, noise_levels: NoiseLevels) -> Denoiser:
+def scheduled(denoisers: Mapping[str, Denoiser], schedule: EmbeddingSchedule, noise_levels: Levels) -> Denoiser:
     """A denoiser that uses, at each sigma, the named denoisers that the schedule holds at the nearest time step.
 
     Blends are weighted means of the predictions, as ComfyUI forms them from conditionings with strengths.

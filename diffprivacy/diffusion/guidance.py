@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DiffPrivacyError
-from .model import Denoiser, NoiseLevels
+from .model import Denoiser, Levels
 
 Gradient = Callable[[Tensor, int], Tensor]
 """``gradient(z0, seed) -> dE/dz0``, both (B,C,h,w); what is random in the energy is drawn from the seed."""
@@ -17,6 +17,8 @@ Gradient = Callable[[Tensor, int], Tensor]
 RULES = ("paper", "normalized")
 SAME = 1e-4
 """Sigmas closer than this share of each other are one noise level: samplers recompute sigmas with rounding."""
+INFINITE = 1e20
+"""Stands for the infinite noise level at which a flow model begins; the formulas have their limits there."""
 TIME_STEPS = 1000
 SPAN = 20
 """Training time steps that a scale is for: those of one step of the paper's 50."""
@@ -47,7 +49,7 @@ class Guidance:
         if self.every < 1:
             raise DiffPrivacyError(f"Guidance at every {self.every}-th step is impossible: choose 1 or more.")
 
-    def scale_at(self, sigma: Tensor, sigmas: Tensor, noise_levels: NoiseLevels) -> float:
+    def scale_at(self, sigma: Tensor, sigmas: Tensor, noise_levels: Levels) -> float:
         """Scale at sigma within the descending schedule sigmas (N+1,); 0 where nothing guides."""
         timestep = int(noise_levels.timestep(sigma))
         low, high = self.interval
@@ -55,7 +57,7 @@ class Guidance:
             return 0.0
         return self.scale(timestep) if callable(self.scale) else self.scale
 
-    def spans(self, sigma: Tensor, sigmas: Tensor, noise_levels: NoiseLevels) -> float:
+    def spans(self, sigma: Tensor, sigmas: Tensor, noise_levels: Levels) -> float:
         """Training time steps from sigma to the next guided step or the interval's end, divided by 20."""
         after = step_index(sigma, sigmas) + self.every
         following = sigmas[after] if after < len(sigmas) else sigmas.new_zeros(())
@@ -68,10 +70,15 @@ def step_index(sigma: Tensor, sigmas: Tensor) -> int:
     return int((sigmas.to(sigma) >= sigma * (1 - SAME)).sum()) - 1
 
 
-def previous_sigma(sigma: Tensor, sigmas: Tensor) -> Tensor:
-    """The next lower noise level of a descending schedule (N+1,), also from between its levels; 0 below the last."""
-    after = step_index(sigma, sigmas) + 1
-    return sigmas[after].to(sigma) if after < len(sigmas) else torch.zeros_like(sigma)
+def step_of(sigma: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor]:
+    """The noise levels between which the step goes that sigma belongs to, of a descending schedule (N+1,).
+
+    A sampler that looks once more from between two levels still makes the whole step. Above the schedule sigma itself
+    begins the step, below it the step ends at 0.
+    """
+    i = step_index(sigma, sigmas)
+    upper = sigmas[i].to(sigma) if i >= 0 else sigma
+    return upper, sigmas[i + 1].to(sigma) if i + 1 < len(sigmas) else torch.zeros_like(sigma)
 
 
 def guide_denoised(
@@ -89,14 +96,15 @@ def guide_denoised(
 
     Euler takes over the share (sigma - sigma_prev) / sigma of a change of z0, hence the divisor.
     """
+    sigma = sigma.clamp(max=INFINITE)
     if rule == "normalized":
-        rms = gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+        rms = gradient.square().mean(dim=tuple(range(1, gradient.ndim)), keepdim=True).sqrt()
         gradient = torch.where(rms > 0, gradient / rms, 0)
     return denoised - scale * (1 + sigma_prev**2) ** 0.5 * sigma / (sigma - sigma_prev) * gradient
 
 
 def guide(
-    denoised: Tensor, gradient: Gradient, sigma: Tensor, sigmas: Tensor, guidance: Guidance, noise_levels: NoiseLevels
+    denoised: Tensor, gradient: Gradient, sigma: Tensor, sigmas: Tensor, guidance: Guidance, noise_levels: Levels
 ) -> Tensor:
     """The guided prediction at sigma within the descending schedule sigmas (N+1,); ``denoised`` itself when off.
 
@@ -106,12 +114,13 @@ def guide(
     scale = guidance.scale_at(sigma, sigmas, noise_levels)
     if scale == 0:
         return denoised
+    timestep = int(noise_levels.timestep(sigma))
+    upper, lower = step_of(sigma, sigmas)
     repeats = 1
     if guidance.rule == "normalized":
-        spans = guidance.spans(sigma, sigmas, noise_levels)
+        spans = guidance.spans(upper, sigmas, noise_levels)
         repeats = max(1, min(guidance.repeats, round(spans)))
         scale *= spans / repeats
-    timestep, lower = int(noise_levels.timestep(sigma)), previous_sigma(sigma, sigmas)
     for i in range(repeats):
         slope = gradient(denoised, timestep + TIME_STEPS * i).to(denoised)
         if not slope.isfinite().all():
@@ -119,12 +128,12 @@ def guide(
                 f"The energy's gradient holds NaN or infinity at sigma {float(sigma):.4g}: "
                 "check that its recognizer and VAE run in float32 on an image with a face."
             )
-        denoised = guide_denoised(denoised, slope, sigma, lower, guidance.rule, scale)
+        denoised = guide_denoised(denoised, slope, upper, lower, guidance.rule, scale)
     return denoised
 
 
 def guided(
-    denoiser: Denoiser, gradient: Gradient, sigmas: Tensor, guidance: Guidance, noise_levels: NoiseLevels
+    denoiser: Denoiser, gradient: Gradient, sigmas: Tensor, guidance: Guidance, noise_levels: Levels
 ) -> Denoiser:
     """A denoiser whose predictions descend an energy while sampling down sigmas (N+1,); exact for Euler steps.
 

@@ -15,6 +15,15 @@ from ..errors import DiffPrivacyError
 from .model import Denoiser
 from .sampling import Callback, predict, prepare
 
+HALF_TOLERANCE = 1e-4
+"""Where fixed-point inversion stops for networks in half precision, whose rounding is no finer."""
+FAILED = 1e-2
+"""Relative residual of a fixed-point step above which it has not converged."""
+FEW_STEPS = 16
+"""Steps below which BELM is the surer inversion: fixed points of long steps may not be reached."""
+WITHOUT_FLOAT64 = ("mps",)
+"""Devices without float64."""
+
 
 def invert_ddim(denoiser: Denoiser, x: Tensor, sigmas: Tensor, callback: Callback | None = None) -> Tensor:
     """DDIM inversion (arXiv 2105.05233), Euler upward: x (B,C,h,w) from sigmas[-1] to sigmas[0], N evaluations.
@@ -43,7 +52,8 @@ def invert_fixed_point(
     slope, which needs no evaluation of its own; Anderson acceleration of depth 1, per sample. A step ends when the
     residual's rms, relative to sqrt(1 + sigma^2), is at most ``tolerance`` or no longer falls (the network's
     rounding), at the latest after ``iterations`` evaluations. The step from a trailing 0 converges most slowly and
-    is where a high limit pays. For networks in half precision a tolerance of 1e-4 saves evaluations.
+    is where a high limit pays. For networks in half precision a tolerance of HALF_TOLERANCE saves evaluations.
+    Raises DiffPrivacyError where a residual stays above FAILED, as with few steps or models distilled to few.
     """
     x, sigmas = prepare(x, sigmas)
     slope = torch.zeros_like(x)
@@ -65,9 +75,24 @@ def invert_fixed_point(
                 change = residual - residual_before
                 weight = _dot(residual, change) / _dot(change, change).clamp_min(torch.finfo(x.dtype).tiny)
                 z = image - weight * (image - image_before)
+        if error > FAILED:
+            raise DiffPrivacyError(
+                f"The fixed point at sigma {float(higher):.4g} was not found (relative residual {error:.2g}): use the "
+                "method belm, or more steps."
+            )
         slope = (z - x) / step
         x = z
     return x
+
+
+def suited_method(steps: int) -> str:
+    """ "belm" for schedules of few steps, else "fixed point"."""
+    return "belm" if 2 <= steps < FEW_STEPS else "fixed point"
+
+
+def tolerance_for(dtype: torch.dtype) -> float:
+    """Where fixed-point inversion stops for a network that computes in this precision."""
+    return 1e-6 if dtype.itemsize >= 4 else HALF_TOLERANCE
 
 
 def invert_belm(
@@ -76,12 +101,13 @@ def invert_belm(
     """O-BELM (arXiv 2410.07273) upward: the latent x (B,C,h,w) to the states at sigmas[0] and sigmas[1], float64.
 
     N evaluations, the first a DDIM step; :func:`sample_belm` returns from the two states exactly. Computed in float64
-    on x's device, as errors grow with the squared ratio of two steps. For the same reason it wants schedules whose
+    (on the CPU where x's device has none), as errors grow with the squared ratio of two steps. For the same reason it wants schedules whose
     steps shrink towards the picture, as those of all of ComfyUI's schedulers but `linear_quadratic` do: there states
     stored in float32 return within about 1e-5, elsewhere they may be far off.
     Raises DiffPrivacyError for fewer than two steps or a state that overflows.
     """
-    x, sigmas = prepare(x.double(), sigmas)
+    denoiser, (x,) = _exact(denoiser, x)
+    x, sigmas = prepare(x, sigmas)
     levels = _belm_levels(sigmas)
     level = levels[0] if levels[0] > 0 else levels[1]
     before = x
@@ -106,15 +132,25 @@ def sample_belm(
 
     N - 1 evaluations, computed in float64, returned in float32. Raises DiffPrivacyError for fewer than two steps.
     """
-    above_x, sigmas = prepare(states[0].double(), sigmas)
-    x, sigmas = prepare(states[1].double(), sigmas)
+    device = states[0].device
+    denoiser, (above_x, x) = _exact(denoiser, *states)
+    above_x, sigmas = prepare(above_x, sigmas)
+    x, sigmas = prepare(x, sigmas)
     levels = _belm_levels(sigmas)
     for i in range(len(levels) - 2, 0, -1):
         below, above = levels[i] - levels[i - 1], levels[i + 1] - levels[i]
         ratio = (below / above) ** 2
         slope = (x - predict(denoiser, x, levels[i], len(levels) - 2 - i, sigmas, callback)) / levels[i]
         x, above_x = ratio * above_x + (1 - ratio) * x - below * (below + above) / above * slope, x
-    return x.float()
+    return x.float().to(device)
+
+
+def _exact(denoiser: Denoiser, *states: Tensor) -> tuple[Denoiser, list[Tensor]]:
+    """States in float64, on the CPU where their device has none, and the denoiser that still computes there."""
+    device = states[0].device
+    if device.type not in WITHOUT_FLOAT64:
+        return denoiser, [state.double() for state in states]
+    return lambda x, sigma: denoiser(x.to(device), sigma.to(device)), [state.cpu().double() for state in states]
 
 
 def _belm_levels(sigmas: Tensor) -> Tensor:
@@ -124,8 +160,8 @@ def _belm_levels(sigmas: Tensor) -> Tensor:
 
 
 def _rms(x: Tensor) -> Tensor:
-    return x.square().mean(dim=(1, 2, 3)).sqrt()
+    return x.square().mean(dim=tuple(range(1, x.ndim))).sqrt()
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(dim=(1, 2, 3), keepdim=True)
+    return (a * b).sum(dim=tuple(range(1, a.ndim)), keepdim=True)

@@ -55,6 +55,41 @@ class NoiseLevels:
 
 
 @dataclass(frozen=True)
+class FlowLevels:
+    """The noise levels of a flow model: sigma = scale u / (1 - u) at u = time step / 999, infinite at the last step.
+
+    scale: the model's shift (SD3, Wan, Qwen-Image) or exp(mu) (Flux), times its noise scale.
+    """
+
+    scale: float = 1.0
+
+    def __len__(self) -> int:
+        return 1000
+
+    @property
+    def sigmas(self) -> Tensor:
+        """(1000,) float32, ascending."""
+        return self.sigma(torch.arange(len(self)))
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """The time step of sigma, as int64 of its shape, with the boundaries of :func:`..conditioning.percent_range`.
+
+        Schedules of a flow model fall on midpoints between time steps, where the nearest is ambiguous.
+        """
+        sigma = torch.as_tensor(sigma).double()
+        u = torch.where(sigma.isinf(), 1.0, sigma / (self.scale + sigma))
+        return (u * (len(self) - 1) - 0.5 - 1 / 4096).ceil().long().clamp(min=0)
+
+    def sigma(self, timestep: Tensor | float) -> Tensor:
+        """Noise level at a fractional time step."""
+        u = torch.as_tensor(timestep, dtype=torch.float64) / (len(self) - 1)
+        return (self.scale * u / (1 - u)).float()
+
+
+Levels = NoiseLevels | FlowLevels
+
+
+@dataclass(frozen=True)
 class TextConditioning:
     """The text encoder's output: context (B,77,D) and, for SDXL, the pooled vector (B,P)."""
 
@@ -63,6 +98,7 @@ class TextConditioning:
 
     def rows(self, index: Tensor) -> TextConditioning:
         """The conditioning of a batch whose row i is row index[i] of this one."""
+        index = index.to(self.context.device)  # A text encoder may have stayed on the CPU.
         return TextConditioning(self.context[index], None if self.pooled is None else self.pooled[index])
 
 
@@ -118,7 +154,7 @@ class Backbone(Protocol):
     """
 
     @property
-    def noise_levels(self) -> NoiseLevels: ...
+    def noise_levels(self) -> Levels: ...
 
     @property
     def latent_channels(self) -> int: ...

@@ -1,4 +1,4 @@
-"""What to do when a device has no room for a gradient: take fewer latents at once."""
+"""What to do when a device has no room: take fewer pictures at once."""
 
 from __future__ import annotations
 
@@ -24,13 +24,40 @@ def halving(gradient_of: Callable[[int], Callable[..., Tensor]], chunk: int | No
     def gradient(z0: Tensor, seed: int) -> Tensor:
         nonlocal fits
         size = min(fits or len(z0), len(z0))
-        while True:
-            try:
-                return gradient_of(size)(z0, seed)
-            except torch.OutOfMemoryError:
-                if size == 1:
-                    raise
-            fits = size = size // 2
-            LOG.warning("Out of memory while guiding: going on with %d image(s) at once.", size)
+        result, used = _halved(lambda size: gradient_of(size)(z0, seed), size)
+        if used < size:
+            fits = used
+        return result
 
     return gradient
+
+
+def in_parts(function: Callable[..., Tensor], at_once: int) -> Callable[..., Tensor]:
+    """A function of a batch (B,...), and what else it takes, that is given so many rows at once, fewer where memory
+    runs out.
+
+    Raises torch.OutOfMemoryError when there is no room for one row.
+    """
+    fits = at_once
+
+    def whole(x: Tensor, *rest: Tensor) -> Tensor:
+        nonlocal fits
+        size = min(fits, len(x))
+        result, used = _halved(lambda size: torch.cat([function(part, *rest) for part in x.split(size)]), size)
+        if used < size:
+            fits = used
+        return result
+
+    return whole
+
+
+def _halved(attempt: Callable[[int], Tensor], size: int) -> tuple[Tensor, int]:
+    """What an attempt gives at a size, or at the first half of it for which there is room, and that size."""
+    while True:
+        try:
+            return attempt(size), size
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        size //= 2
+        LOG.warning("Out of memory: going on with %d image(s) at once.", size)

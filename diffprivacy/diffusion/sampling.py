@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DiffPrivacyError
-from .model import Denoiser, NoiseLevels
+from .model import Denoiser, Levels
 
 Callback = Callable[[dict[str, Any]], object]
 
@@ -65,7 +65,7 @@ def strength_sigmas(sigmas: Tensor, strength: float) -> Tensor:
     return sigmas[-1 - strength_steps(len(sigmas) - 1, strength) :]
 
 
-def ddim_sigmas(noise_levels: NoiseLevels, steps: int, strength: float = 1.0, end: float = 0.0) -> Tensor:
+def ddim_sigmas(noise_levels: Levels, steps: int, strength: float = 1.0, end: float = 0.0) -> Tensor:
     """Noise levels of the last int(strength * steps) steps of the DDIM grid, descending, and then ``end``.
 
     They equal ComfyUI's `ddim_uniform` where steps divides 1000. The paper's sampler ends at the first training
@@ -76,17 +76,29 @@ def ddim_sigmas(noise_levels: NoiseLevels, steps: int, strength: float = 1.0, en
 
 
 def check_latent(x: Tensor, channels: int | None = None) -> None:
-    """Raises DiffPrivacyError unless x is a finite latent (B,C,h,w), with ``channels`` channels where given."""
-    if x.ndim != 4 or not x.is_floating_point():
+    """Raises DiffPrivacyError unless x is a finite latent (B,C,h,w) or, of a video model, (B,C,1,h,w).
+
+    channels: how many it must have, where given.
+    """
+    if x.ndim not in (4, 5) or not x.is_floating_point():
         raise DiffPrivacyError(
             f"The latent has the shape {tuple(x.shape)} and type {x.dtype}: give a batch of latents (B,C,h,w)."
         )
+    check_frames(x)
     if channels is not None and x.shape[1] != channels:
         raise DiffPrivacyError(
             f"The latent has {x.shape[1]} channels and the model takes {channels}: encode it with the model's own VAE."
         )
     if not x.isfinite().all():
         raise DiffPrivacyError("The latent holds NaN or infinity: run the VAE that made it in float32.")
+
+
+def check_frames(x: Tensor) -> None:
+    """Raises DiffPrivacyError for a video model's latent (B,C,T,h,w) of more than one frame."""
+    if x.ndim == 5 and x.shape[2] != 1:
+        raise DiffPrivacyError(
+            f"The latent is a video of {x.shape[2]} frames, not a batch of images; encode the crops with Crops to Latent."
+        )
 
 
 def check_sigmas(sigmas: Tensor) -> None:

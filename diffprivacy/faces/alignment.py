@@ -12,6 +12,9 @@ from torch import Tensor
 from .geometry import ARCFACE_TEMPLATE, TEMPLATE_SIZE
 from .similarity import similarity
 
+WITHOUT_GRADIENT = ("mps",)
+"""Devices whose grid_sample has no backward pass; the CPU warps for them."""
+
 
 def template(size: int) -> Tensor:
     """The five ArcFace points (5,2) in a crop of size x size pixels."""
@@ -21,8 +24,13 @@ def template(size: int) -> Tensor:
 def warp(images: Tensor, to_source: Tensor, height: int, width: int, padding: str = "zeros") -> Tensor:
     """Bilinear warp: the output's pixel p shows the image at to_source @ p.
 
-    images: (B,C,H,W), to_source: (B,3,3), padding: "zeros" or "border" beyond the picture. Returns (B,C,height,width).
+    images: (B,C,H,W), to_source: (B,3,3), on any device, padding: "zeros" or "border" beyond the picture.
+    Returns (B,C,height,width) on the images' device.
     """
+    device = images.device
+    if device.type in WITHOUT_GRADIENT:
+        images = images.cpu()
+    to_source = to_source.to(images.device)
     y, x = torch.meshgrid(
         torch.arange(height, dtype=to_source.dtype, device=to_source.device),
         torch.arange(width, dtype=to_source.dtype, device=to_source.device),
@@ -32,22 +40,22 @@ def warp(images: Tensor, to_source: Tensor, height: int, width: int, padding: st
     positions = (pixels @ to_source[:, :2].transpose(1, 2)).view(-1, height, width, 2)
     extent = positions.new_tensor([images.shape[3] - 1, images.shape[2] - 1])
     grid = (positions * 2 / extent - 1).to(images.dtype)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=True)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=True).to(device)
 
 
 def align(images: Tensor, landmarks: Tensor, size: int = TEMPLATE_SIZE, points: Tensor | None = None) -> Tensor:
     """Crops of size x size pixels with the five points at ArcFace's places; gradients reach the images.
 
     images: (B,3,H,W), landmarks: (B,5,2) in pixels. points: (5,2), other places in the crop. Returns (B,3,size,size), black beyond the picture.
-    A picture k times larger than the crop is averaged over k x k samples a pixel: plain bilinear sampling would
+    The transforms are computed on the CPU. A picture k times larger than the crop is averaged over k x k samples a pixel: plain bilinear sampling would
     alias, and would send gradients to a fraction of the picture's pixels only.
     """
     target = template(size) if points is None else points
-    to_source = torch.linalg.inv(similarity(landmarks.to(images.device, torch.float32), target))
+    to_source = torch.linalg.inv(similarity(landmarks.float().cpu(), target))  # Small, and read: no work for a GPU.
     shrink = torch.linalg.det(to_source[:, :2, :2]).sqrt()
     crops = []
     for image, matrix, samples in zip(images, to_source, shrink.round().clamp(min=1).int().tolist(), strict=True):
-        subpixel = torch.eye(3, device=images.device) / samples
+        subpixel = torch.eye(3) / samples
         subpixel[:2, 2] = (1 / samples - 1) / 2
         subpixel[2, 2] = 1
         fine = warp(image[None], (matrix @ subpixel)[None], size * samples, size * samples)

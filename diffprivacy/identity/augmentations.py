@@ -31,7 +31,7 @@ def random_view(images: Tensor, landmarks: Tensor, generator: torch.Generator) -
 
     images: (B,3,H,W) in [0,1], landmarks: (B,5,2) in pixels, generator: on the CPU. Returns (B,3,H,W).
     """
-    to_crop = similarity(landmarks.to(images.device, torch.float32), template(TEMPLATE_SIZE))
+    to_crop = similarity(landmarks.float().cpu(), template(TEMPLATE_SIZE))
     pixels_per_crop_pixel = torch.linalg.det(to_crop[:, :2, :2]).rsqrt()
     views = move(images, to_crop, generator)
     views = blur(views, pixels_per_crop_pixel, generator)
@@ -56,17 +56,17 @@ def move(images: Tensor, to_crop: Tensor, generator: torch.Generator) -> Tensor:
     jitter = torch.eye(3).repeat(count, 1, 1)
     jitter[:, :2, :2] = linear
     jitter[:, :2, 2] = centre - linear.sum(dim=2) * centre + shift
-    to_source = torch.linalg.inv(to_crop) @ jitter.to(to_crop) @ to_crop
+    to_source = torch.linalg.inv(to_crop) @ jitter @ to_crop
     return warp(images, to_source, images.shape[2], images.shape[3], padding="border")
 
 
 def blur(images: Tensor, unit: Tensor, generator: torch.Generator) -> Tensor:
     """Gaussian blur of 0 to 1 units; unit: (B,) pixels."""
-    sigma = (torch.rand(len(images), generator=generator).to(unit) * unit).clamp(min=1e-3)
+    sigma = (torch.rand(len(images), generator=generator) * unit).clamp(min=1e-3)
     radius = int(torch.ceil(3 * unit.max()))
-    offsets = torch.arange(-radius, radius + 1, device=images.device)
+    offsets = torch.arange(-radius, radius + 1)
     kernels = torch.exp(-offsets.square() / (2 * sigma[:, None].square()))
-    kernels = (kernels / kernels.sum(dim=1, keepdim=True)).to(images.dtype).repeat_interleave(3, dim=0)[:, None]
+    kernels = (kernels / kernels.sum(dim=1, keepdim=True)).to(images).repeat_interleave(3, dim=0)[:, None]
     channels = images.reshape(1, -1, *images.shape[2:])
     channels = F.conv2d(
         F.pad(channels, (radius, radius, 0, 0), mode="replicate"), kernels[:, :, None], groups=channels.shape[1]

@@ -199,26 +199,29 @@ class Training:
 
     def _backward(self, pictures: Tensor, timesteps: Tensor, noise: Tensor, prompt: str) -> float:
         """Gradients of MSI's parameters: first those of its words, part by part, then, whitened, through the module."""
-        pictures, timesteps, noise = (t.to(self.device) for t in (pictures, timesteps, noise))
         words, row = self._words(self.msi.train(), self.data, pictures, timesteps)
+        timesteps, noise = timesteps.to(self.device), noise.to(self.device)
         leaves = words.detach().requires_grad_()
-        total = 0.0
-        for part in torch.arange(len(row), device=self.device).split(self.chunk):
+        total = torch.zeros((), device=self.device)
+        for part in torch.arange(len(row)).split(self.chunk):
             z, t = self.data.latents[pictures[part]], timesteps[part]
             used, said = row[part].unique(return_inverse=True)
             errors, _ = self._errors(z, t, noise[part], self._encode(prompt, leaves[used]).rows(said))
             self.scaler.scale(errors.sum() / len(row)).backward()
-            total += errors.sum().item()
+            total += errors.sum().detach()
         assert leaves.grad is not None
         gradients = leaves.grad
         if self.whitening is not None and gradients.isfinite().all():
             scale = self.scaler.get_scale()
             gradients = self.whitening(gradients / scale) * scale
         words.backward(gradients)
-        return total / len(row)
+        return total.item() / len(row)
 
     def _words(self, msi: MSI, data: TrainingData, pictures: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """The pseudo-words (N,D) that these pictures need at these time steps, each once, and which of them each needs."""
+        """The pseudo-words (N,D) that these pictures need at these time steps, each once, and which of them each needs.
+
+        Pictures, time steps and the answer are on the CPU: what is found there makes no device wait.
+        """
         stages = msi.config.stages
         shown, position = pictures.unique(return_inverse=True)
         used, row = (position * stages + timesteps * stages // TRAINING_STEPS).unique(return_inverse=True)
@@ -265,8 +268,8 @@ class Training:
         pictures = torch.randperm(count, generator=generator) % len(data)
         nearest = int((timesteps - PREVIEW_STEP).abs().argmin())
         pictures[nearest] = 0
-        pictures, timesteps, noise = (t.to(self.device) for t in (pictures, timesteps, noise))
         words, row = self._words(msi, data, pictures, timesteps)
+        timesteps, noise = timesteps.to(self.device), noise.to(self.device)
         conditioning = self._encode(prompt, words)
         while True:
             try:
@@ -354,7 +357,9 @@ def _tensors(msi: MSI) -> dict[str, Tensor]:
 
 def _is_fast_in_bfloat16(device: torch.device) -> bool:
     """Whether products of bfloat16 are computed as such; a processor that only converts them is slower for it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
-        return device.type == "cuda"
+        return False
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))

@@ -36,7 +36,7 @@ VERSIONS = ("1", "2")
 Fidelity = Literal["latent", "lossless", "compact"]
 FIDELITIES: tuple[str, ...] = get_args(Fidelity)
 Method = Literal["fixed point", "belm", "ddim"]
-Option = Literal["start_percent", "end_percent", "strength"]
+Option = Literal["start_percent", "end_percent", "strength", "guidance"]
 """What an entry of a graph's conditioning may carry in a key besides its tensors."""
 OPTIONS: tuple[str, ...] = get_args(Option)
 MAX_BYTES = 64 * 2**20

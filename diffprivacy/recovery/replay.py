@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..diffusion.conditioning import stage_denoiser
-from ..diffusion.inversion import invert_belm, invert_ddim, invert_fixed_point, sample_belm
+from ..diffusion.inversion import invert_belm, invert_ddim, invert_fixed_point, sample_belm, tolerance_for
 from ..diffusion.model import Backbone
 from ..diffusion.sampling import Callback, ddim_sigmas, sample_euler
 from ..errors import DiffPrivacyError
@@ -40,8 +40,6 @@ SHARED_MASKS = 0.6
 """The same for two keys of version 1, which hold whole masks: their intersection over their union."""
 ROUNDING = 2
 """Pixels by which a patch may reach beyond its face's mask, for the same reason."""
-HALF_TOLERANCE = 1e-4
-"""Where fixed-point inversion stops for networks in half precision, whose rounding is no finer."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +252,7 @@ def _inversion(method: str, dtype: torch.dtype) -> Callable[..., tuple[Tensor, .
         return invert_belm
     invert = invert_ddim
     if method == "fixed point":
-        invert = partial(invert_fixed_point, **({} if dtype == torch.float32 else {"tolerance": HALF_TOLERANCE}))
+        invert = partial(invert_fixed_point, tolerance=tolerance_for(dtype))
     return lambda *arguments: (invert(*arguments),)
 
 

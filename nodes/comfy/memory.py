@@ -84,7 +84,7 @@ class ManagedRecognizer(FaceMatcher):
     def embed(self, images: Tensor, landmarks: Tensor, mirrored: bool = False) -> Embeddings:
         load([self.patcher])
         device = self.patcher.load_device
-        embeddings = self.recognizer.embed(images.to(device), landmarks.to(device), mirrored)
+        embeddings = self.recognizer.embed(images.to(device), landmarks, mirrored)
         return tuple(embedding.to(images.device) for embedding in embeddings)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import comfy.clip_model
 import comfy.model_management
-import comfy.model_sampling
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
@@ -25,25 +24,19 @@ from ...diffprivacy.diffusion.model import (
     DifferentiableDenoiser,
     DifferentiableTextEncoder,
     EncoderIdentity,
-    NoiseLevels,
+    Levels,
     TextConditioning,
 )
 from ...diffprivacy.errors import DiffPrivacyError
+from .border import Border
 from .decoders import Decoder, differentiable_decoder
 from .memory import checkpoint_layer, load, private_patcher, replace_forward
 from .sampling import run_sampler
 
 
-def noise_levels(model: Any) -> NoiseLevels:
-    """The training noise levels of a MODEL; raises DiffPrivacyError for flow models (SD3, Flux)."""
-    sampling = model.get_model_object("model_sampling")
-    if not isinstance(sampling, comfy.model_sampling.EPS) or not hasattr(sampling, "sigmas"):
-        raise DiffPrivacyError(
-            "This checkpoint is a flow model (SD3, Flux or alike), which has no noise map to invert; "
-            "load a Stable Diffusion 1.x, 2.x or XL checkpoint.",
-            "model",
-        )
-    return NoiseLevels(sampling.sigmas.detach().clone().cpu())
+def noise_levels(model: Any) -> Levels:
+    """The training noise levels of a MODEL; raises DiffPrivacyError for models that make no images from noise."""
+    return Border.of(model).levels
 
 
 class ComfyBackbone:
@@ -56,7 +49,7 @@ class ComfyBackbone:
         self.clip_vision = clip_vision
 
     @property
-    def noise_levels(self) -> NoiseLevels:
+    def noise_levels(self) -> Levels:
         return noise_levels(self.model)
 
     @property
@@ -76,7 +69,7 @@ class ComfyBackbone:
             return denoiser(x, sigmas[0])
 
         latent = {"samples": self._latent_format.process_out(x)}
-        sigmas = torch.stack([torch.as_tensor(sigma), torch.zeros(())])
+        sigmas = torch.stack([Border.of(self.model).level(torch.as_tensor(sigma)), torch.zeros(())])
         return self._latent_format.process_in(run_sampler(self.model, conditioning, latent, sigmas, once))
 
     def encode(self, images: Tensor) -> Tensor:
@@ -182,7 +175,8 @@ class ComfyBackbone:
         def denoise(x: Tensor, sigmas: Tensor, conditioning: TextConditioning) -> Tensor:
             load([patcher])
             height, width = (8 * side for side in x.shape[-2:])
-            extra = {"cross_attn": conditioning.context, "pooled_output": conditioning.pooled}
+            texts = {"cross_attn": conditioning.context, "pooled_output": conditioning.pooled}
+            extra = {name: text if text is None else text.to(x.device) for name, text in texts.items()}
             conditions = model.extra_conds(noise=x, device=x.device, height=height, width=width, **extra)
             given = {name: condition.cond for name, condition in conditions.items()}
             return model.apply_model(x, sigmas, transformer_options=dict(options), **given)

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import comfy.model_management
 import comfy.samplers
 import comfy.utils
 import latent_preview
 import torch
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...diffprivacy.diffusion.model import Denoiser
+from .border import Border
 
 SamplerFunction = Callable[[Denoiser, Tensor, Tensor, Callable[[dict], None]], Tensor]
 """``f(denoiser, x, sigmas, callback) -> x``, as in diffprivacy.diffusion.sampling."""
 
 
 def sampler(function: SamplerFunction) -> comfy.samplers.KSAMPLER:
-    """A library sampler as a SAMPLER that any of ComfyUI's sampling nodes runs."""
+    """A library sampler as a SAMPLER that any of ComfyUI's sampling nodes runs, in the library's convention."""
 
     def sampler_function(
         denoise: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool | None
     ) -> Tensor:
-        def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
-            return denoise(x, sigma * x.new_ones(len(x)), **extra_args)
+        border = Border(denoise.inner_model.inner_model.model_sampling)
 
-        return function(denoiser, x, sigmas, callback)
+        def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+            level = border.level(sigma)
+            return denoise(x * border.signal(level), level * x.new_ones(len(x)), **extra_args)
+
+        start, end = border.signal(sigmas[0]), border.signal(sigmas[-1])
+        return function(denoiser, x / start, border.sigma(sigmas), callback) * end
 
     return comfy.samplers.KSAMPLER(sampler_function)
 
@@ -59,34 +61,3 @@ def run_sampler(model: Any, positive: list, latent: dict, sigmas: Tensor, functi
 def euler() -> comfy.samplers.KSAMPLER:
     """ComfyUI's own Euler sampler."""
     return comfy.samplers.sampler_object("euler")
-
-
-def guide_model(
-    model: Any,
-    function: Callable[[dict], Tensor],
-    patchers: Sequence[Any] = (),
-    memory: Callable[[Sequence[int]], float] = lambda shape: 0.0,
-) -> Any:
-    """A copy of a MODEL whose predictions, after CFG, pass through a function; it can be interrupted at every step.
-
-    patchers: of the networks that the function uses. They are loaded with the model, before sampling begins: loaded in
-    the middle of a step they might push the model off its device. memory: bytes that the function needs for latents
-    of a shape; they are free when sampling begins.
-    """
-
-    def interruptible(args: dict) -> Tensor:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        return function(args)
-
-    def prepare(executor: Any, model: Any, shape: Sequence[int], *arguments: Any, **options: Any) -> Any:
-        prepared = executor(model, shape, *arguments, **options)
-        management, needed = comfy.model_management, memory(shape)
-        if not management.is_device_cpu(model.load_device) and needed > management.get_free_memory(model.load_device):
-            management.load_models_gpu([model, *prepared[2]], memory_required=needed)
-        return prepared
-
-    guided, key = model.clone(), uuid.uuid4().hex
-    guided.set_model_sampler_post_cfg_function(interruptible)
-    guided.set_additional_models(key, list(patchers))
-    guided.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, key, prepare)
-    return guided

@@ -1,18 +1,12 @@
-"""What a long computation inside a node needs: where to run, how to show its progress, and whether to stop."""
+"""What a long computation inside a node needs: to show its progress, and whether to stop."""
 
 from __future__ import annotations
 
 import comfy.model_management
 import comfy.utils
-import torch
 
 Interrupted = comfy.model_management.InterruptProcessingException
 """Raised by :func:`check_interrupted`; no Exception, but a BaseException."""
-
-
-def training_device() -> torch.device:
-    """Where ComfyUI computes."""
-    return comfy.model_management.get_torch_device()
 
 
 def progress_bar(total: int) -> comfy.utils.ProgressBar:

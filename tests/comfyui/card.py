@@ -10,6 +10,7 @@ import gc
 import itertools
 import json
 import sys
+from importlib import import_module
 from unittest.mock import patch
 
 comfyui, pack, *scenarios = sys.argv[1:]
@@ -27,6 +28,7 @@ comfy.options.enable_args_parsing()
 import comfy.model_management as management  # noqa: E402
 import comfy.model_patcher as patchers  # noqa: E402
 import comfy.ops  # noqa: E402
+import comfy.samplers  # noqa: E402
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
@@ -36,7 +38,7 @@ import nodes  # noqa: E402
 torch.set_num_threads(1)
 assert asyncio.run(nodes.load_custom_node(pack))
 prefix = pack.replace(".", "_x_") + "."
-memory, sampling = (sys.modules[f"{prefix}nodes.comfy.{name}"] for name in ("memory", "sampling"))
+memory, sampling, guiding = (sys.modules[f"{prefix}nodes.comfy.{name}"] for name in ("memory", "sampling", "guiding"))
 CARD, CPU = torch.device("meta"), torch.device("cpu")
 patchers.ModelPatcherDynamic._vbar_get = lambda self, create=False: None  # No card, no pages of its memory.
 FREE = {"card": 2**40}
@@ -185,14 +187,14 @@ def loads_while_sampling() -> dict:
         decoder = decoders.differentiable_decoder(vae, model.get_model_object("latent_format"))
         empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
 
-        def post_cfg(args):
+        def guide(prediction):
             events.append("guide")
             with torch.inference_mode(False), torch.enable_grad():
-                z = args["denoised"].clone().requires_grad_()
+                z = prediction.denoised.clone().requires_grad_()
                 torch.autograd.grad(decoder(z).sum(), z)
-            return args["denoised"]
+            return prediction.denoised
 
-        guided = sampling.guide_model(model, post_cfg, [decoder.patcher], decoder.memory)
+        guided = guiding.guide_model(model, guide, [decoder.patcher], decoder.memory)
         latent = {"samples": torch.zeros(1, 16, 8, 8)}
         with patch.object(management, "load_models_gpu", recording):
             for _ in range(2):
@@ -223,14 +225,92 @@ def attention() -> dict:
 
     with torch.inference_mode():
         denoise = comfy_model.ComfyBackbone(demo_model.load_model()).differentiable_denoiser()
-    from importlib import import_module
-
     conditioning = import_module(f"{prefix}diffprivacy.diffusion.model").TextConditioning
     with patch.object(attention, "optimized_attention", chosen), torch.enable_grad():
         context = torch.randn(1, 77, 256, requires_grad=True)
         denoised = denoise(torch.randn(1, 16, 8, 8), torch.tensor([2.0]), conditioning(context, None))
         gradient = torch.autograd.grad(denoised.square().sum(), context)[0]
     return {"gradient": float(gradient.abs().sum())}
+
+
+def displacements() -> dict:
+    """How far one guided step of each sampler goes in the variance-preserving form, and of each guider, as multiples
+    of the scale: 1 is what is asked for."""
+    from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+
+    demo_model = sys.modules[f"{prefix}nodes.comfy.demo_model"]
+    guidance = import_module(f"{prefix}diffprivacy.diffusion.guidance")
+    scale, found, sigmas = 0.05, {}, torch.tensor([3.0, 2.0])
+    slope = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def guide(prediction):
+        strength = guidance.Guidance("paper", scale * prediction.share())
+        of = prediction.denoised, lambda z0, seed: slope, prediction.sigma, prediction.sigmas
+        return guidance.guide(*of, strength, prediction.levels)
+
+    def last(guider, sampler):
+        """Where one step ends; the sampler must not know that there is no other."""
+        torch.manual_seed(0)
+        noise = torch.randn(1, 16, 8, 8)
+        return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=5)
+
+    def multiple(guider_of, sampler):
+        plain, moved = (last(guider_of(each), sampler) for each in (model, guiding.guide_model(model, guide)))
+        return float(((plain - moved) / (1 + sigmas[1] ** 2).sqrt() * slope).sum() / slope.square().sum() / scale)
+
+    with torch.inference_mode():
+        model, clip = demo_model.load_model(), demo_model.load_clip()
+        empty, face = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("", "a face"))
+
+        def usual(of):
+            guider = comfy.samplers.CFGGuider(of)
+            guider.set_conds(face, empty)
+            guider.set_cfg(3.0)
+            return guider
+
+        def dual(nested):
+            def guider_of(of):
+                guider = Guider_DualCFG(of)
+                guider.set_conds(face, empty, empty)
+                guider.set_cfg(4.0, 3.0, nested)
+                return guider
+
+            return guider_of
+
+        for name in ("euler", "euler_cfg_pp", "lcm", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "ddpm"):
+            found[name] = multiple(usual, comfy.samplers.sampler_object(name))
+        for name, nested in (("Dual CFG", False), ("Dual CFG, nested", True)):
+            found[name] = multiple(dual(nested), comfy.samplers.sampler_object("euler"))
+    return found
+
+
+def shares() -> dict:
+    """Euler's share of a change of z0 against that of every sampler that ComfyUI has, in the middle of a schedule."""
+    demo_model = sys.modules[f"{prefix}nodes.comfy.demo_model"]
+    model = demo_model.load_model()
+    guider = comfy.samplers.CFGGuider(model)
+    guider.inner_model = model.model
+    sigmas = torch.tensor([10.0, 5.0, 2.0, 1.0, 0.5, 0.0])
+    before = torch.get_rng_state()
+    found = {
+        name: guiding.Run(comfy.samplers.sampler_object(name), guider, sigmas).share(sigmas[1])
+        for name in comfy.samplers.SAMPLER_NAMES
+    }
+
+    class Frozen:
+        """A sampler that takes nothing of a prediction."""
+
+        def __init__(self):
+            self.extra_options = {}
+
+        def sampler_function(self, model, x, sigmas, **_):
+            return x
+
+    try:
+        guiding.Run(Frozen(), guider, sigmas).share(sigmas[1])
+    except Exception as error:
+        found["error"] = f"{type(error).__name__}: {error}"
+    return {**found, "numbers drawn": not torch.equal(before, torch.get_rng_state())}
 
 
 for scenario in scenarios:

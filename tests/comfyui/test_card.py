@@ -27,7 +27,8 @@ def run(comfyui: Path, *scenarios: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def found(comfyui: Path) -> dict[str, Any]:
-    return run(comfyui, "reloaded", "uploads", "crowded", "quantized", "loads_while_sampling", "attention")
+    scenarios = ("reloaded", "uploads", "crowded", "quantized", "loads_while_sampling", "attention")
+    return run(comfyui, *scenarios, "displacements", "shares")
 
 
 def test_a_decoder_comes_and_goes_beside_a_vae_that_comfyui_holds_in_pages(comfyui: Path):
@@ -76,3 +77,42 @@ def test_nothing_is_loaded_in_the_middle_of_a_guided_step(found):
 
 def test_training_uses_an_attention_that_has_gradients(found):
     assert found["attention"]["gradient"] > 0
+
+
+SECOND = 2.0 / 5.0
+"""Sigma after the second step, against that before it."""
+
+
+def test_a_guided_step_goes_as_far_with_every_sampler_and_guider(found):
+    """CFG++, LCM and ancestral samplers went several times as far; Dual CFG multiplied the guidance."""
+    for name, multiple in found["displacements"].items():
+        assert multiple == pytest.approx(1, abs=0.02), name
+
+
+def test_every_sampler_of_comfyui_is_measured(found):
+    """Those that solve the same equation take Euler's share of a change, CFG++ and LCM all of it."""
+    shares = found["shares"]
+    for name in (
+        "heun",
+        "dpm_2",
+        "lms",
+        "dpm_adaptive",
+        "dpmpp_2m",
+        "ipndm",
+        "deis",
+        "res_multistep",
+        "ddim",
+        "uni_pc",
+    ):
+        assert shares[name] == 1.0, name
+    for name in ("euler_cfg_pp", "euler_ancestral_cfg_pp", "dpmpp_2m_cfg_pp", "res_multistep_cfg_pp", "lcm"):
+        assert shares[name] == pytest.approx(1 - SECOND, rel=1e-3), name
+    down = SECOND**2  # Of an ancestral step sigma_down = sigma_next^2 / sigma.
+    for name in ("euler_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "ddpm", "seeds_2"):
+        assert shares[name] == pytest.approx((1 - SECOND) / (1 - down), rel=1e-3), name
+    assert not shares["numbers drawn"]
+
+
+def test_a_sampler_that_takes_nothing_is_an_error_that_names_others(found):
+    assert found["shares"]["error"].startswith("DiffPrivacyError: The sampler")
+    assert "choose euler, dpmpp_2m or res_multistep" in found["shares"]["error"]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffprivacy.diffusion.guidance import Guidance, guide, guide_denoised, guided, previous_sigma, step_index
+from diffprivacy.diffusion.guidance import Guidance, guide, guide_denoised, guided, step_index, step_of
 from diffprivacy.diffusion.model import NoiseLevels
 from diffprivacy.diffusion.sampling import ddim_sigmas, noise_to, sample_euler
 from diffprivacy.errors import DiffPrivacyError
@@ -251,29 +251,38 @@ def schedules(draw):
 
 @settings(deadline=None)
 @given(schedules(), st.data())
-def test_previous_sigma_follows_the_schedule(sigmas, data):
+def test_a_step_goes_from_one_level_of_the_schedule_to_the_next(sigmas, data):
     i = data.draw(st.integers(0, len(sigmas) - 2))
     for wobble in (1.0, 1 + 1e-6, 1 - 1e-6):
         assert step_index(sigmas[i] * wobble, sigmas) == i
-        assert previous_sigma(sigmas[i] * wobble, sigmas) == sigmas[i + 1]
+        assert step_of(sigmas[i] * wobble, sigmas) == (sigmas[i], sigmas[i + 1])
 
 
 @settings(deadline=None)
 @given(schedules(), st.data())
-def test_previous_sigma_of_a_level_between_two_steps_is_the_lower(sigmas, data):
+def test_a_level_between_two_belongs_to_the_whole_step(sigmas, data):
     i = data.draw(st.integers(0, len(sigmas) - 2))
     share = data.draw(st.floats(0.1, 0.9))
     between = share * sigmas[i] + (1 - share) * sigmas[i + 1]
-    assert previous_sigma(between, sigmas) == sigmas[i + 1]
+    assert step_of(between, sigmas) == (sigmas[i], sigmas[i + 1])
     assert step_index(between, sigmas) == i
 
 
-def test_previous_sigma_outside_the_schedule():
+def test_steps_outside_the_schedule():
     sigmas = torch.tensor([4.0, 2.0, 1.0])
-    assert previous_sigma(torch.tensor(9.0), sigmas) == 4
-    assert previous_sigma(torch.tensor(1.0), sigmas) == 0
-    assert previous_sigma(torch.tensor(0.5), sigmas) == 0
-    assert previous_sigma(torch.tensor(0.5, dtype=torch.float64), sigmas).dtype == torch.float64
+    assert step_of(torch.tensor(9.0), sigmas) == (9, 4)
+    assert step_of(torch.tensor(1.0), sigmas) == (1, 0)
+    assert step_of(torch.tensor(0.5), sigmas) == (1, 0)
+    assert step_of(torch.tensor(0.5, dtype=torch.float64), sigmas)[1].dtype == torch.float64
+
+
+def test_an_infinite_level_has_the_limit_of_high_ones():
+    z0, slope = latents().double()
+    lower = torch.tensor(3.0, dtype=torch.float64)
+    high, infinite = (
+        guide_denoised(z0, slope, torch.tensor(s).double(), lower, "normalized", 0.1) for s in (1e12, math.inf)
+    )
+    torch.testing.assert_close(infinite, high)
 
 
 @settings(deadline=None)

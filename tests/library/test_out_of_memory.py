@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffprivacy.diffusion.out_of_memory import halving
+from diffprivacy.diffusion.out_of_memory import halving, in_parts
 
 
 def device_with_room_for(room: int, asked: list[int]) -> Callable[[int], Callable[..., Tensor]]:
@@ -48,3 +48,21 @@ def test_a_chunk_that_was_asked_for_is_where_it_begins():
 def test_no_room_for_one_is_an_error():
     with pytest.raises(torch.OutOfMemoryError):
         halving(device_with_room_for(0, []))(torch.zeros(3, 1, 1, 1), 0)
+
+
+def test_the_network_too_is_given_fewer_pictures_until_they_fit():
+    asked: list[int] = []
+
+    def network(x: Tensor, sigma: Tensor) -> Tensor:
+        asked.append(len(x))
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("no room")
+        return x * sigma
+
+    denoise = in_parts(network, 16)
+    x = torch.arange(9.0).view(9, 1, 1, 1)
+    assert torch.equal(denoise(x, torch.tensor(2.0)), 2 * x)
+    assert asked == [9, 4, 2, 2, 2, 2, 1]
+    asked.clear()
+    denoise(x, torch.tensor(2.0))
+    assert asked == [2, 2, 2, 2, 1]
