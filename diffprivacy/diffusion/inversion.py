@@ -19,6 +19,8 @@ HALF_TOLERANCE = 1e-4
 """Where fixed-point inversion stops for networks in half precision, whose rounding is no finer."""
 FAILED = 1e-2
 """Relative residual of a fixed-point step above which it has not converged."""
+JUDGED_FROM = 5
+"""Iterations below which an approximation was asked for, whose residual is not judged."""
 FEW_STEPS = 16
 """Steps below which BELM is the surer inversion: fixed points of long steps may not be reached."""
 WITHOUT_FLOAT64 = ("mps",)
@@ -53,7 +55,8 @@ def invert_fixed_point(
     residual's rms, relative to sqrt(1 + sigma^2), is at most ``tolerance`` or no longer falls (the network's
     rounding), at the latest after ``iterations`` evaluations. The step from a trailing 0 converges most slowly and
     is where a high limit pays. For networks in half precision a tolerance of HALF_TOLERANCE saves evaluations.
-    Raises DiffPrivacyError where a residual stays above FAILED, as with few steps or models distilled to few.
+    Raises DiffPrivacyError where a residual stays above FAILED, as with few steps or models distilled to few, unless
+    ``iterations`` asks for an approximation.
     """
     x, sigmas = prepare(x, sigmas)
     slope = torch.zeros_like(x)
@@ -75,7 +78,7 @@ def invert_fixed_point(
                 change = residual - residual_before
                 weight = _dot(residual, change) / _dot(change, change).clamp_min(torch.finfo(x.dtype).tiny)
                 z = image - weight * (image - image_before)
-        if error > FAILED:
+        if error > FAILED and iterations >= JUDGED_FROM:
             raise DiffPrivacyError(
                 f"The fixed point at sigma {float(higher):.4g} was not found (relative residual {error:.2g}): use the "
                 "method belm, or more steps."
