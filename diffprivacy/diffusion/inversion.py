@@ -78,7 +78,7 @@ def invert_fixed_point(
                 change = residual - residual_before
                 weight = _dot(residual, change) / _dot(change, change).clamp_min(torch.finfo(x.dtype).tiny)
                 z = image - weight * (image - image_before)
-        if error > FAILED and iterations >= JUDGED_FROM:
+        if error > max(FAILED, tolerance) and iterations >= JUDGED_FROM:
             raise DiffPrivacyError(
                 f"The fixed point at sigma {float(higher):.4g} was not found (relative residual {error:.2g}): use the "
                 "method belm, or more steps."
