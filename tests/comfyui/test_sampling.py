@@ -21,7 +21,7 @@ STEPS = 10
 @pytest.fixture(scope="module")
 def latent(server: ComfyServer) -> Tensor:
     """Two non-square latents as a VAE makes them: unscaled, of about the usual variance."""
-    samples = torch.randn(2, 4, 16, 12, generator=torch.Generator().manual_seed(5)) * 4
+    samples = torch.randn(2, 4, 8, 6, generator=torch.Generator().manual_seed(5)) * 4
     write_latent(server, "original.latent", samples)
     return samples
 
@@ -33,7 +33,7 @@ def extras(server: ComfyServer, tiny_checkpoint: Path) -> None:
     write_lora(server.base / "models" / "loras" / "tiny-lora.safetensors")
     unet = part(load_file(tiny_checkpoint), UNET_PREFIX)
     write_controlnet(server.base / "models" / "controlnet" / "tiny-controlnet.safetensors", unet)
-    stripes = np.tile(np.arange(96, dtype=np.uint8)[None, :, None] * 2, (128, 1, 3))
+    stripes = np.tile(np.arange(48, dtype=np.uint8)[None, :, None] * 4, (64, 1, 3))
     Image.fromarray(stripes).save(server.base / "input" / "stripes.png")
 
 
@@ -121,8 +121,8 @@ def test_controlnet_conditioning(server, latent):
 
 def test_noise_mask_leaves_the_outside_alone(server, latent):
     graph, model, positive, sigmas, inverted = base("fixed point")
-    mask = graph.add("SolidMask", value=0.0, width=96, height=128)
-    square = graph.add("SolidMask", value=1.0, width=48, height=64)
+    mask = graph.add("SolidMask", value=0.0, width=48, height=64)
+    square = graph.add("SolidMask", value=1.0, width=24, height=32)
     mask = graph.add("MaskComposite", destination=mask, source=square, x=0, y=0, operation="add")
     original = graph[inverted[0]]["inputs"]["latent_image"]
     masked = graph.add("SetLatentNoiseMask", samples=original, mask=mask)
@@ -132,8 +132,8 @@ def test_noise_mask_leaves_the_outside_alone(server, latent):
     saved = replay(graph, model, positive, sigmas, inverted, euler)
     outputs = server.run(graph)
     noise = saved_latent(server, outputs, noise_map)
-    assert error(noise[..., 8:, :], latent[..., 8:, :]) < 1e-6
-    assert error(noise[..., :8, :6], latent[..., :8, :6]) > 0.5
+    assert error(noise[..., 4:, :], latent[..., 4:, :]) < 1e-6
+    assert error(noise[..., :4, :3], latent[..., :4, :3]) > 0.5
     assert error(saved_latent(server, outputs, saved), latent) < 1e-4
 
 
@@ -176,7 +176,7 @@ def sampled(server: ComfyServer, text: str, schedule: dict | None = None, late: 
         "KSampler",
         **{"model": loader, "positive": positive, "negative": positive, "seed": 1, "steps": STEPS, "cfg": 1.0},
         **{"sampler_name": "dpmpp_2m", "scheduler": "karras", "denoise": 1.0},
-        latent_image=graph.add("EmptyLatentImage", width=96, height=128, batch_size=1),
+        latent_image=graph.add("EmptyLatentImage", width=48, height=64, batch_size=1),
     )
     saved = graph.add("SaveLatent", samples=samples, filename_prefix="latents/sampled")
     return saved_latent(server, server.run(graph), saved)
