@@ -43,7 +43,7 @@ def _run(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _shown() -> Iterator[None]:
-    """What the library logs is shown."""
+    """Show what the library logs."""
     library, handler = logging.getLogger(__package__), logging.StreamHandler(sys.stderr)
     before = library.level
     library.addHandler(handler)
@@ -57,7 +57,9 @@ def _shown() -> Iterator[None]:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    top = argparse.ArgumentParser(prog="diffprivacy", description="Protects the faces in images and videos.")
+    top = argparse.ArgumentParser(
+        prog="diffprivacy", description="Anonymize faces in images and videos, hide identities, and recover originals."
+    )
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:

@@ -1,4 +1,4 @@
-"""``diffprivacy demo``: see what it does, on one photo."""
+"""``diffprivacy demo``: all three jobs on one photo."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .options import SEED_WARNING
 
 def add_parser(commands: Any) -> None:
     """Declare the command."""
-    parser = commands.add_parser("demo", help="see what it does, on one photo, with nothing to download")
+    parser = commands.add_parser("demo", help="run all three jobs on one photo with the embedded model")
     parser.add_argument("photo", nargs="?", type=Path, metavar="PHOTO", help="default: a public-domain portrait")
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("demo-output"), metavar="OUT", help="folder to write to"

@@ -17,7 +17,7 @@ from .model import first_device
 
 def add_parser(commands: Any) -> None:
     """Declare the command."""
-    parser = commands.add_parser("doctor", help="say what is installed and what is missing")
+    parser = commands.add_parser("doctor", help="list what is installed and what is missing")
     parser.set_defaults(run=doctor)
 
 

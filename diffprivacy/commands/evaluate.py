@@ -1,4 +1,4 @@
-"""``diffprivacy evaluate``: do machines still match protected pictures with their originals?"""
+"""``diffprivacy evaluate``: do recognizers still match protected images with their originals?"""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def add_parser(commands: Any) -> None:
         default=[],
         type=recognizer_file,
         metavar="FILE[:BGR]",
-        help="judge as ONNX, several allowed; take one that did not guide (default: the demo model's judge)",
+        help="ONNX recognizer that judges; may be repeated; never one that guided (default: the embedded judge)",
     )
     add_detector_option(parser)
     add(
         "--clean",
         type=Path,
         metavar="FOLDER",
-        help=f"photos in one folder for each person, to measure the thresholds at FAR {FAR:g} on "
-        "(default: those kept beside the recognizers)",
+        help=f"unprotected photos, in one folder for each person, to measure the thresholds on, at a false accept rate of "
+        f"{FAR:g} (default: those kept beside the recognizers)",
     )
     add(
         "--keep-thresholds",
         action="store_true",
-        help="write those measured on --clean beside the recognizers, for the next time",
+        help="write the thresholds measured on --clean beside the recognizers, for later runs",
     )
     add("--plot", type=Path, metavar="PNG", help="write a plot of all cosines")
     parser.set_defaults(run=lambda options: evaluate(_request(options)))

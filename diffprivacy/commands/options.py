@@ -1,4 +1,4 @@
-"""The border of the command line: options that several commands share, and the requests that they become."""
+"""Options that several commands share, and the parts of requests that they become."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ..recovery.key import FIDELITIES
 from .requests import ModelRequest, PassphraseRequest, PeopleRequest, RecognizerFile, SealRequest
 
 SEED_WARNING = (
-    "warning: --seed is for tests only: whoever guesses the number can remove the noise from the images and come close "
+    "warning: --seed is for tests only: anyone who guesses the number can remove the noise from the images and come close "
     "to the original faces; leave it out for images that matter"
 )
 UNGUIDED_WARNING = "warning: --unguided leaves faces that recognizers still match; leave it out for images that matter"
 VARIANTS_WARNING = (
-    "warning: whoever has several variants of one face can average them and comes closer to the original than from one; "
-    "publish one of them only"
+    "warning: anyone who has several variants of one face can average them and comes closer to the original than from one; "
+    "publish only one of them"
 )
 
 
 OPTIONS = {"person": "--only or --except"}
-"""Options for fields of another name."""
+"""Options whose names differ from their fields'."""
 
 
 def option_at_fault(error: DiffPrivacyError) -> str:
@@ -94,7 +94,7 @@ def add_detector_option(parser: argparse.ArgumentParser) -> None:
         "--detector",
         type=lambda text: None if text == "builtin" else Path(text),
         metavar="FILE",
-        help="detector as ONNX, or builtin (default)",
+        help="ONNX detector (SCRFD, RetinaFace or YuNet), or builtin (default)",
     )
 
 
@@ -106,7 +106,7 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE|DIR",
         help="SD 1.x .safetensors, or a diffusers folder (default: demo model)",
     )
-    parser.add_argument("--device", metavar="NAME", help="cuda, mps or cpu (default: the first of them that is there)")
+    parser.add_argument("--device", metavar="NAME", help="cuda, mps or cpu (default: the first that is available)")
 
 
 def add_guide_options(parser: argparse.ArgumentParser) -> None:
@@ -116,13 +116,13 @@ def add_guide_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=recognizer_file,
         metavar="FILE[:BGR]",
-        help="recognizer as ONNX to guide with (default: the embedded one); several make an ensemble; :BGR for those that "
-        "take BGR, as AdaFace does",
+        help="ONNX recognizer to guide with (default: the embedded one); repeat for an ensemble; :BGR for one that takes "
+        "BGR, such as AdaFace",
     )
     parser.add_argument(
         "--unguided",
         action="store_true",
-        help="guide with no recognizer: recognizers then still match many of the faces",
+        help="turn guidance off: recognizers then still match many of the faces",
     )
 
 
@@ -132,7 +132,7 @@ def add_crop_options(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=positive,
         metavar="PIXELS",
-        help="side of the face crops (default: what the checkpoint was made for)",
+        help="side of the face crops (default: what the checkpoint was trained on)",
     )
 
 
@@ -162,13 +162,22 @@ def add_people_options(parser: argparse.ArgumentParser) -> None:
     """The options that :func:`people_request` reads."""
     group = parser.add_mutually_exclusive_group()
     photos = {"action": "append", "type": Path, "metavar": "PHOTO", "default": []}
-    group.add_argument("--only", **photos, help="protect only the people in these photos, of one face each, or folders")
-    group.add_argument("--except", dest="spared", **photos, help="protect everybody but the people in these photos")
+    group.add_argument(
+        "--only",
+        **photos,
+        help="protect only the people in these photos: a photo of one face or a folder of them; may be repeated",
+    )
+    group.add_argument(
+        "--except",
+        dest="spared",
+        **photos,
+        help="protect everybody but the people in these photos, given as for --only",
+    )
     parser.add_argument(
         "--person-threshold",
         type=cosine,
         metavar="COSINE",
-        help=f"from which two faces are one person (default: kept beside the recognizer, else {SAME_PERSON})",
+        help=f"from which two faces count as one person (default: kept beside the recognizer, else {SAME_PERSON})",
     )
 
 
@@ -190,41 +199,43 @@ def passphrase_request(options: argparse.Namespace) -> PassphraseRequest:
 
 def add_seal_options(parser: argparse.ArgumentParser) -> None:
     """The options that :func:`seal_request` reads."""
-    group = parser.add_argument_group("recovery key (without one the original cannot be brought back)")
+    group = parser.add_argument_group("recovery key (without one the original cannot be recovered)")
     add = group.add_argument
     add(
         "--seal-to",
         action="append",
         default=[],
         metavar="RECIPIENT",
-        help="public key that may open the recovery key: age1... or an SSH public key; several may. SSH keys leave a tag "
+        help="public key to encrypt the recovery key to: age1... or an SSH public key; may be repeated. SSH keys leave a tag "
         "that links all files sealed to them and can be compared with published keys; age1 keys leave none",
     )
     add_passphrase_options(group)
-    add("--ask-passphrase", action="store_true", help="seal to a passphrase typed at the terminal")
+    add("--ask-passphrase", action="store_true", help="encrypt to a passphrase typed at the terminal")
     add(
         "--fidelity",
         choices=FIDELITIES,
         default="latent",
-        help="latent (default): as good as the autoencoder; lossless: every bit, larger; compact: a quarter of latent",
+        help="latent (default): as good as the autoencoder; compact: nearly as good, with a quarter of the data; lossless: the "
+        "exact pixels, without any model",
     )
     add(
         "--sign-with",
         type=Path,
         metavar="FILE",
-        help="sign keys with this Ed25519 private key (ssh-keygen -t ed25519 -N ''): without a signature a key proves "
-        "nothing about who made it; recover --signer checks it. Pictures only",
+        help="sign keys with this Ed25519 private key (ssh-keygen -t ed25519 -N ''), for recover --signer to check; without "
+        "a signature a key proves nothing about who made it. Images only",
     )
     add("--key-beside", action="store_true", help="write the sealed key to NAME.png.age instead of into the PNG")
     add(
         "--key-per-face",
         action="store_true",
-        help="a sealed key for each face, so that each can be shared individually",
+        help="write one sealed key for each face, so that each can be shared individually",
     )
     add(
         "--keyed",
         action="store_true",
-        help="experimental: store no key; the image and the passphrase bring the faces back, roughly (anonymize only, not guided)",
+        help="experimental: store no key; the image and the passphrase recover the faces approximately (anonymize only, "
+        "unguided)",
     )
 
 

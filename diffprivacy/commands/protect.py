@@ -1,4 +1,4 @@
-"""``diffprivacy anonymize`` and ``hide``: pictures and videos, one after the other; what is finished stays finished."""
+"""``diffprivacy anonymize`` and ``hide``: images and videos, one after the other; finished files are kept."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from .requests import ProtectRequest, digest
 from .resources import Resources, load_resources
 
 TASKS = {
-    "anonymize": "make every face somebody else",
-    "hide": "make every face look like somebody else whom machines still take for the same person",
+    "anonymize": "give every face another identity",
+    "hide": "make every face look like somebody else, while recognizers still match the person",
 }
 
 
@@ -66,18 +66,23 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add_guide_options(parser)
     add_crop_options(parser)
     _add_face_options(parser)
-    add("--preset", choices=["default", "paper"], default="default", help="what measured best, or the paper's settings")
+    add(
+        "--preset",
+        choices=["default", "paper"],
+        default="default",
+        help="default: what measured best; paper: its settings",
+    )
     add("--strength", type=share, metavar="S", help="how far a face is regenerated, above 0 and up to 1")
-    add("--steps", type=positive, metavar="N", help="steps of the whole schedule, of which the strength's share runs")
-    add("--variants", type=positive, default=1, metavar="N", help="different faces to make of each (default 1)")
+    add("--steps", type=positive, metavar="N", help="steps of the full schedule, of which the share --strength runs")
+    add("--variants", type=positive, default=1, metavar="N", help="new faces to make of each (default 1; images only)")
     add(
         "--seed",
         type=int,
         metavar="N",
-        help="fix the noise, for tests only: whoever guesses N can undo what the noise hides (default: 256 bits of the "
-        "operating system)",
+        help="fix the noise, for tests only: anyone who guesses N can undo what the noise hides (default: 256 bits of the "
+        "operating system's entropy)",
     )
-    add("--overwrite", action="store_true", help="do finished images again")
+    add("--overwrite", action="store_true", help="redo finished files, and replace any file in the way")
     add(
         "--msi",
         type=Path,
@@ -85,9 +90,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="condition on MSI pseudo-words until the switch step (default: empty prompt); see train-msi",
     )
     add(
-        "--no-sound",
-        action="store_true",
-        help="leave out a video's sound, which is not changed: voices tell who speaks",
+        "--no-sound", action="store_true", help="drop a video's sound; by default it is kept unchanged, voices included"
     )
     add_vision_option(parser)
     add_seal_options(parser)
@@ -96,40 +99,41 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _add_face_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_detector_option(parser)
-    add("--min-score", type=score, metavar="S", help="from which a face counts, 0 to 1 (default: the detector's own)")
+    add("--min-score", type=score, metavar="S", help="lowest score of a face, 0 to 1 (default: the detector's own)")
     add(
         "--min-size",
         type=positive,
         default=MIN_SIZE,
         metavar="PIXELS",
-        help=f"longer side from which a face is looked for (default {MIN_SIZE})",
+        help=f"smallest face to look for, by its longer side (default {MIN_SIZE})",
     )
     add("--boxes", type=Path, metavar="FILE", help="JSON with boxes of faces that the detector misses (images only)")
     add(
         "--faces",
         default="all",
         metavar="WHICH",
-        help="all (default), largest, or numbers from the left such as 0,2; in a video people count as they appear",
+        help="all (default), largest, or numbers from the left, starting at 0, such as 0,2; in a video, people in order of "
+        "appearance",
     )
     add_people_options(parser)
     add(
         "--without-face",
         choices=["error", "copy"],
         default="error",
-        help="for an image or video in which no face is found (default: error, nothing is written)",
+        help="for an image or video without a face: error (default, nothing is written), or copy it without metadata",
     )
     add(
         "--keep",
         type=parts,
         default=(),
         metavar="PARTS",
-        help=f"parts of each face that stay as they are, such as eyes,mouth ({', '.join(PARTS)}; images only)",
+        help=f"parts of each face to keep, such as eyes,mouth ({', '.join(PARTS)}; images only)",
     )
     add(
         "--if-impossible",
         choices=["error", "cover"],
         default="error",
-        help="for a face of an image that cannot be made new: error (default), or cover it by its skin's mean colour",
+        help="for a face that cannot be regenerated: error (default), or cover it with its skin's mean colour (images only)",
     )
 
 

@@ -1,4 +1,4 @@
-"""``diffprivacy recover``: the originals of protected pictures, for those who can open their keys."""
+"""``diffprivacy recover``: the originals of protected images and videos, for those who can decrypt their keys."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def add_parser(commands: Any) -> None:
     """Declare the command."""
     parser = commands.add_parser(
         "recover",
-        help="bring the original faces back",
-        description="Bring the original faces back. A key proves nothing about who made it: anybody can seal one to your "
-        "public key and put it into an image. --signer accepts only keys that somebody you know has signed.",
+        help="recover the original faces",
+        description="Recover the original faces. A key proves nothing about who made it: anyone can encrypt one to your public "
+        "key and put it into an image. --signer accepts only keys signed by somebody you know.",
     )
     add = parser.add_argument
     add("inputs", nargs="+", type=Path, metavar="PROTECTED", help="protected image or video, or folder of them")
@@ -60,9 +60,14 @@ def add_parser(commands: Any) -> None:
         default=[],
         type=Path,
         metavar="FILE",
-        help="sealed key of a single image (default: inside it, or NAME.png.age beside it), or sealed video",
+        help="sealed key of a single image (default: the one inside it, or NAME.png.age beside it), or sealed video",
     )
-    add("--faces", default="all", metavar="WHICH", help="all (default), or numbers of the keys' faces such as 0,2")
+    add(
+        "--faces",
+        default="all",
+        metavar="WHICH",
+        help="all (default), largest, or numbers of the keys' faces, starting at 0, such as 0,2",
+    )
     add(
         "--signer",
         metavar="PUBLIC",
@@ -71,10 +76,10 @@ def add_parser(commands: Any) -> None:
     add(
         "--accept-changed",
         action="store_true",
-        help="recover into an image that was changed since, such as by JPEG",
+        help="recover even if the image was changed, for example by JPEG",
     )
     add_checkpoint_options(parser)
-    add("--overwrite", action="store_true", help="do finished images again")
+    add("--overwrite", action="store_true", help="redo finished files, and replace any file in the way")
     parser.set_defaults(run=lambda options: recover(_request(options)))
 
 

@@ -38,7 +38,7 @@ MANY = 20
 
 def add_parser(commands: Any) -> None:
     """Declare the command."""
-    parser = commands.add_parser("train-msi", help="turn faces into pseudo-words of the checkpoint's language")
+    parser = commands.add_parser("train-msi", help="learn pseudo-words that describe a face, for anonymize --msi")
     add = parser.add_argument
     add("inputs", nargs="+", type=Path, metavar="INPUT", help="image, or folder of images")
     add("-o", "--output", required=True, type=Path, metavar="FILE", help="the .safetensors file to write")
@@ -46,24 +46,39 @@ def add_parser(commands: Any) -> None:
     add_vision_option(parser)
     add_crop_options(parser)
     add_detector_option(parser)
-    add("--faces", default="largest", metavar="WHICH", help="largest (default), all, or numbers from the left")
-    add("--init", type=Path, metavar="MSI", help="begin at a trained MSI (default: at the word face)")
-    add("--preset", choices=["default", "paper"], default="default", help="what measured best, or the paper's module")
-    add("--steps", type=positive, default=Settings.steps, metavar="N", help="most steps (default %(default)s)")
-    add("--minutes", type=float, default=math.inf, metavar="M", help="stop after so many minutes")
+    add("--faces", default="largest", metavar="WHICH", help="largest (default), all, or numbers from the left, from 0")
+    add("--init", type=Path, metavar="MSI", help="start from a trained MSI (default: from the word face)")
     add(
-        "--batch",
-        type=positive,
-        default=Settings.batch,
-        metavar="N",
-        help="time steps in a batch (default %(default)s)",
+        "--preset",
+        choices=["default", "paper"],
+        default="default",
+        help="default: what measured best; paper: its module",
     )
-    add("--chunk", type=positive, default=None, metavar="N", help="of these at once, for less memory (default: all)")
-    add("--checkpointing", action="store_true", help="less memory for more time")
-    add("--lr", type=float, default=Settings.lr, metavar="LR", help="learning rate (default: what suits the module)")
-    add("--no-flips", action="store_true", help="do not learn from the mirror images too")
     add(
-        "--seed", type=whole, default=0, metavar="N", help="of all draws (default 0): the same seed gives the same file"
+        "--steps",
+        type=positive,
+        default=Settings.steps,
+        metavar="N",
+        help="maximum; stops early when the validation loss plateaus (default %(default)s)",
+    )
+    add("--minutes", type=float, default=math.inf, metavar="M", help="stop after this many minutes")
+    add("--batch", type=positive, default=Settings.batch, metavar="N", help="time steps a batch (default %(default)s)")
+    add(
+        "--chunk",
+        type=positive,
+        default=None,
+        metavar="N",
+        help="how many of the batch go through the network at once; less needs less memory (default: all)",
+    )
+    add("--checkpointing", action="store_true", help="save memory by recomputing activations, which takes more time")
+    add("--lr", type=float, default=Settings.lr, metavar="LR", help="learning rate (default: automatic)")
+    add("--no-flips", action="store_true", help="do not train on mirror images too")
+    add(
+        "--seed",
+        type=whole,
+        default=0,
+        metavar="N",
+        help="seed of the training (default 0): the same seed gives the same file",
     )
     parser.set_defaults(run=lambda options: train_msi(_request(options)))
 
@@ -92,7 +107,7 @@ def _request(options: argparse.Namespace) -> TrainRequest:
 
 
 def train_msi(request: TrainRequest) -> int:
-    """Train, or go on where an interrupted run stopped; returns the exit code."""
+    """Train, or resume an interrupted run; returns the exit code."""
     sources = [picture for given in request.inputs for picture in pictures_in(given)]
     if request.output.suffix != ".safetensors":
         raise UsageError(f"{request.output}: an MSI is a .safetensors file; give such a name to --output.")
@@ -132,7 +147,7 @@ def train_msi(request: TrainRequest) -> int:
             training.run(progress)
         except KeyboardInterrupt:
             save_msi(training.learnt(), request.output)
-            print(f"interrupted: {request.output} holds what was learnt; the same command goes on", file=sys.stderr)
+            print(f"{request.output} holds what was learnt so far", file=sys.stderr)
             raise
     save_msi(training.learnt(), request.output)
     unfinished.unlink(missing_ok=True)
