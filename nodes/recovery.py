@@ -229,7 +229,11 @@ class OpenKey(io.ComfyNode):
             raise DiffPrivacyError(f"The image was loaded, but {png.NO_KEY}", "sealed_key")
         opener = encryption.opener(secret_sources.read(secret))
         picture = Picture(protected[0].cpu().float())
-        keys, skipped = open_keys(sealed_key.files, opener, lambda key: replay.check_picture(picture, key))
+        keys, skipped = open_keys(
+            sealed_key.files,
+            opener,
+            lambda key: (replay.check_key if key.patches else replay.check_picture)(picture, key),
+        )
         text = f"{len(keys)} of {len(sealed_key.files)} keys opened"
         preview = ui.PreviewText("\n".join([text, *(f"skipped: {reason}" for reason in skipped)]))
         if all(key.patches for key in keys):

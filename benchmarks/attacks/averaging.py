@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
                 originals = known_faces[which]
                 each = [faces.embedded(images, probes, judge) for images in made]
                 cells = []
-                for vectors in (each[0], faces.embedded(mean, probes, judge), np.mean(each, axis=0)):
+                for vectors in (each[0], faces.embedded(mean, probes, judge), np.stack(each).mean(axis=0)):
                     ends = [rank1(vectors, people, originals, known, opposite=opposite) for opposite in (False, True)]
                     cells.append(", ".join(f"{100 * share:.0f} %" for share in ends))
                 print(f"| {method.name}, {which} | {' | '.join(cells)} |", flush=True)

@@ -1,6 +1,6 @@
 """Who finds the person behind an anonymized face by searching a gallery, and who links two protections of one person?
 
-    DIFFPRIVACY_DATA=... python -m benchmarks.attacks.identity [--faces 26] [--steps 20] [--made FOLDER] [--sheet FILE]
+    DIFFPRIVACY_DATA=... python -m benchmarks.attacks.identity [--faces 26] [--steps 20] [--photos lfw] [--made FOLDER]
 
 CelebA-HQ: protected photos against a gallery of all originals, which is the worst case, and LFW: protected photos of ten
 people against *other* photos of theirs. Searches: the most similar face, the most opposite one, and the one nearest to
@@ -14,7 +14,7 @@ background around the mask.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faces", type=int, default=26, help="CelebA-HQ photos to protect, of 100")
     parser.add_argument("--steps", type=int, default=20, help="of the whole schedule; 0.6 of them run")
+    parser.add_argument("--photos", choices=["celebahq", "lfw"], help="of these only (default: both)")
     parser.add_argument("--methods", nargs="*", help="parts of their names (default: all)")
     parser.add_argument(
         "--made", type=Path, metavar="FOLDER", help="keep protected photos, and take those that are there"
@@ -52,29 +53,42 @@ def main(arguments: list[str] | None = None) -> None:
         for method in faces.methods(lab, options.steps)
         if not options.methods or any(part in method.name for part in options.methods)
     ]
-    celebrities, people = faces.celebrities(lab), faces.people(lab)
-    named = sorted({photo.person for photo in people})
-    first = [next(photo for photo in people if photo.person == name) for name in named]
-    others = [photo for photo in people if not any(photo is taken for taken in first)]
-    rows: list[tuple[str, list[Tensor]]] = [("original", [_closeup(p.rgb, p) for p in celebrities[:SHOWN]])]
-    for title, probes, gallery in (
-        (f"CelebA-HQ, {options.faces} photos", celebrities[: options.faces], celebrities),
-        (f"LFW, other photos of {len(first)} people", first, others),
-    ):
+    rows: list[list[Tensor]] = []
+    labels: list[str] = []
+    for title, probes, gallery in _searches(lab, options.photos, options.faces):
         chance = 100 / len({photo.person for photo in gallery})
         print(f"\n{title}; gallery of {len(gallery)}, chance {chance:.0f} %\n\n{HEAD}\n|{'---|' * 7}", flush=True)
         originals = {which: faces.embedded([p.rgb for p in gallery], gallery, j) for which, j in lab.judges.items()}
+        labels.append("original")
+        rows.append([_closeup(p.rgb, p) for p in probes[:SHOWN]])
         for method in methods:
             made = [faces.protections(probes, lab, method, seed, options.made) for seed in KEYS]
             for which in lab.judges:
                 print(
                     f"| {method.name}, {which} | {_verdict(lab, which, made, probes, gallery, originals)} |", flush=True
                 )
-            if gallery is celebrities:
-                rows.append((method.name, [_closeup(rgb, p) for rgb, p in zip(made[0][:SHOWN], probes, strict=False)]))
+            labels.append(method.name)
+            rows.append([_closeup(rgb, p) for rgb, p in zip(made[0][:SHOWN], probes, strict=False)])
     if options.sheet:
-        sheet = [contact_sheet(shown, [name] + [""] * (len(shown) - 1)) for name, shown in rows]
+        sheet = [
+            contact_sheet(shown, [label, *[""] * (len(shown) - 1)]) for label, shown in zip(labels, rows, strict=True)
+        ]
         write_picture(options.sheet, Picture(torch.cat(sheet)))
+
+
+def _searches(
+    lab: faces.Lab, photos: str | None, count: int
+) -> Iterator[tuple[str, Sequence[faces.Photo], Sequence[faces.Photo]]]:
+    """What is searched, the photos that are protected, and the gallery."""
+    if photos != "lfw":
+        celebrities = faces.celebrities(lab)
+        yield f"CelebA-HQ, {count} photos", celebrities[:count], celebrities
+    if photos != "celebahq":
+        people = faces.people(lab)
+        names = [photo.person for photo in people]
+        first = [photo for i, photo in enumerate(people) if names.index(photo.person) == i]
+        others = [photo for i, photo in enumerate(people) if names.index(photo.person) != i]
+        yield f"LFW, other photos of {len(first)} people", first, others
 
 
 def _closeup(rgb: Tensor, photo: faces.Photo) -> Tensor:

@@ -200,7 +200,7 @@ def _keys(
     keys, skipped = open_keys(
         sealed,
         secrets.opener(sealed),
-        lambda key: replay.check_picture(picture, key, request.accept_changed),
+        lambda key: replay.check_key(picture, key, request.accept_changed),
         signer,
     )
     if skipped:

@@ -190,6 +190,16 @@ def check_picture(protected: Picture, key: RecoveryKey, changed: bool = False) -
         )
 
 
+def check_key(protected: Picture, key: RecoveryKey, changed: bool = False) -> None:
+    """Raises DiffPrivacyError unless a key belongs to the picture and asks for nothing beyond its own faces."""
+    check_picture(protected, key, changed)
+    singles = key.each()
+    check_places(protected.rgb.shape, singles)
+    for single in singles:
+        if single.patches:
+            _patch_pixels(protected.rgb.shape, single)
+
+
 def check_places(shape: Sequence[int], keys: Sequence[RecoveryKey]) -> None:
     """Raises DiffPrivacyError unless keys of one face each belong to as many different faces in a picture of ``shape``.
 
@@ -285,11 +295,21 @@ def _encode_webp(picture: Picture) -> bytes:
 
 def _apply(rgb: Tensor, key: RecoveryKey) -> None:
     """Put the patch of a key's single face into a picture (H,W,3), in place; no pixel outside the face's mask."""
+    part, where = _patch_pixels(rgb.shape, key)
+    (patch,), (height, width) = key.patches, where.shape
+    rgb[patch.top : patch.top + height, patch.left : patch.left + width][where] = part[where]
+
+
+def _patch_pixels(shape: Sequence[int], key: RecoveryKey) -> tuple[Tensor, Tensor]:
+    """The pixels (h,w,3) of a key's single patch, and which of them (h,w) count.
+
+    Raises DiffPrivacyError, before anything is decoded that is too large, where one lies outside the face's mask.
+    """
     from PIL import Image
 
     (patch,), (face,) = key.patches, key.faces
     wrong = DiffPrivacyError("The recovery key's field `patches` is wrong: they reach beyond their faces' masks.")
-    rows, cols, allowed = _allowed(rgb.shape, face, key)
+    rows, cols, allowed = _allowed(shape, face, key)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -305,7 +325,7 @@ def _apply(rgb: Tensor, key: RecoveryKey) -> None:
     where = part.alpha > 0
     if (where & ~allowed[top : top + height, left : left + width]).any():
         raise wrong
-    rgb[patch.top : patch.top + height, patch.left : patch.left + width][where] = part.rgb[where]
+    return part.rgb, where
 
 
 def _allowed(shape: Sequence[int], face: Face, key: RecoveryKey) -> tuple[slice, slice, Tensor]:

@@ -131,9 +131,8 @@ def test_two_keys_for_one_face_are_refused(shift):
 
 
 def test_a_face_beside_the_picture_is_refused():
-    key = dataclasses.replace(lossless().only(0), faces=(face_at(2000),))
     with pytest.raises(DiffPrivacyError, match="lies outside the image"):
-        recover(PROTECTED, [key])
+        recover(PROTECTED, [elsewhere()])
 
 
 @pytest.fixture
@@ -154,6 +153,11 @@ def recovered(path: Path, *options: str) -> torch.Tensor | None:
     return read_picture(out / path.name).rgb if main(command) == 0 else None
 
 
+def elsewhere() -> RecoveryKey:
+    """A key whose face the picture does not have."""
+    return dataclasses.replace(lossless().only(0), faces=(face_at(2000),))
+
+
 STRANGER = Seal(recipients=[str(pyrage.x25519.Identity.generate().to_public())])
 
 
@@ -165,6 +169,8 @@ STRANGER = Seal(recipients=[str(pyrage.x25519.Identity.generate().to_public())])
         (lambda: STRANGER.close(b"x"), "sealed to others"),
         (lambda: SEAL.close(b"no key"), "no recovery key"),
         (lambda: SEAL.close_key(dataclasses.replace(lossless(), picture="0" * 32)), "belongs to another image"),
+        (lambda: SEAL.close_key(forged_key(PROTECTED, FACES[0], MARGIN)), "reach beyond their faces' masks"),
+        (lambda: SEAL.close_key(elsewhere()), "lies outside the image"),
         (lambda: pyrage.passphrase.encrypt(b"x", "y"), "none is given"),
         (lambda: b"age-encryption.org/v1\n-> scrypt " + b"A" * 22 + b" 22\n" + b"A" * 80, "work factor is 22"),
     ],
