@@ -100,7 +100,7 @@ class Method:
 
 
 def methods(lab: Lab, steps: int) -> list[Method]:
-    """As shipped, unguided, with nothing of the original but its surroundings, as version 0.1 was, and the paper's."""
+    """As shipped, unguided, from more noise, with nothing of the original but its surroundings, as version 0.1 was, and the paper's."""
     default = dataclasses.replace(PRESETS["anonymize"]["default"], steps=steps)
 
     def endless(crops: Tensor, landmarks: Tensor, _: Tensor) -> Energy:
@@ -110,6 +110,7 @@ def methods(lab: Lab, steps: int) -> list[Method]:
     return [
         Method("stranger (default)", default, anonymizing(lab.guide)),
         Method("unguided", default),
+        Method("strength 0.8, unguided", dataclasses.replace(default, strength=0.8)),
         Method("control: noise alone in the same surroundings", dataclasses.replace(default, strength=1.0)),
         Method("smooth, to t = 101 (0.1)", dataclasses.replace(default, interval=(101, LAST)), endless),
         Method("max(cos, 0), to t = 251", default, anonymizing(lab.guide, form="paper")),

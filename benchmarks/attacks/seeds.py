@@ -76,11 +76,11 @@ def _normal(rows: Tensor) -> Tensor:
 
 
 def _window(count: int, shape: tuple[int, ...]) -> tuple[Tensor, float]:
-    """The noise of consecutive seeds as rows of unit length, and the seconds it took to make and compare it."""
-    start = time.perf_counter()
+    """The noise of consecutive seeds as rows of unit length, and the processor's seconds to make and compare it."""
+    start = time.process_time()
     rows = _normal(torch.stack([_of_seed(FIRST + i, shape).flatten() for i in range(count)]))
     torch.mv(rows, rows[0])
-    return rows, time.perf_counter() - start
+    return rows, time.process_time() - start
 
 
 def _inverted(photos: Sequence[faces.Photo], noise: Tensor, lab: faces.Lab, method: faces.Method) -> Tensor:
