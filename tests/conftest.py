@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from testing.checkpoints import write_tiny_folder, write_tiny_sd1
@@ -11,6 +12,24 @@ from testing.checkpoints import write_tiny_folder, write_tiny_sd1
 # A busy machine is slow at everything, so that no example may fail for the time it took.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+
+NOT_RUN = pytest.StashKey[int]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that are marked ``card`` run where there is a graphics card."""
+    if torch.cuda.is_available():
+        return
+    marked = [item for item in items if item.get_closest_marker("card")]
+    items[:] = [item for item in items if item not in marked]
+    config.hook.pytest_deselected(items=marked)
+    config.stash[NOT_RUN] = len(marked)
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    if count := config.stash.get(NOT_RUN, 0):
+        terminalreporter.write_line(f"{count} tests did not run: they need a graphics card, and none is here.")
 
 
 @pytest.fixture(scope="session", autouse=True)

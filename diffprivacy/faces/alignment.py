@@ -38,7 +38,7 @@ def warp(images: Tensor, to_source: Tensor, height: int, width: int, padding: st
     )
     pixels = torch.stack((x, y, torch.ones_like(x)), dim=-1).view(1, -1, 3)
     positions = (pixels @ to_source[:, :2].transpose(1, 2)).view(-1, height, width, 2)
-    extent = positions.new_tensor([images.shape[3] - 1, images.shape[2] - 1])
+    extent = torch.tensor([images.shape[3] - 1, images.shape[2] - 1]).to(positions)
     grid = (positions * 2 / extent - 1).to(images.dtype)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=True).to(device)
 

@@ -131,7 +131,7 @@ class MSI(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Pseudo-words (B,S,D) of :func:`image_scales` features (B,5,F)."""
         scales = torch.stack([project(features[:, i]) for i, project in enumerate(self.projectors)], dim=1)
-        chosen = [scale_of(stage, self.config.stages) for stage in range(self.config.stages)]
+        chosen = torch.tensor([scale_of(stage, self.config.stages) for stage in range(self.config.stages)])
         x = (scales[:, chosen] * self.stages).flatten(0, 1)[:, None]
         if self.config.heads:
             first, second = self.attentions

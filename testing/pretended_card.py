@@ -1,0 +1,91 @@
+"""A device that computes like the CPU and whose memory is apart, for machines without a graphics card.
+
+install() registers it with PyTorch as "card", through PyTorch's own door for backends in Python. Its tensors hold the
+CPU's and hide them: an operation that mixes them with tensors of the CPU raises, as on CUDA, and so does reading one as
+an array. Autograd, modules and optimizers are PyTorch's own, so nothing here names anything of this project.
+Registering is for the life of a process: use it in one of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+MOVES = ("aten::_to_copy", "aten::copy_", "aten::_copy_from")
+"""Operations that may see tensors of both devices."""
+MADE = ("arange", "arange.start", "arange.start_step", "eye", "eye.m", "linspace", "randperm", "randperm.generator")
+"""Operations that PyTorch would make by resizing an empty tensor, which a tensor around another one cannot follow."""
+KEPT: list[torch.library.Library] = []
+
+
+class CardTensor(torch.Tensor):
+    """A tensor on the pretended card."""
+
+    raw: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, raw: torch.Tensor) -> CardTensor:
+        layout: dict[str, Any] = {"strides": raw.stride(), "storage_offset": raw.storage_offset()}
+        made = torch.Tensor._make_wrapper_subclass(cls, raw.shape, dtype=raw.dtype, device="card:0", **layout)
+        made.raw = raw
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return computed(function, args, kwargs or {})
+
+    def __repr__(self, *_: Any, **__: Any) -> str:
+        return f"CardTensor({self.raw})"
+
+
+def computed(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """An operation of the card, computed by the CPU. Numbers without dimensions may come from the CPU, as on CUDA."""
+    name = function.name()
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    mixed = [tensor for tensor in tensors if not isinstance(tensor, CardTensor) and tensor.ndim > 0]
+    indexed = name.startswith(("aten::index.", "aten::index_put", "aten::_index_put"))  # By the CPU's: allowed on CUDA.
+    if mixed and not name.startswith(MOVES) and not (indexed and isinstance(args[0], CardTensor)):
+        raise RuntimeError(f"{name} expects all tensors on one device, but found some on the card and some on the CPU")
+    there = kwargs.get("device")
+    result = function(*tree_map(_inside, args), **tree_map(_inside, kwargs))
+    if name.startswith("aten::_to_copy") and there is not None and torch.device(there).type != "card":
+        return result
+    same = {id(tensor.raw): tensor for tensor in tensors if isinstance(tensor, CardTensor)}
+    return tree_map(lambda x: _card(x, same) if isinstance(x, torch.Tensor) else x, result)
+
+
+def _made(function: Any, *args: Any, **kwargs: Any) -> Any:
+    return computed(function, args, kwargs)
+
+
+def _card(raw: torch.Tensor, same: dict[int, CardTensor]) -> CardTensor:
+    """The card's tensor of the CPU's: the one that an operation in place gave back, or a new one."""
+    return same[id(raw)] if id(raw) in same else CardTensor(raw)
+
+
+def _inside(value: Any) -> Any:
+    """What the CPU computes with."""
+    if isinstance(value, CardTensor):
+        return value.raw
+    return torch.device("cpu") if isinstance(value, torch.device) and value.type == "card" else value
+
+
+def install() -> torch.device:
+    """Register the device; returns it. PyTorch's own constructor knows no backends in Python: hence another."""
+    _setup_privateuseone_for_python_backend("card")
+    torch.get_device_module("card").get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
+    library = torch.library.Library("_", "IMPL")
+    library.fallback(lambda operation, *args, **kwargs: computed(operation, args, kwargs), "PrivateUse1")
+    made = torch.library.Library("aten", "IMPL")
+    for name in MADE:
+        packet, _, overload = name.partition(".")
+        function = getattr(getattr(torch.ops.aten, packet), overload or "default")
+        made.impl(name, functools.partial(_made, function), "PrivateUse1")
+    KEPT.extend([library, made])
+    plain = torch.tensor
+    torch.tensor = lambda data, *, device=None, **options: plain(data, **options).to(device or "cpu")
+    return torch.device("card", 0)

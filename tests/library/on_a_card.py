@@ -1,0 +1,116 @@
+"""Runs in a process of its own: the library on a card, pretended or real, with real numbers and real gradients.
+
+python -m tests.library.on_a_card DEVICE FOLDER SCENARIO… with the device card (pretended) or cuda prints what each scenario found as one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+import torch
+from PIL import Image
+
+from diffprivacy import demo
+from diffprivacy.cli import main
+from diffprivacy.demo.backend import load_backbone
+from diffprivacy.evaluation.comparison import judge
+from diffprivacy.faces.detectors import load_detector
+from diffprivacy.faces.geometry import Crop, crop_face, crop_landmarks
+from diffprivacy.identity.energies import augmented, identity_away, latent_gradient
+from diffprivacy.media.images import Picture
+from diffprivacy.msi.module import new_msi
+from diffprivacy.msi.training import Settings, Training
+from diffprivacy.msi.training_data import prepare
+from diffprivacy.recovery.replay import Replay, record, recover
+from testing import pretended_card
+
+name, folder, *scenarios = sys.argv[1:]
+CPU, CARD = torch.device("cpu"), pretended_card.install() if name == "card" else torch.device(name)
+photo = torch.from_numpy(skimage.data.astronaut()).float() / 255
+(face,) = load_detector(None).detect(photo)
+crop = crop_face(photo, face, demo.IMAGE_SIZE, demo.MARGIN).movedim(-1, 0)[None]
+CROP = Crop(demo.IMAGE_SIZE, demo.MARGIN)
+points = crop_landmarks(face, demo.IMAGE_SIZE, demo.MARGIN)[None]
+
+
+def relative(made: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((made.cpu() - wanted).norm() / wanted.norm())
+
+
+def mixing() -> dict:
+    """What happens to mistakes."""
+    found = {}
+    for name, mistake in (
+        ("mixed", lambda: torch.ones(2, device=CARD) + torch.ones(2)),
+        ("read", lambda: torch.ones(2, device=CARD).numpy()),
+    ):
+        try:
+            mistake()
+            found[name] = "nothing"
+        except (RuntimeError, TypeError) as error:
+            found[name] = str(error)
+    return found
+
+
+def gradients() -> dict:
+    """The gradient of an energy through decoder, views, alignment and recognizer, against the CPU's."""
+    made = {}
+    for device in (CPU, CARD):
+        backbone, recognizer = load_backbone().to(device), demo.load_recognizer("guide").to(device)
+        energy = identity_away(recognizer, recognizer.reference(crop, points), points, form="smooth")
+        gradient = latent_gradient(augmented(energy, points), backbone.differentiable_decoder())
+        latents = backbone.encode(crop.to(device))
+        made[device.type] = gradient(latents, 7).cpu()
+    return {"error": relative(made[CARD.type], made["cpu"])}
+
+
+def training() -> dict:
+    """Two steps of MSI against the CPU's."""
+    made = {}
+    for device in (CPU, CARD):
+        backbone = load_backbone().to(device)
+        settings = Settings(steps=2, batch=4, chunk=2, validation=2, validate_every=1)
+        run = Training(new_msi(backbone), backbone, prepare(backbone, crop), settings, device=device)
+        run.bfloat16 = False
+        learnt = run.run()
+        made[device.type] = torch.cat([tensor.flatten().float() for tensor in learnt.state_dict().values()])
+    return {"error": relative(made[CARD.type], made["cpu"]), "steps": run.step}
+
+
+def keys() -> dict:
+    """How far faces come back from the keys of each inversion."""
+    found = {}
+    original = Picture(photo)
+    backbone = load_backbone().to(CARD)
+    for method in ("fixed point", "belm"):
+        key = record(original, [face], backbone, CROP, how=Replay(method=method, steps=8)).bound_to(original)
+        restored = recover(original, [key], backbone).rgb
+        found[method] = [restored.device.type, float((restored - photo).abs().mean())]
+    return found
+
+
+def judging() -> dict:
+    judge(photo, photo, [face], ["somebody"], {"judge": demo.load_recognizer("judge").to(CARD)})
+    return {}
+
+
+def commands() -> dict:
+    """A photo anonymized there and here from the same noise."""
+    source = Path(folder) / "astronaut.png"
+    Image.fromarray(skimage.data.astronaut()).save(source)
+    made = {}
+    for device in (CPU.type, CARD.type):
+        out = Path(folder) / device
+        arguments = ["anonymize", source, "-o", out, "--steps", 4, "--variants", 2, "--seed", 3, "--device", device]
+        assert main([*map(str, arguments), "-v"]) == 0
+        made[device] = [np.asarray(Image.open(file)).astype(int) for file in sorted(out.glob("*.png"))]
+    differences = [np.abs(a - b) for a, b in zip(made["cpu"], made[CARD.type], strict=True)]
+    return {"pictures": len(differences), "most": max(int(d.max()) for d in differences)}
+
+
+for scenario in scenarios:
+    print(json.dumps({scenario: globals()[scenario]()}), flush=True)
