@@ -1,4 +1,4 @@
-"""The whole job on one image, on any diffusion model."""
+"""Protect the chosen faces of one image, with any diffusion model: crop, regenerate, paste."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def protect(
     callback: Callback | None = None,
     cover: Callable[[int, Exception], object] | None = None,
 ) -> Iterator[Tensor]:
-    """The image (H,W,3) in [0,1] with every given face made new; for each variant one image, pasted together when it
-    is asked for.
+    """The image (H,W,3) in [0,1] with every given face regenerated: one image for each variant, pasted when it is asked
+    for.
 
-    how: for all faces alike, or one for each. :func:`.regeneration.anonymizing` and :func:`.regeneration.hiding` give
-    the energies of Diff-Privacy's two tasks (arXiv 2309.05330). noise_key: what the noise follows from; by default a
-    fresh one. cover: called with the number of a face that cannot be made new, and why; that face is covered by its
-    mean colour. None: the error is raised.
+    how: one for all faces, or one for each. :func:`.regeneration.anonymizing` and :func:`.regeneration.hiding` give
+    the energies of Diff-Privacy's two tasks (arXiv 2309.05330). noise_key: the noise is derived from it; by default
+    a fresh one. cover: called with the number of a face that cannot be regenerated, and the error; that face is covered
+    with its mean colour. None: the error is raised.
 
     The faces are regenerated one after the other, so that memory does not grow with their number. Pixels outside
     their masks are unchanged.
@@ -70,7 +70,7 @@ def protect(
 
 
 def part_of(callback: Callback | None, done: int, parts: int) -> Callback | None:
-    """A callback for one of several sampling runs of equal length that counts on through all of them."""
+    """A callback for one of several sampling runs of equal length, which reports steps counted over all of them."""
     if callback is None:
         return None
     return lambda step: callback({**step, "i": done * step["steps"] + step["i"], "steps": parts * step["steps"]})

@@ -1,4 +1,4 @@
-"""Faces made new: noised to a preset's strength and denoised under an energy (Diff-Privacy, arXiv 2309.05330)."""
+"""Regenerate faces: noised to a preset's strength, denoised under an energy (Diff-Privacy, arXiv 2309.05330)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ Its third argument is the private noise (F * V,...), from which aims are drawn.
 
 @dataclass(frozen=True)
 class Regeneration:
-    """How a face is made new.
+    """How a face is regenerated.
 
     preset: strength, steps, schedule and guidance. energy: what guides, None for nothing.
     words: (S,D), one row for each time stage, which stand for ``*`` in the prompt until the preset switches to the
@@ -88,7 +88,7 @@ def anonymizing(
     recognizer.
 
     A weak pull toward a decoy, a stranger drawn from the noise, makes two protections of one face harder to link.
-    target: embeddings (1,D), one for each network, of a new face that has been made already and is to be it again.
+    target: embeddings (1,D), one for each network, of a new face that was made before, which this one is to match.
     form: "paper" for max(cos, 0), without aims, decoys and random views (arXiv 2309.05330, anonymization).
     """
 
@@ -112,7 +112,7 @@ def anonymizing(
 
 
 def hiding(recognizer: FaceMatcher | None, form: EnergyForm = "stranger") -> EnergyOf:
-    """Toward the original's identity and away from its looks, each until it is enough.
+    """Toward the original's identity and away from its structure, each up to its aim.
 
     form: "paper" for 1 - cos alone, without random views (arXiv 2309.05330, hiding).
     Raises DiffPrivacyError without a recognizer.
@@ -138,7 +138,7 @@ def regenerate_crops(
     how: Regeneration,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Crops (F,3,S,S) in [0,1] made new: (F * V,3,S,S), V variants of each one after the other.
+    """Crops (F,3,S,S) in [0,1] regenerated: (F * V,3,S,S), the V variants of each in consecutive rows.
 
     landmarks: the five points (F,5,2) in pixels of the crops. noise: unit Gaussian (F * V,C,h,w).
     """

@@ -50,7 +50,7 @@ class CropFaces(io.ComfyNode):
                     default=1,
                     min=1,
                     max=64,
-                    tooltip="How many different faces to make of each: every crop is repeated so often.",
+                    tooltip="How many different faces to make of each: each crop is repeated that many times.",
                 ),
                 io.Mask.Input(
                     "keep_mask",
@@ -124,7 +124,7 @@ class PasteFaces(io.ComfyNode):
                     options=["error", "cover"],
                     default="error",
                     optional=True,
-                    tooltip="A crop that holds no image, or is missing: stop, or cover its face with the skin's mean "
+                    tooltip="If a crop is empty or missing: stop with an error, or cover its face with the skin's mean "
                     "colour.",
                 ),
             ],

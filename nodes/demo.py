@@ -22,7 +22,7 @@ class LoadDemoModel(io.ComfyNode):
             display_name="Load Demo Model",
             category=CATEGORY,
             description="The small face model that comes with the pack, for crops of 128x128 pixels with a margin of "
-            f"{demo.MARGIN}. Take it for a first look; for images that matter use a Stable Diffusion checkpoint.",
+            f"{demo.MARGIN}. Use it for a first look; for images that matter use a Stable Diffusion checkpoint.",
             search_aliases=["example model", "diff-privacy demo", "tiny checkpoint"],
             outputs=[
                 io.Model.Output(),

@@ -77,7 +77,7 @@ class DetectFaces(io.ComfyNode):
                 io.String.Input(
                     "select",
                     default="all",
-                    tooltip="all, largest, or numbers from the preview such as 0,2. Faces count from left to right.",
+                    tooltip="all, largest, or numbers from the preview such as 0,2. Faces count from the left, starting at 0.",
                 ),
                 io.Combo.Input(
                     "without_face",

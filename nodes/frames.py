@@ -50,7 +50,7 @@ class FollowFaces(io.ComfyNode):
                 sockets.FaceRecognizer.Input(
                     "recognizer",
                     optional=True,
-                    tooltip="Tells who is who where people cross and after a cut. "
+                    tooltip="Tells people apart where they cross and after a cut. "
                     "Without it every appearance counts as another person.",
                 ),
             ],

@@ -41,7 +41,7 @@ def _augmentation_input() -> io.Int.Input:
         min=0,
         max=32,
         advanced=True,
-        tooltip="Random views of each image the energy is averaged over, against patterns that fool one network only. "
+        tooltip="Random views of each image that the energy is averaged over, against patterns that fool one network only. "
         "0 for none, as in the paper.",
     )
 
@@ -50,8 +50,8 @@ def _noise_input() -> io.Noise.Input:
     return io.Noise.Input(
         "noise",
         optional=True,
-        tooltip="The noise that is sampled with; the aims are drawn from it. Without it they are drawn anew, from the "
-        "operating system, whenever this node runs.",
+        tooltip="The noise of the sampler; the aims are drawn from it. Without it they are drawn from the operating system "
+        "whenever this node runs.",
     )
 
 
@@ -62,8 +62,8 @@ class AnonymizeEnergy(io.ComfyNode):
             node_id="DiffPrivacyAnonymizeEnergy",
             display_name="Anonymize Energy",
             category=CATEGORY,
-            description="Falls until recognizers see a stranger, neither like the original nor its opposite, and until the "
-            "variants of a face are strangers.",
+            description="Falls as recognizers stop matching the original, and as variants differ from each other. It ends at "
+            "strangers, before a face becomes the opposite of the original.",
             search_aliases=["identity loss", "face privacy", "anonymize", "deidentify", "blur face alternative"],
             inputs=[
                 *_energy_inputs(),
@@ -87,8 +87,8 @@ class AnonymizeEnergy(io.ComfyNode):
                     "form",
                     options=["stranger", "smooth", "paper"],
                     advanced=True,
-                    tooltip="stranger: ends where the recognizer sees a stranger. paper: max(cos, 0). smooth: never ends, "
-                    "and makes opposites of the original, which a search finds.",
+                    tooltip="stranger: ends where the recognizer sees a stranger. paper: max(cos, 0). smooth: softplus; "
+                    "its gradient decays but never vanishes, so faces become opposites of the original.",
                 ),
                 _augmentation_input(),
                 io.Float.Input(
@@ -171,7 +171,7 @@ class HideEnergy(io.ComfyNode):
                     step=0.5,
                     optional=True,
                     advanced=True,
-                    tooltip="How surely machines shall match, in standard deviations above strangers: about 3 is the "
+                    tooltip="How surely recognizers must match, in standard deviations above strangers: about 3 is the "
                     "threshold at a false accept rate of 1e-3. 20 never ends, as in the paper.",
                 ),
                 io.Float.Input(
@@ -182,7 +182,7 @@ class HideEnergy(io.ComfyNode):
                     step=0.01,
                     optional=True,
                     advanced=True,
-                    tooltip="How alike faces may stay, as squared structural similarity: two strangers have 0.25.",
+                    tooltip="How similar faces may stay, as squared structure similarity: two strangers have 0.25.",
                 ),
             ],
             outputs=[sockets.Energy.Output(display_name="energy")],
@@ -286,7 +286,7 @@ class EnergyGuidance(io.ComfyNode):
                     "decoder",
                     options=["TAESD if present", "VAE"],
                     advanced=True,
-                    tooltip="What the energy looks through: a TAESD in models/vae_approx, or the VAE connected.",
+                    tooltip="What decodes for the energy: a TAESD (tiny decoder) in models/vae_approx, or the connected VAE.",
                 ),
                 io.Int.Input(
                     "chunk",

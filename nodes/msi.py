@@ -174,7 +174,7 @@ class SaveMSI(io.ComfyNode):
             display_name="Save MSI",
             category=CATEGORY,
             description="Writes an MSI to models/msi, where Load MSI finds it. One trained on a face can generate that face: "
-            "keep it as you would keep the photo.",
+            "protect it as you would the photo.",
             search_aliases=["save msi", "save embedding"],
             is_output_node=True,
             inputs=[

@@ -117,7 +117,7 @@ class SealKey(io.ComfyNode):
                     "fidelity",
                     options=list(FIDELITIES),
                     tooltip="latent: as good as the VAE. lossless: the exact pixels of the faces, needs original and faces only. "
-                    "compact: latent in a quarter of the size.",
+                    "compact: nearly as good as latent, with a quarter of the data.",
                 ),
                 io.String.Input(
                     "recipients",
@@ -190,7 +190,7 @@ class OpenKey(io.ComfyNode):
             category=CATEGORY,
             description="Opens the sealed key of a protected image. Sample its noise map with its conditioning, sigmas "
             "and sampler (SamplerCustomAdvanced, DisableNoise, BasicGuider), decode and paste: the original. A key proves "
-            "nothing about who made it: anybody can seal one to your public key.",
+            "nothing about who made it: anyone can encrypt one to your public key.",
             search_aliases=["decrypt", "age", "recovery key", "deanonymize", "unseal"],
             has_intermediate_output=True,
             inputs=[

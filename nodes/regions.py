@@ -24,8 +24,8 @@ class FacesFromRegions(io.ComfyNode):
             node_id="DiffPrivacyFacesFromRegions",
             display_name="Faces from Boxes or Masks",
             category=CATEGORY,
-            description="Faces where other nodes or you say that there are some, alone or added to those that were "
-            "detected; what covers the same place counts once.",
+            description="Faces at boxes, masks or segments that you draw or other nodes give, alone or added to detected "
+            "faces; a face in the same place counts once.",
             search_aliases=["missed face", "bounding box", "segs", "draw face", "manual face", "combine faces"],
             has_intermediate_output=True,
             inputs=[

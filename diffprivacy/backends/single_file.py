@@ -36,7 +36,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         ) from error
     if any(mark in key for key in state for mark in FLOW_MARKS):
         raise DiffPrivacyError(
-            f"Checkpoint {path} is a flow model (SD3, Flux or alike), which has no noise map to invert; "
+            f"Checkpoint {path} is a flow model (SD3, Flux or the like), which has no noise map to invert; "
             "use a Stable Diffusion 1.x, 2.x or XL checkpoint."
         )
     if UNET_PREFIX + "input_blocks.0.0.weight" not in state:

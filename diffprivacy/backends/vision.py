@@ -11,7 +11,7 @@ PREFIX = "vision_model."
 
 
 def load_vision_encoder(path: Path) -> Any:
-    """transformers' CLIPVisionModel of ViT-L/14, ViT-H/14, ViT-bigG/14 or alike; its shape is read from the weights.
+    """transformers' CLIPVisionModel of ViT-L/14, ViT-H/14, ViT-bigG/14 or the like; its shape is read from the weights.
 
     path: a .safetensors file with transformers' names (as in models/clip_vision), or a folder with a config.json.
     Raises DiffPrivacyError that names the path when it is no CLIP vision model.

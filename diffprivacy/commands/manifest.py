@@ -1,8 +1,8 @@
 """What an output folder holds already: ``.diffprivacy.json`` records every finished file.
 
 An entry ties a file's content to the content of its source, the source's place, and the settings. Names and contents
-stand in it as keyed hashes. The key lies in the user's own folder for state, not in the output folder: who has only
-the latter can neither read nor test a name or a photo.
+stand in it as keyed hashes. The key is in the user's state folder, not in the output folder: from the latter
+alone nobody can read a name, or test whether a name or photo is in it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``--only`` and ``--except``: people whose faces are protected, or spared, told by photos of them."""
+"""``--only`` and ``--except``: people to protect or to spare, identified by photos."""
 
 from __future__ import annotations
 

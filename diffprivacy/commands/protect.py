@@ -176,7 +176,7 @@ def protect(request: ProtectRequest) -> int:
                 batch.already += 1
                 continue
             if use is None:
-                use = _prepare(request)
+                use = _load(request)
             with Together() as made:
                 if is_video(source):
                     said = protect_video(source, files[0], request, use, made)
@@ -187,7 +187,7 @@ def protect(request: ProtectRequest) -> int:
     return batch.finish()
 
 
-def _prepare(request: ProtectRequest) -> Resources:
+def _load(request: ProtectRequest) -> Resources:
     """What the first input needs; what is wrong here is wrong for all."""
     if request.seed is not None:
         print(SEED_WARNING, file=sys.stderr)

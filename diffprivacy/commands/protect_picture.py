@@ -1,4 +1,4 @@
-"""One picture for ``anonymize`` and ``hide``: every chosen face made new, and what brings it back."""
+"""One image for ``anonymize`` and ``hide``: its chosen faces regenerated, and its recovery key if one is wanted."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from .sealing import write_sealed
 def protect_picture(
     source: Path, files: Sequence[Path], request: ProtectRequest, use: Resources, made: Together
 ) -> list[str]:
-    """Make a picture's files, one for each variant; returns what to say of them."""
+    """Make an image's files, one for each variant; returns the lines to print."""
     with sampling_progress(source.name) as progress:
         pictures, key = _protected(source, request, use, progress)
     return [_write(made, file, next(pictures), key, use.seal, request.sealing) for file in files]
@@ -64,7 +64,7 @@ def _write(
 def _protected(
     source: Path, request: ProtectRequest, use: Resources, progress: Callback
 ) -> tuple[Iterator[Picture], RecoveryKey | Public | None]:
-    """The protected variants, each made when it is asked for, and what brings the faces back where that is wanted."""
+    """The protected variants, each pasted when it is asked for, and the recovery key if one is wanted."""
     model, seal = use.model, use.seal
     picture = read_picture(source)
     try:
@@ -101,7 +101,7 @@ def _protected(
 
 
 def _found(source: Path, picture: Picture, use: Resources) -> list[Face]:
-    """The faces that the detector finds and those that were given for the file, each place once."""
+    """The detected faces and those of --boxes; where both are in one place, the surer one."""
     faces = detect_faces(use.detector, picture)
     if use.boxes is None:
         return faces

@@ -28,13 +28,13 @@ from .requests import ProtectRequest, content_digest, digest
 from .resources import Resources
 
 MOST_GAPS = 10
-"""Gaps that are named one by one."""
+"""Gaps that are listed one by one."""
 
 
 def protect_video(source: Path, target: Path, request: ProtectRequest, use: Resources, made: Together) -> list[str]:
-    """Make a video's files; an earlier run that was interrupted goes on. Returns what to say of them.
+    """Make a video's files, or resume an interrupted run. Returns the lines to print.
 
-    Raises DiffPrivacyError for a video without a face and options that are for pictures.
+    Raises DiffPrivacyError for a video without a face, and for options that are for images.
     """
     if request.variants > 1 or request.sealing.keyed or request.sealing.per_face:
         raise DiffPrivacyError("--variants, --keyed and --key-per-face are for images; leave them out for videos.")
@@ -100,16 +100,16 @@ def _summary(frames: int, tracks: Sequence[Track]) -> str:
 
 
 def _warn_of_gaps(source: Path, followed: Followed) -> None:
-    """Say where no face was found, as only a look can tell whether there is none."""
+    """List the times without a detected face: only a person can tell whether there is none."""
     present = {number for track in followed.tracks for number in range(track.start, track.stop)}
     runs = [list(run) for found, run in groupby(range(followed.frames), key=present.__contains__) if not found]
     if runs:
         # The last frame is shown for as long as the one before it.
         ends = [*followed.times, 2 * followed.times[-1] - followed.times[max(0, followed.frames - 2)]]
         times = [f"{_time(ends[run[0]])} to {_time(ends[run[-1] + 1])}" for run in runs]
-        more = f" and {len(times) - MOST_GAPS} times more" if len(times) > MOST_GAPS else ""
+        more = f" and {len(times) - MOST_GAPS} more times" if len(times) > MOST_GAPS else ""
         print(
-            f"warning: {source}: no face was found from {', '.join(times[:MOST_GAPS])}{more}; look there",
+            f"warning: {source}: no face was detected from {', '.join(times[:MOST_GAPS])}{more}; review these times",
             file=sys.stderr,
         )
 

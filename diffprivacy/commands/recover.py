@@ -105,7 +105,7 @@ def recover(request: RecoverRequest) -> int:
         raise UsageError("--key-file belongs to one image; name a single one.")
     batch = Batch("recovered", found)
     manifest = Manifest(folder_of(request.output), digest(request), request.overwrite)
-    tools = _Tools(request)
+    use = _Resources(request)
     for source, (file,) in found.targets.items():
         with batch.input(source), manifest.source(source, [file]) as entry:
             if entry.is_done():
@@ -113,19 +113,19 @@ def recover(request: RecoverRequest) -> int:
                 continue
             with Together() as made:
                 if is_video(source):
-                    if tools.signer is not None:
+                    if use.signer is not None:
                         raise DiffPrivacyError(
                             "The sealed original of a video carries no signature; leave --signer out."
                         )
-                    tools.secrets.open_file(_sealed_video(source, request), made.add(file))
+                    use.secrets.open_file(_sealed_video(source, request), made.add(file))
                 else:
-                    made.write(file, encode_png(_recover_picture(source, request, tools)))
+                    made.write(file, encode_png(_recover_picture(source, request, use)))
                 entry.finish(made)
             batch.finished([str(file)])
     return batch.finish()
 
 
-class _Tools:
+class _Resources:
     """Secrets, and the checkpoint, which is loaded by the first key that needs it."""
 
     def __init__(self, request: RecoverRequest):
@@ -141,17 +141,17 @@ class _Tools:
             raise StopBatch(error) from error
 
 
-def _recover_picture(source: Path, request: RecoverRequest, tools: _Tools) -> Picture:
+def _recover_picture(source: Path, request: RecoverRequest, use: _Resources) -> Picture:
     picture = read_picture(source)
     if not request.key_files and (keyed := _public(source)):
-        if tools.signer is not None:
+        if use.signer is not None:
             raise DiffPrivacyError("An image in keyed mode carries no signature; leave --signer out.")
         print("keyed mode (experimental): a wrong passphrase gives another face, not an error", file=sys.stderr)
-        rgb = recover_keyed(picture.rgb, keyed, tools.backbone, tools.secrets.asked())
+        rgb = recover_keyed(picture.rgb, keyed, use.backbone, use.secrets.asked())
         return dataclasses.replace(picture, rgb=rgb)
-    keys = _keys(source, picture, request, tools.secrets, tools.signer)
+    keys = _keys(source, picture, request, use.secrets, use.signer)
     replay.check_places(picture.rgb.shape, keys)
-    backbone = None if keys and all(key.patches for key in keys) else tools.backbone
+    backbone = None if keys and all(key.patches for key in keys) else use.backbone
     with sampling_progress(source.name) as progress:
         return replay.recover(picture, keys, backbone, request.accept_changed, progress)
 

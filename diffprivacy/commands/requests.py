@@ -1,7 +1,7 @@
-"""What the commands are asked for: frozen, typed, made from the command line by :mod:`.options`.
+"""Frozen, typed requests, which each command makes of its options.
 
-The digest of a request names its result: the files that it points to count by their content, and what does not
-change the result, marked ``ASIDE``, does not count.
+The digest of a request identifies its result: files count by their content, and fields marked ``ASIDE``, which do not
+change the result, do not count.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class ProtectRequest:
 
 @dataclass(frozen=True)
 class RecoverRequest:
-    """``recover``: what opens the keys, and where they lie if not with the pictures."""
+    """``recover``: what decrypts the keys, and where they are if not in or beside the images."""
 
     inputs: tuple[Path, ...] = field(metadata=ASIDE)
     output: Path = field(metadata=ASIDE)

@@ -1,4 +1,4 @@
-"""What the method needs from a host: ComfyUI's loaded checkpoint or a diffusers model.
+"""What the method needs of a diffusion model, whether ComfyUI or diffusers loaded it.
 
 Everything on the sampling path is a denoiser in the k-diffusion convention (Karras et al., arXiv 2206.00364):
 x = z + sigma * eps, with z the latent in the units the network was trained on, float32, batch first.
@@ -149,7 +149,7 @@ class Backbone(Protocol):
     """A latent diffusion model with its autoencoder, text encoder and image encoder.
 
     Images are (B,3,H,W) float32 RGB in [0,1]. Latents are (B,C,h,w) float32 in the units of the network
-    (the autoencoder's latent times its scaling factor). ``conditioning`` is the host's own type, as returned
+    (the autoencoder's latent times its scaling factor). ``conditioning`` is the backend's own type, as returned
     by :meth:`text_conditioning`.
     """
 

@@ -77,7 +77,7 @@ def judge(
                 {name: embed_face(recognizer, original, face) for name, recognizer in judges.items()},
                 {name: embed_face(recognizer, version, again or face) for name, recognizer in judges.items()},
                 None if detector is None else again is not None,
-                float("nan") if again is None else _drift(face, again),
+                float("nan") if again is None else _nme(face, again),
                 psnr(after, before),
                 ssim(after, before),
                 float(similar.sqrt()),
@@ -169,6 +169,6 @@ def _distance(a: Face, b: Face) -> float:
     return float(np.hypot(*np.subtract(a.centre, b.centre)))
 
 
-def _drift(face: Face, again: Face) -> float:
+def _nme(face: Face, again: Face) -> float:
     eyes = np.linalg.norm(face.landmarks[0] - face.landmarks[1])
     return float(np.linalg.norm(face.landmarks - again.landmarks, axis=1).mean() / eyes)

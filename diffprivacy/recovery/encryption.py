@@ -169,7 +169,7 @@ def _refusals(sealed: bytes) -> Iterator[None]:
                 "The sealed key's work factor is more than this machine can try now: stop other programs and try again."
             ) from None
         if not needs_passphrase(sealed) and "No matching keys" in str(error):
-            raise DiffPrivacyError("None of the identities given opens the key: it is sealed to others.") from None
+            raise DiffPrivacyError("No matching identity: the key is encrypted to other recipients.") from None
         raise DiffPrivacyError(DAMAGED) from None
     except OSError as error:
         if error.errno is None:  # not of the system: age met something unexpected on the way through a file

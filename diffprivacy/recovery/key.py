@@ -142,7 +142,7 @@ class RecoveryKey:
     def each(self) -> list[RecoveryKey]:
         """A key for each face; raises DiffPrivacyError for one that only a graph can replay."""
         if not self.faces or (self.embeddings and not self.patches):
-            raise DiffPrivacyError("The key was made in a graph: open it there, with the block Open Recovery Key.")
+            raise DiffPrivacyError("The key was made in a graph: open it there, with the node Open Recovery Key.")
         return [self.only(i) for i in range(len(self.faces))]
 
     def to_bytes(self, signer: Ed25519PrivateKey | None = None) -> bytes:

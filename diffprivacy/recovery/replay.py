@@ -1,4 +1,4 @@
-"""Recording what brings faces back before they are redrawn, and bringing them back (arXiv 2309.05330, section on recovery).
+"""Record the recovery keys of faces before they are regenerated, and recover the faces (arXiv 2309.05330, recovery).
 
 A face's key holds the pixels that belong to it (:func:`diffprivacy.faces.geometry.own_pixels`) and nothing of its
 neighbours; the rest of a recovered picture is the protected one's.

@@ -151,7 +151,7 @@ def test_errors_name_what_to_do(server, photo, identity, tmp_path):
     Image.open(saved).save(server.base / "input" / "anew.png")
     name = published(server, saved)
     for file, secret, message in (
-        (name, f"file:{other}", "sealed to others"),
+        (name, f"file:{other}", "encrypted to other recipients"),
         (name, "env:NOT_SET_ANYWHERE", "NOT_SET_ANYWHERE"),
         ("anew.png", f"file:{path}", "lost the key"),
     ):

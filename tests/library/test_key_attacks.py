@@ -166,7 +166,7 @@ STRANGER = Seal(recipients=[str(pyrage.x25519.Identity.generate().to_public())])
     ("content", "reason"),
     [
         (lambda: b"junk", "no sealed key"),
-        (lambda: STRANGER.close(b"x"), "sealed to others"),
+        (lambda: STRANGER.close(b"x"), "encrypted to other recipients"),
         (lambda: SEAL.close(b"no key"), "no recovery key"),
         (lambda: SEAL.close_key(dataclasses.replace(lossless(), picture="0" * 32)), "belongs to another image"),
         (lambda: SEAL.close_key(forged_key(PROTECTED, FACES[0], MARGIN)), "reach beyond their faces' masks"),

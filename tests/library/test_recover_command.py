@@ -137,7 +137,7 @@ def test_what_recover_says_of_identities(sealed, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO())
     for options, message in (
         ([], "give the file of an identity"),
-        (["--identity-file", str(tmp_path / "other.txt")], "sealed to others"),
+        (["--identity-file", str(tmp_path / "other.txt")], "encrypted to other recipients"),
         (["--identity-file", str(tmp_path / "bad.txt")], "none that can be used"),
         (["--identity-file", str(tmp_path / "absent.txt")], "absent.txt"),
         (["--key-file", str(tmp_path / "absent.age")], "absent.age"),

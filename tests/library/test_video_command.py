@@ -164,7 +164,7 @@ def test_sealed_videos_come_back_to_the_last_bit(clip, tmp_path, capsys):
     back = tmp_path / "back"
     command = ["recover", str(out), "-o", str(back)]
     assert main([*command, "--identity-file", str(tmp_path / "stranger.txt")]) == 1
-    assert "sealed to others" in capsys.readouterr().err
+    assert "encrypted to other recipients" in capsys.readouterr().err
     assert not back.exists()
     assert main([*command, "--identity-file", str(tmp_path / "friend.txt")]) == 0
     assert (back / "clip.mp4").read_bytes() == clip.read_bytes()
@@ -202,7 +202,7 @@ def test_where_no_face_was_found_is_said(tmp_path, capsys):
     assert main(["anonymize", str(source), "-o", str(tmp_path / "out"), *QUICK]) == 0
     printed = capsys.readouterr()
     assert "(11 frames, 1 person, 0 faces carried over)" in printed.out
-    assert "no face was found from 0:00.2 to 0:00.4; look there" in printed.err
+    assert "no face was detected from 0:00.2 to 0:00.4; review these times" in printed.err
 
 
 def test_chosen_people_only(tmp_path):
@@ -327,7 +327,7 @@ def test_a_face_that_a_flash_hides_is_protected_and_times_are_those_of_the_frame
     assert main(["anonymize", str(source), "-o", str(tmp_path / "out"), *QUICK]) == 0
     printed = capsys.readouterr()
     assert "(41 frames, 1 person, " in printed.out
-    assert "no face was found from 0:10.3 to 0:11.3; look there" in printed.err
+    assert "no face was detected from 0:10.3 to 0:11.3; review these times" in printed.err
     before, after = pixels(source), pixels(tmp_path / "out" / "flash.mp4")
     place = protected_mask(before[4].shape, [face_in(before[4])], demo.MARGIN) == 1
     for number in range(11):
