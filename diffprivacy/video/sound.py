@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from .files import load_av, named_errors, open_container
 from .frames import Video
 
 if TYPE_CHECKING:
-    from av import AudioFrame, AudioLayout, AudioStream, Packet
+    from av import AudioFrame, AudioStream, Packet
     from av.container import InputContainer, OutputContainer
 
 COPIED_SOUND = {"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"}
@@ -23,7 +24,8 @@ BIT_RATE = 96_000
 """Bits a second for each channel of sound that is encoded."""
 MOST_CHANNELS = 6
 """Channels that are encoded; more are mixed down first, as FFmpeg's resampler may crash at seven and eight."""
-
+_ORDER = ("FL", "FR", "FC", "LFE", "BL", "BR", "FLC", "FRC", "BC", "SL", "SR")
+"""Of FFmpeg's channels, the first ones."""
 _HALF = 0.5**0.5
 _SURROUND = {
     **{name: {name: 1.0} for name in ("FL", "FR", "FC", "LFE", "BL", "BR")},
@@ -34,6 +36,7 @@ _SURROUND = {
     "FRC": {"FR": _HALF, "FC": _HALF},
 }
 """What each channel gives to those of 5.1, after ITU-R BS.775: two channels in one keep their power."""
+_AS_BACK = {"SL": "BL", "SR": "BR"}
 _PLACES = ("FL", "FR", "FC", "LFE", "BL", "BR")
 _NAME_IN_MP3 = re.compile(rb"LAME(\d\.\d{2,3})?|Lav[cf](\d\d\.\d+\.\d+)?")
 _FILL, _DATA = 6, 4
@@ -45,22 +48,68 @@ def check_sound(video: Video) -> None:
         heard(container, video.path)
 
 
-def heard(container: InputContainer, path: Path) -> list[AudioStream]:
-    """The sound tracks that a copy takes over: all that FFmpeg knows; raises as :func:`check_sound`."""
-    streams = [stream for stream in container.streams.audio if stream.codec_context]
-    for stream in streams:
-        is_mixed = not _is_copied(stream) and stream.channels > MOST_CHANNELS
-        if is_mixed and not set(_places(stream.layout)) <= set(_SURROUND):
+@dataclass(frozen=True)
+class Heard:
+    """A sound track that a copy takes over. places: which channel is where, None where FFmpeg may deal with that."""
+
+    stream: AudioStream
+    places: tuple[str, ...] | None = None
+
+
+def heard(container: InputContainer, path: Path) -> list[Heard]:
+    """The sound tracks that a copy takes over: all that FFmpeg knows; raises as :func:`check_sound`.
+
+    Once for an open container, and before anything is decoded.
+    """
+    tracks = []
+    for stream in container.streams.audio:
+        if not stream.codec_context:
+            continue
+        if _is_copied(stream):
+            tracks.append(Heard(stream))
+            continue
+        places = _taken_places(stream)
+        if len(places) <= MOST_CHANNELS and (_is_in_order(places) or not set(places) <= set(_SURROUND)):
+            tracks.append(Heard(stream))
+        elif set(places) <= set(_SURROUND):
+            # Sides beside no back are the back of 5.1.
+            is_surrounded = {"BL", "BR", "BC"} & set(places)
+            tracks.append(Heard(stream, places if is_surrounded else tuple(_AS_BACK.get(p, p) for p in places)))
+        else:
             raise DiffPrivacyError(
-                f"{path}: sound track {stream.index} has {stream.channels} channels ({stream.layout.name}), which cannot "
+                f"{path}: sound track {stream.index} has {len(places)} channels ({'+'.join(places)}), which cannot "
                 "be mixed down to 5.1; leave the sound out with --no-sound, or convert it with another program first."
             )
-    return streams
+    return tracks
 
 
-def sound_track(stream: AudioStream, output: OutputContainer) -> Callable[[Packet], Iterable[Packet]]:
+def _taken_places(stream: AudioStream) -> tuple[str, ...]:
+    """Which channel is where; the usual places of their number where the file gives none.
+
+    Where a file lists its channels in an order of its own, PyAV frees the list with each look at it, and FFmpeg frees
+    it again. So the list is read once and replaced by the usual one, which needs no memory.
+    """
+    from av import AudioLayout
+
+    context = stream.codec_context
+    found = context.layout
+    places = tuple(channel.name for channel in found.channels)
+    usual = AudioLayout(f"{found.nb_channels}c")
+    if found.name == f"{found.nb_channels} channels":
+        places = tuple(channel.name for channel in usual.channels)
+    context.layout = AudioLayout("+".join(places)) if _is_in_order(places) else usual
+    return places
+
+
+def _is_in_order(places: tuple[str, ...]) -> bool:
+    """Whether channels stand in FFmpeg's own order."""
+    known = [_ORDER.index(place) for place in places if place in _ORDER]
+    return len(known) == len(places) and known == sorted(set(known))
+
+
+def sound_track(track: Heard, output: OutputContainer) -> Callable[[Packet], Iterable[Packet]]:
     """Adds a sound track to the output; the function returned turns the stream's packets into the track's."""
-    return (_copied if _is_copied(stream) else _encoded)(stream, output)
+    return _copied(track.stream, output) if _is_copied(track.stream) else _encoded(track, output)
 
 
 def packets_of_sound(
@@ -91,17 +140,17 @@ def _copied(stream: AudioStream, output: OutputContainer) -> Callable[[Packet], 
     return copy
 
 
-def _encoded(stream: AudioStream, output: OutputContainer) -> Callable[[Packet], Iterable[Packet]]:
+def _encoded(heard: Heard, output: OutputContainer) -> Callable[[Packet], Iterable[Packet]]:
     """As AAC; where sound is missing or cannot be decoded, silence keeps what follows in time."""
     av = load_av()
     from av.codec.context import Flags
 
+    stream, places = heard.stream, heard.places
     rates = av.Codec("aac", "w").audio_rates or []
     rate = stream.rate if stream.rate in rates else 48_000
-    is_mixed = stream.channels > MOST_CHANNELS
-    channels = min(stream.channels, MOST_CHANNELS)
+    channels = MOST_CHANNELS if places else stream.channels
     track = output.add_stream(
-        "aac", rate=rate, layout="5.1" if is_mixed else f"{channels}c", bit_rate=BIT_RATE * channels
+        "aac", rate=rate, layout="5.1" if places else f"{channels}c", bit_rate=BIT_RATE * channels
     )
     track.codec_context.flags |= Flags.bitexact
     resampler = av.AudioResampler(track.format, track.layout, rate, options={"async": "1"})
@@ -111,8 +160,8 @@ def _encoded(stream: AudioStream, output: OutputContainer) -> Callable[[Packet],
             frames = packet.decode()
         except av.InvalidDataError:
             return
-        if is_mixed:
-            frames = map(mixed_down, frames)
+        if places:
+            frames = (mixed_down(frame, places) for frame in frames)
         for frame in frames if packet.size else [*frames, None]:
             for resampled in resampler.resample(frame):
                 yield from track.encode(resampled)
@@ -122,25 +171,15 @@ def _encoded(stream: AudioStream, output: OutputContainer) -> Callable[[Packet],
     return encode
 
 
-def mixed_down(frame: AudioFrame) -> AudioFrame:
-    """Sound of channels that ``_SURROUND`` names as 5.1 in floating point."""
+def mixed_down(frame: AudioFrame, places: Sequence[str]) -> AudioFrame:
+    """Sound of channels that ``_SURROUND`` names, in these places, as 5.1 in floating point."""
     from av import AudioFrame
 
-    names = _places(frame.layout)
     samples = _samples(frame)
-    weights = np.array([[_SURROUND[name].get(place, 0.0) for name in names] for place in _PLACES], np.float32)
+    weights = np.array([[_SURROUND[name].get(place, 0.0) for name in places] for place in _PLACES], np.float32)
     mixed = AudioFrame.from_ndarray((weights @ samples).clip(-1, 1), format="fltp", layout="5.1")
     mixed.sample_rate, mixed.pts, mixed.time_base = frame.sample_rate, frame.pts, frame.time_base
     return mixed
-
-
-def _places(layout: AudioLayout) -> list[str]:
-    """The channels' names; the usual ones of their number where the file gives none."""
-    from av import AudioLayout
-
-    if layout.name == f"{layout.nb_channels} channels":
-        layout = AudioLayout(f"{layout.nb_channels}c")
-    return [channel.name for channel in layout.channels]
 
 
 def _samples(frame: AudioFrame) -> np.ndarray:

@@ -78,8 +78,9 @@ def join(parts: Sequence[Path], source: Video, target: Path, sound: bool = True)
         pictures = output.add_stream_from_template(encoded, opaque=True)
         if encoded.name == "hevc":
             pictures.codec_context.codec_tag = "hvc1"
-        streams = heard(original, source.path) if sound else []
-        tracks = {stream.index: sound_track(stream, output) for stream in streams}
+        sounds = heard(original, source.path) if sound else []
+        streams = [track.stream for track in sounds]
+        tracks = {track.stream.index: sound_track(track, output) for track in sounds}
         begins = [
             stream.start_time * stream.time_base  # pyright: ignore[reportOperatorIssue]
             for stream in streams

@@ -9,7 +9,7 @@ import pytest
 
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.video.files import open_video
-from diffprivacy.video.sound import check_sound, unsigned_aac, unsigned_mp3
+from diffprivacy.video.sound import _PLACES, check_sound, unsigned_aac, unsigned_mp3
 from testing.videos import av, left_channel, onset, picture, protect, rewritten, seconds, sound_packets, write_source
 
 
@@ -142,6 +142,36 @@ def test_more_channels_than_six_are_mixed_down(tmp_path, layout, codec, sample):
             # AAC leaves out of the low-frequency channel what is above its range.
             if place != "LFE":
                 assert loud == pytest.approx(shares.get(name, {name: 1}).get(place, 0), abs=0.08), (name, place)
+
+
+ORDERS = {
+    (128 << 16) | 8: ("FL", "FR", "FC", "LFE", "SL", "SR", "BL", "BR"),
+    (126 << 16) | 8: ("FL", "FR", "FC", "LFE", "SL", "SR", "FLC", "FRC"),
+    (124 << 16) | 6: ("FC", "FL", "FR", "SL", "SR", "LFE"),
+    (116 << 16) | 4: ("FC", "FL", "FR", "BC"),
+}
+"""Channel layout tags of QuickTime, from CoreAudio's list, and the order of channels that they stand for."""
+
+
+@pytest.mark.parametrize("tag", ORDERS)
+def test_a_files_own_order_of_channels(tmp_path, tag):
+    """The wrong way frees the list of channels twice, which aborts the process."""
+    channels = ORDERS[tag]
+    usual = {4: "4.0", 6: "5.1", 8: "7.1"}[len(channels)]
+    source = with_channels(tmp_path / "source.mov", usual, len(channels), "pcm_s16le")
+    data = bytearray(source.read_bytes())
+    place = data.index(b"chan") + 8
+    data[place : place + 4] = tag.to_bytes(4, "big")
+    source.write_bytes(data)
+    protect(source, tmp_path / "copy.mp4")
+    heard = loudness(tmp_path / "copy.mp4", len(channels))
+    half = 0.5**0.5
+    side = half if "BL" in channels else 1
+    shares = {"BC": ("BL", half), "SL": ("BL", side), "SR": ("BR", side), "FLC": ("FL", half), "FRC": ("FR", half)}
+    for n, name in enumerate(channels):
+        place, share = shares.get(name, (name, 1))
+        if place != "LFE":
+            assert heard[_PLACES.index(place), n] == pytest.approx(share, abs=0.08), name
 
 
 def test_eight_channels_that_mp4_can_hold_are_copied(tmp_path):
