@@ -1,7 +1,7 @@
 """Files that appear complete or not at all, alone or together.
 
-They are written under short temporary names beside their places, readable by their owner only, and renamed. A process
-holds a lock on its temporaries, so that the next one can tell those that a killed process has left, and sweep them.
+They are written under short temporary names beside their places, readable by their owner only, and renamed. Whoever
+writes them holds a lock beside them, so that the next process can tell those that a killed one has left, and sweep them.
 """
 
 from __future__ import annotations
@@ -13,11 +13,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import DiffPrivacyError
-
-try:
-    import fcntl
-except ImportError:  # Windows, which does not remove files that are open
-    fcntl = None
 
 PREFIX = ".diffprivacy-"
 """Of the names of temporaries and locks."""
@@ -36,15 +31,19 @@ class Together:
         """The temporary of each place."""
         self.afterwards: list[Callable[[], object]] = []
         """Called once the files are in their places."""
-        self._locks: list[int] = []
+        self._locks: dict[Path, tuple[Path, int]] = {}
+        """Of each folder, the lock of the temporaries in it."""
         self._secret: set[Path] = set()
 
     def add(self, path: Path, secret: bool = False) -> Path:
         """A temporary, empty file that will take its place at ``path``. secret: only its owner may read it there too."""
         with _named(path):
-            temporary, descriptor = _new_locked(path.parent)
+            if path.parent not in self._locks:
+                self._locks[path.parent] = _new_lock(path.parent)
+            lock, _ = self._locks[path.parent]
+            temporary = lock.with_suffix(f".{len(self.files)}.part")
+            os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         self.files[path] = temporary
-        self._locks.append(descriptor)
         if secret:
             self._secret.add(path)
         return temporary
@@ -85,8 +84,8 @@ class Together:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         for temporary in self.files.values():
             temporary.unlink(missing_ok=True)
-        for descriptor in self._locks:
-            os.close(descriptor)
+        for lock, descriptor in self._locks.values():
+            _give_up(lock, descriptor)
         if isinstance(error, DiffPrivacyError):
             for path, temporary in self.files.items():
                 error.message = error.message.replace(str(temporary), str(path))
@@ -122,62 +121,74 @@ def alone(path: Path) -> Iterator[None]:
 
     The path, a file that need not exist, is there for as long as somebody is in the block.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _wait_for(path)
+    while not _lasts(descriptor := _opened(path)):
+        os.close(descriptor)  # its last owner has removed it
     try:
         yield
     finally:
-        with suppress(OSError):
-            path.unlink()
-        os.close(descriptor)
+        _give_up(path, descriptor)
 
 
 def sweep(folder: Path) -> None:
     """Remove the temporaries and locks that killed processes have left in a folder."""
-    if fcntl is None or not folder.is_dir():
-        return
-    for path in folder.glob(f"{PREFIX}*"):
-        with suppress(OSError):
-            descriptor = os.open(path, os.O_RDWR)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
-            finally:
+    from filelock import lock_descriptor
+
+    for lock in folder.glob(f"{PREFIX}*.lock"):
+        with suppress(OSError):  # somebody else's, or gone by now
+            descriptor = os.open(lock, os.O_RDWR)
+            if lock_descriptor(descriptor, blocking=False):
+                _give_up(lock, descriptor)
+            else:
                 os.close(descriptor)
+    for temporary in folder.glob(f"{PREFIX}*.part"):
+        token, *_ = temporary.name.removeprefix(PREFIX).split(".")
+        if not temporary.with_name(f"{PREFIX}{token}.lock").exists():
+            with suppress(OSError):
+                temporary.unlink()
 
 
 _swept: set[Path] = set()
 """Folders from which this process has removed what killed ones had left."""
 
 
-def _new_locked(folder: Path) -> tuple[Path, int]:
-    """A new file and its open descriptor, which holds the lock where there are locks; the folder is swept first."""
+def _new_lock(folder: Path) -> tuple[Path, int]:
+    """A new file, and its open descriptor, which holds the lock; the folder is swept first."""
     if folder not in _swept:
         sweep(folder)
         _swept.add(folder)
     while True:
-        path = folder / f"{PREFIX}{secrets.token_hex(8)}.part"
+        path = folder / f"{PREFIX}{secrets.token_hex(8)}.lock"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        if fcntl is None:
-            os.close(descriptor)
-            return path, os.open(os.devnull, os.O_RDONLY)
-        with suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
+        if _lasts(descriptor):
             return path, descriptor
         os.close(descriptor)  # swept before it was locked
 
 
-def _wait_for(path: Path) -> int:
+def _opened(path: Path) -> int:
+    """A file, and its folder, which are made where they are missing."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        if fcntl is None:
-            return descriptor
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
-            return descriptor
-        os.close(descriptor)  # its last owner has removed it
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # the folder was empty, and another process has removed it
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+
+
+def _lasts(descriptor: int) -> bool:
+    """Wait for the lock on a file; whether the file is still there then."""
+    from filelock import lock_descriptor
+
+    with suppress(OSError):  # some network file systems have no locks
+        lock_descriptor(descriptor)
+    return os.fstat(descriptor).st_nlink > 0
+
+
+def _give_up(lock: Path, descriptor: int) -> None:
+    """Remove a lock that is held. Windows removes no file that is open, and others may open it once it is closed."""
+    if os.name == "nt":
+        os.close(descriptor)
+    with suppress(OSError):
+        lock.unlink()
+    if os.name != "nt":
+        os.close(descriptor)
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.noise import NoiseKey
-from ..media.atomic import write_atomically
+from ..media.atomic import PREFIX, write_atomically
 
 FORMAT = 2
 """Of the job file; a job in another is begun anew."""
@@ -28,7 +30,9 @@ class ResumeState:
 
         noise_key: of a job that is begun; one that goes on keeps its own.
         """
-        self.folder = target.with_name(f".{target.name}.unfinished")
+        # A name of its own length, as the video's may be as long as names can be.
+        name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
+        self.folder = target.with_name(f"{PREFIX}{name}.unfinished")
         self.settings = f"{FORMAT} {settings}"
         self.noise_key = noise_key
         self.faces: dict[int, list[Tensor]] = {}

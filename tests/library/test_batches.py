@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
 import re
@@ -275,13 +274,15 @@ def test_a_run_killed_while_files_take_their_places_is_done_again(tmp_path, caps
 def test_what_killed_runs_left_is_swept_and_what_is_in_use_is_not(tmp_path):
     source, out = photo(tmp_path / "a.png"), tmp_path / "out"
     out.mkdir()
-    stale, used = out / f"{atomic.PREFIX}0.part", out / f"{atomic.PREFIX}1.part"
+    stale, alone = out / f"{atomic.PREFIX}0.0.part", out / f"{atomic.PREFIX}1.lock"
     stale.write_text("half")
-    with used.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    alone.touch()
+    with atomic.Together() as files:
+        used = files.add(out / "b.png")
         assert anonymize(source, out) == 0
-    assert not stale.exists()
-    assert used.exists()
+        assert used.exists()
+    assert visible(out) == ["a.png"]
+    assert not list(out.glob(f"{atomic.PREFIX}*"))
 
 
 def test_two_processes_do_not_do_the_same_file(tmp_path):

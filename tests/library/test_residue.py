@@ -124,11 +124,12 @@ def test_the_job_of_an_unfinished_video_is_its_owners_alone(tmp_path):
     out = tmp_path / "out"
     command = ["anonymize", source, "-o", out, "--steps", "2", "--strength", "0.5"]
     with held("job.json", *command) as process:
-        (residue,) = temporaries(out / ".trip.mp4.unfinished")
+        (unfinished,) = out.glob(f"{atomic.PREFIX}*.unfinished")
+        (residue,) = temporaries(unfinished)
         assert residue.stat().st_mode & 0o777 == 0o600
         kill(process)
     assert re.search(r'"noise": "[0-9a-f]{64}"', residue.read_text())
     with held("trip.mp4", *command):
-        job = out / ".trip.mp4.unfinished" / "job.json"
+        job = unfinished / "job.json"
         assert job.stat().st_mode & 0o777 == 0o600
         assert not residue.exists()

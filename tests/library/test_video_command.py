@@ -126,6 +126,26 @@ def test_an_interrupted_video_goes_on_and_ends_the_same(tmp_path, stopped, capsy
     assert "1 already done" in capsys.readouterr().out
 
 
+def test_an_unfinished_video_whose_record_a_power_cut_has_emptied_begins_anew(tmp_path, stopped):
+    source = write_source(tmp_path / "clip.mp4", astronaut(8))
+    command = ["anonymize", str(source), "-o", str(tmp_path / "out"), *QUICK]
+    assert main(command) == 130
+    (record,) = tmp_path.glob("out/.*/job.json")
+    record.write_bytes(b"")
+    assert main(command) == 0
+    assert stopped == [8, 8, 8, 8]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".diffprivacy.json", "clip.mp4"]
+
+
+def test_names_as_long_as_names_can_be(tmp_path, capsys):
+    source = write_source(tmp_path / ("n" * 251 + ".mp4"), astronaut(2))
+    assert main(["anonymize", str(source), "-o", str(tmp_path / "out"), *QUICK]) == 0
+    assert len(pixels(tmp_path / "out" / source.name)) == 2
+    too_long = write_source(tmp_path / ("n" * 252 + ".ts"), astronaut(2))
+    assert main(["anonymize", str(too_long), "-o", str(tmp_path / "out"), *QUICK]) == 1
+    assert "File name too long" in capsys.readouterr().err
+
+
 def test_other_settings_begin_anew(tmp_path, stopped):
     source = write_source(tmp_path / "clip.mp4", astronaut(8))
     command = ["anonymize", str(source), "-o", str(tmp_path / "out"), *QUICK]

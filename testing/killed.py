@@ -1,0 +1,73 @@
+"""The command line in processes of their own, killed as by ``kill -9`` at a chosen moment.
+
+Moments are counted by what happens to files in a folder: before one is opened, renamed or removed. In between, nothing
+that outlives the process changes. The processes are forked from one that has loaded the models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from diffprivacy import demo
+from diffprivacy.cli import main
+from diffprivacy.commands import model
+
+EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod"}
+NEVER = 10**9
+
+_loaded = [
+    (place, name, functools.cache(getattr(place, name)))
+    for place, name in ((model, "load_demo_backbone"), (demo, "load_recognizer"))
+]
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload([__name__])
+
+
+class Run:
+    """A command line that works on a folder, begun at once. moment: at which it dies."""
+
+    def __init__(self, folder: Path, *arguments: object, moment: int = NEVER):
+        self._log = folder.with_name(f"{folder.name}-{os.urandom(4).hex()}.log")
+        texts = [str(argument) for argument in arguments]
+        self._process = _context.Process(target=_run, args=(str(folder), moment, texts, str(self._log)))
+        self._process.start()
+
+    def finish(self) -> tuple[int, str, int]:
+        """The exit code, what was printed, and how many moments there were (0 for a run that was killed)."""
+        self._process.join()
+        printed, _, seen = self._log.read_text().partition("\0")
+        assert "Traceback" not in printed, printed
+        assert self._process.exitcode is not None
+        return self._process.exitcode, printed, int(seen or 0)
+
+
+def _run(folder: str, moment: int, arguments: list[str], log: str) -> None:
+    torch.set_num_threads(1)
+    for place, name, load in _loaded:
+        setattr(place, name, load)
+    seen = 0
+
+    def count(event: str, values: tuple[object, ...]) -> None:
+        nonlocal seen
+        if event in EVENTS and str(values[0]).startswith(folder):
+            seen += 1
+            if seen == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    with open(log, "w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        sys.addaudithook(count)
+        code = main(arguments)
+        file.write(f"\0{seen}")
+    sys.exit(code)
+
+
+_loaded[0][2]()
+_loaded[1][2]("guide")
