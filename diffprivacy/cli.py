@@ -65,5 +65,10 @@ def parser() -> argparse.ArgumentParser:
     for command in COMMANDS:
         command.add_parser(commands)
     for each in commands.choices.values():
-        each.add_argument("-v", "--verbose", action="store_true", help="show where an unexpected error came from")
+        each.add_argument(
+            "-v",
+            "--verbose",
+            action="store_true",
+            help="say what was decided for each face, and where an unexpected error came from",
+        )
     return top

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from .diffusion.sampling import Callback
 
@@ -19,6 +19,13 @@ def progress_bar(name: str, total: int | None = None, unit: str = "step", leave:
     from tqdm import tqdm
 
     return tqdm(desc=name, total=total, unit=unit, leave=leave, initial=initial, disable=None)
+
+
+def say(line: str, stream: TextIO) -> None:
+    """Print a line above the bars that are shown."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=stream)
 
 
 def progress_over(items: Sequence[Item], name: str, unit: str) -> Iterable[Item]:

@@ -1,16 +1,24 @@
-"""Many inputs, one after the other: an error ends one input, never the run, and the end says what became of each."""
+"""Many inputs, one after the other: an error ends one input, never the run, and the end says what became of each.
+
+For people in lines of text, or with ``--json`` for programs: on the standard output a JSON object for each input, then
+one with the key "summary".
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..errors import DiffPrivacyError
+from ..progress import progress_bar, say
 from .inputs import Plan
 from .options import option_at_fault
 
@@ -21,11 +29,26 @@ class StopBatch(Exception):
     """Something that no input can do without has failed, for the reason in its cause."""
 
 
+@dataclass
+class Outcome:
+    """A finished input. said: of it, in words. covered: numbers of the faces that could only be covered.
+
+    details: more, for programs.
+    """
+
+    said: Sequence[str]
+    covered: Sequence[int] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+
+
 class Batch:
     """What became of the inputs of a command. verb: of what is done, such as "protected"."""
 
-    def __init__(self, verb: str, found: Plan):
+    def __init__(self, verb: str, found: Plan, as_json: bool = False):
         self.verb = verb
+        self.as_json = as_json
+        self.covered = 0
+        self.targets = found.targets
         self.done = 0
         self.already = 0
         self.failed: dict[Path, str] = {}
@@ -46,19 +69,48 @@ class Batch:
             if torch.cuda.is_available():
                 _give_back()
 
-    def finished(self, said: Sequence[str]) -> None:
-        """An input is done, of which this is to be said."""
+    def sources(self) -> Iterator[tuple[Path, list[Path]]]:
+        """The inputs and the files that they become, with a progress bar over them where there are several."""
+        if len(self.targets) < 2:
+            yield from self.targets.items()
+            return
+        with progress_bar("all", len(self.targets), "file") as bar:
+            for item in self.targets.items():
+                yield item
+                bar.update(1)
+
+    def finished(self, source: Path, outcome: Outcome) -> None:
+        """An input is done."""
         self.done += 1
-        for line in said:
-            print(line)
+        self.covered += len(outcome.covered)
+        files = [str(file) for file in self.targets[source]]
+        self._tell(source, self.verb, outcome.said, outputs=files, covered=list(outcome.covered), **outcome.details)
+
+    def is_done_already(self, source: Path) -> None:
+        """An input was done by an earlier run."""
+        self.already += 1
+        self._tell(source, "already done", outputs=[str(file) for file in self.targets[source]])
 
     def fail(self, source: Path, why: str) -> None:
         """Say at once that an input has failed."""
         self.failed[source] = why
-        print(f"error: {_about(source, why)}", file=sys.stderr)
+        say(f"error: {_about(source, why)}", sys.stderr)
+        self._tell(source, "failed", reason=why)
+
+    def _tell(self, source: Path, status: str, said: Sequence[str] = (), **details: Any) -> None:
+        """In words, or for programs."""
+        if self.as_json:
+            said = [json.dumps({"input": str(source), "status": status, **details})]
+        for line in said:
+            say(line, sys.stdout)
 
     def finish(self) -> int:
         """Print the summary where there is more to say than was said; returns the exit code."""
+        if self.as_json:
+            self._finish_for_programs()
+            return 1 if self.failed else 0
+        if self.covered:
+            print(f"{self.covered} {'face' if self.covered == 1 else 'faces'} covered, not made new")
         if self.already:
             print(f"{self.already} already done (--overwrite does them again)")
         if self.done + self.already + len(self.failed) + len(self.skipped) > 1:
@@ -68,6 +120,12 @@ class Batch:
                 for source, why in each.items():
                     print(f"  {what}: {_about(source, why)}")
         return 1 if self.failed else 0
+
+    def _finish_for_programs(self) -> None:
+        for source, why in self.skipped.items():
+            self._tell(source, "skipped", reason=why)
+        counts = {self.verb: self.done, "already done": self.already, "faces covered": self.covered}
+        print(json.dumps({"summary": counts | {"skipped": len(self.skipped), "failed": len(self.failed)}}))
 
 
 def reason(error: Exception) -> str:

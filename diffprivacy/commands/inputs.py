@@ -34,17 +34,35 @@ class Plan:
     skipped: dict[Path, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Names:
+    """Of the files that inputs become.
+
+    video: the file that a video becomes; None: videos are no inputs. picture_format: png, jpg, webp, or same for the
+    input's where it is one of them.
+    """
+
+    video: Callable[[Path], str] | None = None
+    picture_format: str = "png"
+
+    def ending(self, source: Path) -> str:
+        """Of an image."""
+        if self.picture_format != "same":
+            return f".{self.picture_format}"
+        return {".jpg": ".jpg", ".jpeg": ".jpg", ".webp": ".webp"}.get(source.suffix.lower(), ".png")
+
+
 def plan(
     inputs: Sequence[Path],
     output: Path,
     variants: int = 1,
-    video_name: Callable[[Path], str] | None = None,
+    names: Names | None = None,
 ) -> Plan:
     """:func:`layout`, without what cannot or must not be written.
 
     Raises UsageError as well for an output that cannot be a folder, or is an input.
     """
-    found = layout(inputs, output, variants, video_name)
+    found = layout(inputs, output, variants, names)
     if not _names_file(output):
         _check_folder(output, inputs)
     _refuse_clashes(found)
@@ -55,37 +73,38 @@ def layout(
     inputs: Sequence[Path],
     output: Path,
     variants: int = 1,
-    video_name: Callable[[Path], str] | None = None,
+    names: Names | None = None,
 ) -> Plan:
-    """Every image among the inputs, files or folders, with the PNG files that it becomes in the output folder.
+    """Every image among the inputs, files or folders, with the files that it becomes in the output folder.
 
     Folders keep their structure; where several are given, each becomes a folder of its name. One input may also become
     an ``output`` that is a file by its ending. Two images that differ in their endings alone keep them:
     ``a.jpg`` becomes ``a.jpg.png``.
-    video_name: the file that a video becomes; without it videos are no inputs.
+    names: of the files; by default images become PNG, and videos are no inputs.
 
     Raises UsageError for a missing input, and a folder without anything to do.
     """
+    names = names or Names()
     found = Plan()
     sources: dict[Path, Path] = {}
     """Of every source, its place in the output."""
     several = sum(given.is_dir() for given in inputs) > 1
     for given in inputs:
         before = len(sources) + len(found.refused)
-        for source in _files_in(given, output, found, video_name is not None):
+        for source in _files_in(given, output, found, names.video is not None):
             place = source.relative_to(given).parent if given.is_dir() else Path()
             sources[source] = Path(given.resolve().name) / place if several and given.is_dir() else place
         if given.is_dir() and before == len(sources) + len(found.refused):
-            kinds, suffixes = _kinds(video_name is not None)
+            kinds, suffixes = _kinds(names.video is not None)
             raise UsageError(f"Folder {given} holds no {kinds} ({', '.join(sorted(suffixes))}).")
     if _names_file(output):
         if len(sources) != 1 or inputs[0].is_dir():
             raise UsageError(f"{output} is the name of one file, and there is more to do; choose a folder.")
-        found.targets = {source: _as_named(source, output, variants, video_name) for source in sources}
+        found.targets = {source: _as_named(source, output, variants, names) for source in sources}
         return found
     for source, place in sources.items():
-        found.targets[source] = [output / place / name for name in _names(source, variants, video_name)]
-    _tell_apart(found, variants)
+        found.targets[source] = [output / place / name for name in _names(source, variants, names)]
+    _tell_apart(found, variants, names)
     return found
 
 
@@ -150,25 +169,24 @@ def _kinds(videos: bool) -> tuple[str, set[str]]:
     return ("image or video", PICTURE_SUFFIXES | VIDEO_SUFFIXES) if videos else ("image", PICTURE_SUFFIXES)
 
 
-def _names(source: Path, variants: int, video_name: Callable[[Path], str] | None, stem: str | None = None) -> list[str]:
-    if video_name is not None and is_video(source):
-        return [video_name(source)]
+def _names(source: Path, variants: int, names: Names, stem: str | None = None) -> list[str]:
+    if names.video is not None and is_video(source):
+        return [names.video(source)]
     endings = [""] if variants == 1 else [f"-{i + 1}" for i in range(variants)]
-    return [f"{source.stem if stem is None else stem}{ending}.png" for ending in endings]
+    return [f"{source.stem if stem is None else stem}{ending}{names.ending(source)}" for ending in endings]
 
 
 def _names_file(output: Path) -> bool:
     return output.suffix.lower() in PICTURE_SUFFIXES | VIDEO_SUFFIXES and not output.is_dir()
 
 
-def _as_named(source: Path, output: Path, variants: int, video_name: Callable[[Path], str] | None) -> list[Path]:
+def _as_named(source: Path, output: Path, variants: int, names: Names) -> list[Path]:
     """One input written to the file that ``output`` is."""
-    names = _names(source, variants, video_name, output.stem)
-    if output.suffix.lower() != Path(names[0]).suffix.lower():
-        raise UsageError(
-            f"{output}: {source.name} becomes a {Path(names[0]).suffix} file; choose such a name, or a folder."
-        )
-    return [output] if len(names) == 1 else [output.with_name(name) for name in names]
+    files = _names(source, variants, names, output.stem)
+    suffix = Path(files[0]).suffix
+    if output.suffix != suffix:
+        raise UsageError(f"{output}: {source.name} becomes a {suffix} file; choose such a name, or a folder.")
+    return [output] if len(files) == 1 else [output.with_name(name) for name in files]
 
 
 def _check_folder(output: Path, inputs: Iterable[Path]) -> None:
@@ -184,7 +202,7 @@ def _check_folder(output: Path, inputs: Iterable[Path]) -> None:
         raise UsageError(f"{equal[0]} is input and output; choose another folder for the output.")
 
 
-def _tell_apart(found: Plan, variants: int) -> None:
+def _tell_apart(found: Plan, variants: int, names: Names) -> None:
     """Give images that would become one file, as they differ in their endings alone, names with those endings."""
     owners: dict[Path, list[Path]] = {}
     for source, files in found.targets.items():
@@ -193,8 +211,8 @@ def _tell_apart(found: Plan, variants: int) -> None:
         pictures = [source for source in sources if not is_video(source)]
         if len({source.name for source in pictures}) > 1:
             for source in pictures:
-                names = _names(source, variants, None, source.name)
-                found.targets[source] = [file.with_name(name) for name in names]
+                files = _names(source, variants, names, source.name)
+                found.targets[source] = [file.with_name(name) for name in files]
 
 
 def _refuse_clashes(found: Plan) -> None:

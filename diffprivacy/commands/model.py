@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -47,15 +46,16 @@ def device_of(request: ModelRequest) -> str:
 
 def load_model(request: ModelRequest) -> Model:
     """The checkpoint and the recognizers asked for, or the embedded ones."""
+    recognizer = load_guides(request)
+    backbone = load_checkpoint(request)
+    return Model(backbone, crop_of(request, backbone), recognizer)
+
+
+def load_guides(request: ModelRequest) -> FaceMatcher:
+    """The recognizers asked for, or the embedded one, on their device."""
     device = device_of(request)
     members = [load_recognizer(file.path, file.channels).to(device) for file in request.recognizers]
-    recognizer = (
-        Ensemble([(member, 1.0) for member in members]) if members else demo.load_recognizer("guide").to(device)
-    )
-    backbone = load_checkpoint(request)
-    if request.checkpoint is None:
-        print("using the embedded demo model, 128x128 pixels a face; --checkpoint gives real quality", file=sys.stderr)
-    return Model(backbone, crop_of(request, backbone), recognizer)
+    return Ensemble([(member, 1.0) for member in members]) if members else demo.load_recognizer("guide").to(device)
 
 
 def crop_of(request: ModelRequest, backbone: DiffusersBackbone) -> Crop:

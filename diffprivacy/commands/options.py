@@ -16,6 +16,7 @@ SEED_WARNING = (
     "to the original faces; leave it out for images that matter"
 )
 UNGUIDED_WARNING = "warning: --unguided leaves faces that recognizers still match; leave it out for images that matter"
+DEMO_NOTE = "using the embedded demo model, 128x128 pixels a face; --checkpoint gives real quality"
 VARIANTS_WARNING = (
     "warning: anyone who has several variants of one face can average them and comes closer to the original than from one; "
     "publish only one of them"
@@ -39,6 +40,14 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number
+
+
+def percent(text: str) -> int:
+    """A whole number from 1 to 100."""
+    number = int(text)
+    if not 1 <= number <= 100:
+        raise argparse.ArgumentTypeError(f"{number} is not from 1 to 100")
     return number
 
 
@@ -95,6 +104,16 @@ def add_detector_option(parser: argparse.ArgumentParser) -> None:
         type=lambda text: None if text == "builtin" else Path(text),
         metavar="FILE",
         help="ONNX detector (SCRFD, RetinaFace or YuNet), or builtin (default)",
+    )
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """``as_json``."""
+    parser.add_argument(
+        "--json",
+        dest="as_json",
+        action="store_true",
+        help="for programs: on the standard output a JSON object a line for each input, and one with the summary",
     )
 
 

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
 from ..faces.detectors import MIN_SIZE
 from ..faces.keeping import PARTS
 from ..media.atomic import Together
-from .batch import Batch, StopBatch
-from .inputs import folder_of, is_video, plan
+from ..media.images import QUALITY
+from ..progress import say
+from .batch import Batch, Outcome, StopBatch
+from .dry_run import dry_run
+from .inputs import Names, folder_of, is_video, plan
 from .manifest import Manifest
+from .model import device_of
 from .options import (
+    DEMO_NOTE,
     SEED_WARNING,
     UNGUIDED_WARNING,
     VARIANTS_WARNING,
@@ -21,12 +29,14 @@ from .options import (
     add_crop_options,
     add_detector_option,
     add_guide_options,
+    add_json_option,
     add_people_options,
     add_seal_options,
     add_vision_option,
     model_request,
     parts,
     people_request,
+    percent,
     positive,
     score,
     seal_request,
@@ -36,6 +46,7 @@ from .protect_picture import protect_picture
 from .protect_video import protect_video
 from .requests import ProtectRequest, digest
 from .resources import Resources, load_resources
+from .workers import work
 
 TASKS = {
     "anonymize": "give every face another identity",
@@ -92,8 +103,34 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--no-sound", action="store_true", help="drop a video's sound; by default it is kept unchanged, voices included"
     )
+    _add_output_options(parser)
     add_vision_option(parser)
     add_seal_options(parser)
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--output-format",
+        choices=["png", "jpg", "webp", "same"],
+        default="png",
+        help="of images: png (default) changes nothing but the faces; jpg and webp are smaller, and their sealed keys lie "
+        "beside them; same: the input's where it is one of these, else png",
+    )
+    add("--quality", type=percent, default=QUALITY, metavar="Q", help=f"of jpg and webp, 1 to 100 (default {QUALITY})")
+    add(
+        "--jobs",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="inputs to work on at once, by a process of one thread each, on a processor (default 1, with all threads)",
+    )
+    add(
+        "--dry-run",
+        action="store_true",
+        help="say what would be done, and to which faces, and do nothing; in videos faces are not looked for",
+    )
+    add_json_option(parser)
 
 
 def _add_face_options(parser: argparse.ArgumentParser) -> None:
@@ -160,42 +197,81 @@ def _request(options: argparse.Namespace) -> ProtectRequest:
         seed=options.seed,
         sound=not options.no_sound,
         sealing=seal_request(options),
+        output_format=options.output_format,
+        quality=options.quality,
         overwrite=options.overwrite,
+        jobs=options.jobs,
+        dry_run=options.dry_run,
+        as_json=options.as_json,
     )
 
 
 def protect(request: ProtectRequest) -> int:
     """Protect all inputs; returns the exit code."""
-    found = plan(request.inputs, request.output, request.variants, lambda video: f"{video.stem}.mp4")
-    batch = Batch("protected", found)
+    names = Names(lambda video: f"{video.stem}.mp4", request.output_format)
+    found = plan(request.inputs, request.output, request.variants, names)
+    if request.dry_run:
+        return dry_run(request, found)
+    batch = Batch("protected", found, request.as_json)
     manifest = Manifest(folder_of(request.output), digest(request), request.overwrite)
-    use = None
-    for source, files in found.targets.items():
-        with batch.input(source), manifest.source(source, files) as entry:
-            if entry.is_done():
-                batch.already += 1
-                continue
-            if use is None:
-                use = _load(request)
-            with Together() as made:
-                if is_video(source):
-                    said = protect_video(source, files[0], request, use, made)
-                else:
-                    said = protect_picture(source, files, request, use, made)
-                entry.finish(made)
-            batch.finished(said)
+    if request.jobs > 1 and len(found.targets) > 1:
+        _check_jobs(request)
+        _announce(request)
+        work(batch, min(request.jobs, len(found.targets)), protect_input, request, manifest)
+        return batch.finish()
+    use = cache(partial(_prepare, request))
+    for source, files in batch.sources():
+        with batch.input(source):
+            outcome = protect_input(source, files, request, manifest, use)
+            if outcome is None:
+                batch.is_done_already(source)
+            else:
+                batch.finished(source, outcome)
     return batch.finish()
 
 
-def _load(request: ProtectRequest) -> Resources:
+def protect_input(
+    source: Path, files: Sequence[Path], request: ProtectRequest, manifest: Manifest, use: Callable[[], Resources]
+) -> Outcome | None:
+    """The work on one input, with what is loaded when it is first needed; None if it was done already."""
+    with manifest.source(source, files) as entry:
+        if entry.is_done():
+            return None
+        with Together() as made:
+            if is_video(source):
+                outcome = protect_video(source, files[0], request, use(), made)
+            else:
+                outcome = protect_picture(source, files, request, use(), made)
+            entry.finish(made)
+        return outcome
+
+
+def _check_jobs(request: ProtectRequest) -> None:
+    if device_of(request.model) != "cpu":
+        raise UsageError(
+            "--jobs is for processors; a graphics card is one for all, so leave it out, or add --device cpu."
+        )
+    if request.sealing.ask_passphrase:
+        raise UsageError("--ask-passphrase goes with one job; use --passphrase-file or --passphrase-env with --jobs.")
+
+
+def _prepare(request: ProtectRequest) -> Resources:
     """What the first input needs; what is wrong here is wrong for all."""
-    if request.seed is not None:
-        print(SEED_WARNING, file=sys.stderr)
-    if request.model.unguided:
-        print(UNGUIDED_WARNING, file=sys.stderr)
-    if request.variants > 1:
-        print(VARIANTS_WARNING, file=sys.stderr)
+    _announce(request)
     try:
         return load_resources(request)
     except Exception as error:
         raise StopBatch(error) from error
+
+
+def _announce(request: ProtectRequest) -> None:
+    """Say what whoever asks for this should know."""
+    notes = {
+        SEED_WARNING: request.seed is not None,
+        UNGUIDED_WARNING: request.model.unguided,
+        VARIANTS_WARNING: request.variants > 1,
+        DEMO_NOTE: request.model.checkpoint is None,
+    }
+    for note, applies in notes.items():
+        if applies:
+            say(note, sys.stderr)

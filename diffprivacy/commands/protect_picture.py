@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import repeat
@@ -17,30 +16,40 @@ from ..diffusion.sampling import Callback
 from ..errors import NoFaceError, at_field
 from ..faces.geometry import Face, crop_face
 from ..faces.keeping import check_kept, keep_original, kept_parts
-from ..faces.regions import faces_in_boxes, union
-from ..faces.selection import select_faces
-from ..faces.transparency import detect_faces, flattened
+from ..faces.transparency import flattened
 from ..media.atomic import Together
-from ..media.images import Picture, read_picture
-from ..progress import sampling_progress
+from ..media.images import Picture, encode_picture, read_picture
+from ..progress import sampling_progress, say
 from ..recovery import png
 from ..recovery.encryption import Seal
 from ..recovery.key import RecoveryKey
 from ..recovery.keyed import EXPERIMENTAL, Public, anonymize_keyed
 from ..recovery.replay import record
 from ..regeneration import Regeneration, task_energy
-from .requests import ProtectRequest, SealRequest
+from .batch import Outcome
+from .face_finder import for_programs
+from .requests import ProtectRequest
 from .resources import Resources
 from .sealing import write_sealed
 
 
 def protect_picture(
     source: Path, files: Sequence[Path], request: ProtectRequest, use: Resources, made: Together
-) -> list[str]:
-    """Make an image's files, one for each variant; returns the lines to print."""
+) -> Outcome:
+    """Make an image's files, one for each variant."""
+    covered: list[int] = []
+    picture = read_picture(source)
+    found = use.finder.find(source, picture)
+    faces: list[Face] = []
+    try:
+        faces = use.finder.choose(source, picture, found, request.faces)
+    except NoFaceError:
+        if request.without_face == "error":
+            raise
     with sampling_progress(source.name) as progress:
-        pictures, key = _protected(source, request, use, progress)
-    return [_write(made, file, next(pictures), key, use.seal, request.sealing) for file in files]
+        pictures, key = _protected(source, picture, faces, request, use, progress, covered)
+    said = [_write(made, file, next(pictures), key, use.seal, request) for file in files]
+    return Outcome(said, covered, {"faces": for_programs(found, faces)})
 
 
 def _write(
@@ -49,34 +58,36 @@ def _write(
     picture: Picture,
     key: RecoveryKey | Public | None,
     seal: Seal | None,
-    sealing: SealRequest,
+    request: ProtectRequest,
 ) -> str:
+    data = encode_picture(picture, file.suffix, request.quality)
     if isinstance(key, Public):
-        png.add(made, file, picture, [key.to_bytes()], kind=png.KEYED)
+        png.add(made, file, data, [key.to_bytes()], kind=png.KEYED)
         print(f"warning: {EXPERIMENTAL}", file=sys.stderr)
         return f"{file} (keyed mode, experimental)"
     if seal is None or key is None:
-        png.add(made, file, picture)
+        png.add(made, file, data)
         return str(file)
-    return write_sealed(made, file, picture, key, seal, sealing)
+    return write_sealed(made, file, data, key, seal, request.sealing)
 
 
 def _protected(
-    source: Path, request: ProtectRequest, use: Resources, progress: Callback
+    source: Path,
+    picture: Picture,
+    faces: Sequence[Face],
+    request: ProtectRequest,
+    use: Resources,
+    progress: Callback,
+    covered: list[int],
 ) -> tuple[Iterator[Picture], RecoveryKey | Public | None]:
-    """The protected variants, each pasted when it is asked for, and the recovery key if one is wanted."""
-    model, seal = use.model, use.seal
-    picture = read_picture(source)
-    try:
-        faces = select_faces(_found(source, picture, use), request.faces)
-        if use.people is not None:
-            faces = use.people.in_picture(flattened(picture, faces, model.crop.margin).rgb, faces)
-        picture = flattened(picture, faces, model.crop.margin)
-    except NoFaceError:
-        if request.without_face == "error":
-            raise
-        return repeat(picture), None
+    """The protected variants, each made when it is asked for, and what brings the faces back where that is wanted.
 
+    covered: takes the numbers of faces that can only be covered.
+    """
+    model, seal = use.model, use.seal
+    if not faces:
+        return repeat(picture), None
+    picture = flattened(picture, faces, model.crop.margin)
     if request.sealing.keyed and seal is not None:
         secret = seal.passphrase or ""
         rgb, public = anonymize_keyed(
@@ -86,8 +97,21 @@ def _protected(
 
     hows = [_regeneration(picture.rgb, face, request, use) for face in faces]
     noise_key = NoiseKey.from_seed(request.seed)
-    cover = functools.partial(_say_covered, source) if request.if_impossible == "cover" else None
-    made = pipeline.protect(picture.rgb, faces, model.backbone, model.crop, hows, noise_key, progress, cover)
+
+    def cover(number: int, error: Exception) -> None:
+        covered.append(number)
+        say(f"warning: {source}: face {number} is covered, as it cannot be made new: {error}", sys.stderr)
+
+    made = pipeline.protect(
+        picture.rgb,
+        faces,
+        model.backbone,
+        model.crop,
+        hows,
+        noise_key,
+        progress,
+        cover if request.if_impossible == "cover" else None,
+    )
     if request.keep:
         keep = kept_parts(picture.rgb.shape, faces, request.keep)
         with at_field("keep"):
@@ -98,19 +122,6 @@ def _protected(
         return pictures, None
     key = record(picture, faces, model.backbone, model.crop, request.sealing.fidelity, callback=progress)
     return pictures, key
-
-
-def _found(source: Path, picture: Picture, use: Resources) -> list[Face]:
-    """The detected faces and those of --boxes; where both are in one place, the surer one."""
-    faces = detect_faces(use.detector, picture)
-    if use.boxes is None:
-        return faces
-    use.boxes.check(source, 1, (picture.rgb.shape[0], picture.rgb.shape[1]))
-    return union(faces, faces_in_boxes(picture.rgb, use.boxes.of(source), use.detector))
-
-
-def _say_covered(source: Path, number: int, error: Exception) -> None:
-    print(f"warning: {source}: face {number} is covered, as it cannot be made new: {error}", file=sys.stderr)
 
 
 def _regeneration(picture: Tensor, face: Face, request: ProtectRequest, use: Resources) -> Regeneration:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import sys
 from collections.abc import Sequence
 from itertools import groupby
@@ -24,15 +25,18 @@ from ..video.resume import ResumeState
 from ..video.sound import check_sound
 from ..video.tracks import Track, select_people
 from ..video.writing import join
+from .batch import Outcome
 from .requests import ProtectRequest, content_digest, digest
 from .resources import Resources
+
+log = logging.getLogger(__name__)
 
 MOST_GAPS = 10
 """Gaps that are listed one by one."""
 
 
-def protect_video(source: Path, target: Path, request: ProtectRequest, use: Resources, made: Together) -> list[str]:
-    """Make a video's files, or resume an interrupted run. Returns the lines to print.
+def protect_video(source: Path, target: Path, request: ProtectRequest, use: Resources, made: Together) -> Outcome:
+    """Make a video's files, or resume an interrupted run.
 
     Raises DiffPrivacyError for a video without a face, and for options that are for images.
     """
@@ -58,6 +62,9 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
         if request.without_face == "error":
             raise
         tracks = []
+    for track in followed.tracks:
+        what = "made new" if track in tracks else "left as it is"
+        log.info("%s: person %d from frame %d to %d: %s", source, track.person, track.start, track.stop - 1, what)
     settings = hashlib.sha256(content_digest(source) + digest(request)).hexdigest()
     state = ResumeState(target, settings, NoiseKey.from_seed(request.seed))
     plan = [(piece, state.piece(number)) for number, piece in enumerate(pieces(video, followed.frames))]
@@ -85,7 +92,7 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
     said = [f"{target} ({_summary(followed.frames, tracks)})"]
     if use.seal is not None:
         said.append(f"{sealed_beside(target, source)} (the original, sealed)")
-    return said
+    return Outcome(said, details={"frames": followed.frames, "people": len({track.person for track in tracks})})
 
 
 def sealed_beside(target: Path, source: Path) -> Path:

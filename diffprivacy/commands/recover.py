@@ -22,11 +22,17 @@ from ..recovery.envelope import read_signer
 from ..recovery.key import RecoveryKey
 from ..recovery.keyed import Public, recover_keyed
 from ..recovery.opening import open_keys
-from .batch import Batch, StopBatch
-from .inputs import folder_of, is_video, plan
+from .batch import Batch, Outcome, StopBatch
+from .inputs import Names, folder_of, is_video, plan
 from .manifest import Manifest
 from .model import load_checkpoint
-from .options import add_checkpoint_options, add_passphrase_options, model_request, passphrase_request
+from .options import (
+    add_checkpoint_options,
+    add_json_option,
+    add_passphrase_options,
+    model_request,
+    passphrase_request,
+)
 from .requests import RecoverRequest, digest
 from .sealing import Secrets
 
@@ -80,6 +86,7 @@ def add_parser(commands: Any) -> None:
     )
     add_checkpoint_options(parser)
     add("--overwrite", action="store_true", help="redo finished files, and replace any file in the way")
+    add_json_option(parser)
     parser.set_defaults(run=lambda options: recover(_request(options)))
 
 
@@ -95,21 +102,22 @@ def _request(options: argparse.Namespace) -> RecoverRequest:
         accept_changed=options.accept_changed,
         model=model_request(options),
         overwrite=options.overwrite,
+        as_json=options.as_json,
     )
 
 
 def recover(request: RecoverRequest) -> int:
     """Recover all inputs; returns the exit code."""
-    found = plan(request.inputs, request.output, video_name=_recovered_video)
+    found = plan(request.inputs, request.output, names=Names(_recovered_video))
     if request.key_files and len(found.targets) > 1:
         raise UsageError("--key-file belongs to one image; name a single one.")
-    batch = Batch("recovered", found)
+    batch = Batch("recovered", found, request.as_json)
     manifest = Manifest(folder_of(request.output), digest(request), request.overwrite)
     use = _Resources(request)
-    for source, (file,) in found.targets.items():
+    for source, (file,) in batch.sources():
         with batch.input(source), manifest.source(source, [file]) as entry:
             if entry.is_done():
-                batch.already += 1
+                batch.is_done_already(source)
                 continue
             with Together() as made:
                 if is_video(source):
@@ -121,7 +129,7 @@ def recover(request: RecoverRequest) -> int:
                 else:
                     made.write(file, encode_png(_recover_picture(source, request, use)))
                 entry.finish(made)
-            batch.finished([str(file)])
+            batch.finished(source, Outcome([str(file)]))
     return batch.finish()
 
 

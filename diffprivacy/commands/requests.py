@@ -14,9 +14,11 @@ from typing import Any, Literal
 
 from .. import __version__
 from ..faces.detectors import MIN_SIZE
+from ..media.images import QUALITY
 from ..msi.training import Settings
 from ..regeneration import Task
 
+OutputFormat = Literal["png", "jpg", "webp", "same"]
 ASIDE: Any = {"aside": True}
 """Metadata of fields that do not change what a finished file holds."""
 
@@ -82,7 +84,7 @@ class ProtectRequest:
     """``anonymize`` or ``hide``. detector: None for the built-in one.
 
     min_score, min_size: of a face, see :class:`..faces.detectors.Detector`. boxes: JSON file of faces that it misses.
-    keep: parts of the face that stay. if_impossible: what becomes of a face that cannot be made new.
+    keep: parts of the face that stay. output_format: of images; "same" is the input's, PNG where it is none of them. if_impossible: what becomes of a face that cannot be made new.
     """
 
     task: Task
@@ -106,7 +108,12 @@ class ProtectRequest:
     seed: int | None = None
     sound: bool = True
     sealing: SealRequest = SealRequest()
+    output_format: OutputFormat = "png"
+    quality: int = QUALITY
     overwrite: bool = field(default=False, metadata=ASIDE)
+    jobs: int = field(default=1, metadata=ASIDE)
+    dry_run: bool = field(default=False, metadata=ASIDE)
+    as_json: bool = field(default=False, metadata=ASIDE)
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,7 @@ class RecoverRequest:
     accept_changed: bool = False
     model: ModelRequest = ModelRequest()
     overwrite: bool = field(default=False, metadata=ASIDE)
+    as_json: bool = field(default=False, metadata=ASIDE)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from ..faces.regions import BoxFile, read_boxes
 from ..msi.module import MSI, load_msi
 from ..presets import PRESETS, Preset
 from ..recovery.encryption import Seal
+from .face_finder import FaceFinder
 from .model import Model, load_model, load_vision
 from .people import People, load_people
 from .requests import ProtectRequest
@@ -27,6 +28,11 @@ class Resources:
     msi: MSI | None
     people: People | None
     boxes: BoxFile | None = None
+
+    @property
+    def finder(self) -> FaceFinder:
+        """What finds and chooses faces in images."""
+        return FaceFinder(self.detector, self.boxes, self.people, self.model.crop.margin)
 
 
 def load_resources(request: ProtectRequest) -> Resources:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import DiffPrivacyError, UsageError
 from ..media.atomic import Together
-from ..media.images import Picture
+from ..media.images import decode_picture
 from ..recovery import png
 from ..recovery.encryption import (
     Opener,
@@ -31,6 +31,8 @@ def load_seal(request: ProtectRequest) -> Seal | None:
     apart = request.task != "anonymize" or request.variants > 1 or sealing.recipients or sealing.sign_with
     if sealing.keyed and apart:
         raise UsageError("--keyed goes with anonymize, one variant and a passphrase, and stores no key to sign.")
+    if sealing.keyed and request.output_format != "png":
+        raise UsageError("--keyed stores what recovery needs in the PNG; leave --output-format out.")
     signer = None if sealing.sign_with is None else read_signing_key(sealing.sign_with)
     if sealing.recipients:
         if _given_passphrase(sealing.passphrase) or sealing.ask_passphrase:
@@ -76,16 +78,18 @@ def ask_passphrase(prompt: str = "Passphrase: ") -> str:
     return getpass.getpass(prompt)
 
 
-def write_sealed(
-    files: Together, file: Path, picture: Picture, key: RecoveryKey, seal: Seal, sealing: SealRequest
-) -> str:
-    """Add a protected picture with its sealed key, inside or beside it; returns what to say of it."""
-    bound = key.bound_to(picture)
+def write_sealed(files: Together, file: Path, data: bytes, key: RecoveryKey, seal: Seal, sealing: SealRequest) -> str:
+    """Add a protected picture, given as its file, with its sealed key, inside or beside it; returns what to say of it.
+
+    JPEG and WebP take the key beside them.
+    """
+    bound = key.bound_to(decode_picture(data, file.name))
     keys = [bound.only(i) for i in range(len(bound.faces))] if sealing.per_face else [bound]
     sealed = [seal.close_key(key) for key in keys]
-    png.add(files, file, picture, sealed, sealing.beside)
+    is_beside = sealing.beside or file.suffix != ".png"
+    png.add(files, file, data, sealed, is_beside)
     size = sum(map(len, sealed)) / 1000
-    place = "beside" if sealing.beside else "inside"
+    place = "beside" if is_beside else "inside"
     return f"{file} (sealed {key.fidelity} key {place}, {size:.1f} kB)"
 
 

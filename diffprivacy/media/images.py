@@ -27,6 +27,8 @@ MOST_BYTES = 640_000_000
 """Of a picture's pixels as they were saved: 106 megapixels of RGB with 16 bits a channel, twice as many with 8."""
 SAME_COLOUR = 2
 """Levels of 255 by which a profile may differ from sRGB and still mean sRGB, as its many editions do."""
+QUALITY = 95
+"""Of JPEG and WebP, 1 to 100."""
 ROWS = 256
 """Rows turned into levels at once, so that a large picture needs no second copy of its values."""
 _ORIENTATION = 0x0112
@@ -96,6 +98,33 @@ def encode_png(picture: Picture) -> bytes:
     if picture.alpha is not None:
         pixels = np.dstack((pixels, levels(picture.alpha, picture.bit_depth)))
     _, data = cv2.imencode(".png", pixels)
+    return data.tobytes()
+
+
+def encode_picture(picture: Picture, ending: str, quality: int = QUALITY) -> bytes:
+    """The picture as a file of the format that a name's ending stands for: .png, .jpg or .webp, without metadata.
+
+    quality: of JPEG and WebP, 1 to 100; they take 8 bits a channel. Raises DiffPrivacyError for transparency in JPEG.
+    """
+    import cv2
+
+    if ending == ".png":
+        return encode_png(picture)
+    options = {
+        ".jpg": [
+            cv2.IMWRITE_JPEG_QUALITY,
+            quality,
+            cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+            cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+        ],
+        ".webp": [cv2.IMWRITE_WEBP_QUALITY, quality],
+    }
+    pixels = cv2.cvtColor(levels(picture.rgb, 8), cv2.COLOR_RGB2BGR)
+    if picture.alpha is not None:
+        if ending == ".jpg":
+            raise DiffPrivacyError("JPEG holds no transparency; choose --output-format png or webp.")
+        pixels = np.dstack((pixels, levels(picture.alpha, 8)))
+    _, data = cv2.imencode(ending, pixels, options[ending])
     return data.tobytes()
 
 

@@ -79,21 +79,23 @@ def _check_count(keys: int) -> None:
 def save(path: Path, picture: Picture, sealed: Sequence[bytes] = (), beside: bool = False) -> None:
     """Write a picture with its sealed keys inside or beside it: all files appear complete, or none does."""
     with Together() as files:
-        add(files, path, picture, sealed, beside)
+        add(files, path, encode_png(picture), sealed, beside)
         files.commit()
 
 
 def add(
     files: Together,
     path: Path,
-    picture: Picture,
+    data: bytes,
     sealed: Sequence[bytes] = (),
     beside: bool = False,
     kind: bytes = SEALED_KEY,
 ) -> None:
-    """As :func:`save`, to files that appear together, the keys before the picture."""
+    """As :func:`save`, to files that appear together, the keys before the picture, whose file is given.
+
+    Only a PNG takes keys inside.
+    """
     _check_count(len(sealed))
-    data = encode_png(picture)
     if beside:
         for file, content in zip(names_beside(path, len(sealed)), sealed, strict=True):
             files.write(file, content)

@@ -8,13 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-import skimage.data
 
 from diffprivacy.media import atomic
 from testing.folders import photo
-from testing.videos import pixels, write_source
 
 if sys.platform == "win32":
     pytest.skip("Windows has no signals that kill", allow_module_level=True)
@@ -53,42 +50,6 @@ def test_a_folder_that_is_killed_again_and_again_ends_the_same(tmp_path, options
 
     killed_until_done(out, moments, 10, check, *arguments, out)
     assert {path.name for path in out.glob("[!.]*")} == set(expected)
-
-
-def test_an_image_never_stands_without_the_key_beside_it(tmp_path):
-    """A key may be there first."""
-    (tmp_path / "phrase").write_text("correct horse")
-    source, out = photo(tmp_path / "a.png"), tmp_path / "out"
-    options = ["--passphrase-file", tmp_path / "phrase", "--key-beside", "--fidelity", "lossless"]
-    arguments = ["anonymize", source, *options, *QUICK, "-o"]
-    _, _, moments = Run(tmp_path / "once", *arguments, tmp_path / "once").finish()
-
-    def check() -> None:
-        assert (out / "a.png.age").exists() or not (out / "a.png").exists()
-
-    for moment in range(moments - 14, moments):
-        Run(out, *arguments, out, moment=moment).finish()
-        check()
-        for path in out.glob("[!.]*"):
-            path.unlink()
-
-
-def test_a_film_that_is_killed_again_and_again_ends_the_same(tmp_path):
-    photograph = skimage.data.astronaut()
-    frames = [np.ascontiguousarray(photograph[0:240, 100 + i : 340 + i]) for i in range(10)]
-    source = write_source(tmp_path / "film.mp4", frames)
-    arguments = ["anonymize", source, "--seed", 1, *QUICK, "-o"]
-    once, out = tmp_path / "once", tmp_path / "out"
-    code, _, moments = Run(once, *arguments, once).finish()
-    assert code == 0
-    expected = pixels(once / "film.mp4")
-
-    def check() -> None:
-        if (out / "film.mp4").exists():
-            assert all(map(np.array_equal, pixels(out / "film.mp4"), expected))
-
-    killed_until_done(out, moments, 10, check, *arguments, out)
-    assert len(pixels(out / "film.mp4")) == len(frames)
 
 
 def test_two_processes_on_one_folder_share_the_work(tmp_path):

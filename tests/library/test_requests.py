@@ -69,6 +69,8 @@ CHANGES = {
     "variants": 2,
     "seed": 1,
     "sound": False,
+    "output_format": "jpg",
+    "quality": 50,
     "sealing": SealRequest(fidelity="compact"),
 }
 
@@ -76,8 +78,10 @@ CHANGES = {
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(ProtectRequest)])
 def test_every_option_counts_but_where_things_lie(request_with_files, field):
     """A new option counts unless it is set aside."""
-    if field in ("inputs", "output", "overwrite"):
-        changed = {"inputs": (Path("other"),), "output": Path("other"), "overwrite": True}[field]
+    aside = {"inputs": (Path("other"),), "output": Path("other")}
+    aside |= dict.fromkeys(("overwrite", "dry_run", "as_json"), True) | {"jobs": 2}
+    if field in aside:
+        changed = aside[field]
         assert digest(dataclasses.replace(request_with_files, **{field: changed})) == digest(request_with_files)
     else:
         changed = dataclasses.replace(request_with_files, **{field: CHANGES[field]})

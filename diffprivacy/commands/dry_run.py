@@ -1,0 +1,76 @@
+"""``--dry-run``: what ``anonymize`` and ``hide`` would do. Nothing is written to the output, no diffusion model loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .. import demo
+from ..errors import DiffPrivacyError, NoFaceError
+from ..faces.detectors import load_detector
+from ..faces.geometry import Crop, Face
+from ..faces.regions import read_boxes
+from ..media.images import read_picture
+from ..video.files import open_video
+from .batch import Batch, Outcome, StopBatch
+from .face_finder import FaceFinder, for_programs, in_words
+from .inputs import Plan, folder_of, is_video
+from .manifest import Entry, Manifest
+from .model import load_guides
+from .people import load_people
+from .requests import ProtectRequest, digest
+
+
+def dry_run(request: ProtectRequest, found: Plan) -> int:
+    """Say it; returns the exit code of the run itself, as far as that can be told."""
+    batch = Batch("to be protected", found, request.as_json)
+    manifest = Manifest(folder_of(request.output), digest(request), request.overwrite)
+    finder = None
+    for source, files in batch.sources():
+        with batch.input(source):
+            if Entry(manifest, source, files).is_done():
+                batch.is_done_already(source)
+                continue
+            if is_video(source):
+                batch.finished(source, _video(source, files[0]))
+                continue
+            finder = finder or _finder(request)
+            batch.finished(source, _picture(source, files, request, finder))
+    return batch.finish()
+
+
+def _finder(request: ProtectRequest) -> FaceFinder:
+    try:
+        detector = load_detector(request.detector, request.min_score, request.min_size)
+        people = request.people
+        guide = load_guides(request.model) if people.only or people.spared else None
+        return FaceFinder(
+            detector,
+            None if request.boxes is None else read_boxes(request.boxes),
+            None if guide is None else load_people(people, detector, guide),
+            demo.MARGIN if request.model.checkpoint is None else Crop(1).margin,
+        )
+    except DiffPrivacyError as error:
+        raise StopBatch(error) from error
+
+
+def _picture(source: Path, files: list[Path], request: ProtectRequest, finder: FaceFinder) -> Outcome:
+    picture = read_picture(source)
+    faces = finder.find(source, picture)
+    chosen: list[Face] = []
+    try:
+        chosen = finder.choose(source, picture, faces, request.faces)
+    except NoFaceError:
+        if request.without_face == "error":
+            raise
+    said = [f"{source} -> {', '.join(map(str, files))}: {len(chosen)} of {len(faces)} faces"]
+    said += [f"  {line}" for line in in_words(faces, chosen)]
+    return Outcome(said, details={"faces": for_programs(faces, chosen)})
+
+
+def _video(source: Path, file: Path) -> Outcome:
+    video = open_video(source)
+    size = f"{video.width}x{video.height}"
+    return Outcome(
+        [f"{source} -> {file}: video of about {video.frames} frames, {size} pixels"],
+        details={"frames": video.frames, "width": video.width, "height": video.height},
+    )

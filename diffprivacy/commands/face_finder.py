@@ -1,0 +1,74 @@
+"""Which faces an image has, and which of them are to be protected."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import NoFaceError
+from ..faces.detectors import Detector
+from ..faces.geometry import Face
+from ..faces.regions import BoxFile, faces_in_boxes, union
+from ..faces.selection import select_faces
+from ..faces.transparency import detect_faces, flattened
+from ..media.images import Picture
+from .people import People
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FaceFinder:
+    """What finds and chooses faces. boxes: of faces that the detector misses. margin: of the crops."""
+
+    detector: Detector
+    boxes: BoxFile | None
+    people: People | None
+    margin: float
+
+    def find(self, source: Path, picture: Picture) -> list[Face]:
+        """The faces that the detector finds and those that were given for the file, each place once."""
+        faces = detect_faces(self.detector, picture)
+        if self.boxes is None:
+            return faces
+        self.boxes.check(source, 1, (picture.rgb.shape[0], picture.rgb.shape[1]))
+        return union(faces, faces_in_boxes(picture.rgb, self.boxes.of(source), self.detector))
+
+    def choose(self, source: Path, picture: Picture, found: Sequence[Face], which: str) -> list[Face]:
+        """Those to protect; raises NoFaceError for none."""
+        chosen: list[Face] = []
+        try:
+            chosen = select_faces(found, which)
+            if self.people is not None:
+                chosen = self.people.in_picture(flattened(picture, chosen, self.margin).rgb, chosen)
+        except NoFaceError:
+            chosen = []
+            raise
+        finally:
+            for line in in_words(found, chosen):
+                log.info("%s: %s", source, line)
+        return chosen
+
+
+def in_words(found: Sequence[Face], chosen: Sequence[Face]) -> list[str]:
+    """A line for each face: its number, place, and whether it is to be protected."""
+    lines = []
+    for each in for_programs(found, chosen):
+        x, y, width, height = each["box"]
+        what = "to be made new" if each["protect"] else "left as it is"
+        lines.append(f"face {each['number']} at {x},{y}, {width}x{height} pixels, score {each['score']}: {what}")
+    return lines
+
+
+def for_programs(found: Sequence[Face], chosen: Sequence[Face]) -> list[dict[str, Any]]:
+    """The same as values; a box is left, top, width, height."""
+    ids = {id(face) for face in chosen}
+    described = []
+    for number, face in enumerate(found):
+        x0, y0, x1, y1 = face.box
+        box = [round(x0), round(y0), round(x1 - x0), round(y1 - y0)]
+        described.append({"number": number, "box": box, "score": round(face.score, 2), "protect": id(face) in ids})
+    return described
