@@ -99,6 +99,41 @@ def message(function) -> str:
     return "nothing"
 
 
+def warned(model, positive, latent) -> dict:
+    """What is said of reference latents."""
+    said, found = [], []
+    logger = logging.getLogger(f"{prefix}nodes.comfy.guiding")
+    logger.addFilter(lambda record: said.append(record.getMessage()) or True)
+    edited = [[positive[0][0], {**positive[0][1], "reference_latents": [latent["samples"][:1]]}]]
+    for each in (positive, edited):
+        sampled(guided(model), each, latent, schedule_of(model, 2, 0.6), noise_seed=2)
+        found.append(len(said))
+    return {"said": found, "warning": said[-1] if said else ""}
+
+
+def video_refused(model, positive, latent) -> dict:
+    """What is said of crops that became the frames of one video."""
+    video = {"samples": torch.cat(latent["samples"].split(1), dim=2)}
+    sigmas = schedule_of(model, 4, 0.6)
+    return {
+        "video, inverted": message(
+            lambda: recovery.InvertLatent.execute(model, positive, video, sigmas, "automatic", 20)
+        ),
+        "video, guided": message(lambda: sampled(guided(model), positive, video, sigmas, noise_seed=2)),
+    }
+
+
+def encoded() -> dict:
+    """Shapes of three crops' latents."""
+    vae = comfy.sd.VAE(comfy.utils.load_torch_file(f"{models}/vae/wan_vae.safetensors"))
+    crops = torch.rand(3, 64, 64, 3)
+    of_crops = latents.CropsToLatent.execute(crops, vae, torch.ones(3, 64, 64)).result[0]
+    return {
+        "stock latent": list(nodes.VAEEncode().encode(vae, crops)[0]["samples"].shape),
+        "latent of crops": [list(of_crops[name].shape) for name in ("samples", "noise_mask")],
+    }
+
+
 def explore(family: str) -> dict:
     model = comfy.sd.load_diffusion_model(f"{models}/diffusion_models/{family}.safetensors")
     latent_format = model.get_model_object("latent_format")
@@ -145,27 +180,11 @@ def explore(family: str) -> dict:
         lambda: recovery.InvertLatent.execute(model, positive, latent, full, "automatic", 20)
     )
     if family == "flux":
-        said = []
-        logger = logging.getLogger(f"{prefix}nodes.comfy.guiding")
-        logger.addFilter(lambda record: said.append(record.getMessage()) or True)
-        edited = [[positive[0][0], {**positive[0][1], "reference_latents": [latent["samples"][:1]]}]]
-        for each in (positive, edited):
-            sampled(guided(model), each, latent, schedule_of(model, 2, 0.6), noise_seed=2)
-            found.setdefault("said", []).append(len(said))
-        found["warning"] = said[-1] if said else ""
+        found |= warned(model, positive, latent)
     if frames:
-        video = {"samples": torch.cat(latent["samples"].split(1), dim=2)}
-        sigmas = schedule_of(model, 4, 0.6)
-        found["video, inverted"] = message(
-            lambda: recovery.InvertLatent.execute(model, positive, video, sigmas, "automatic", 20)
-        )
-        found["video, guided"] = message(lambda: sampled(guided(model), positive, video, sigmas, noise_seed=2))
+        found |= video_refused(model, positive, latent)
     if family == "wan":
-        vae = comfy.sd.VAE(comfy.utils.load_torch_file(f"{models}/vae/wan_vae.safetensors"))
-        crops = torch.rand(3, 64, 64, 3)
-        found["stock latent"] = list(nodes.VAEEncode().encode(vae, crops)[0]["samples"].shape)
-        of_crops = latents.CropsToLatent.execute(crops, vae, torch.ones(3, 64, 64)).result[0]
-        found["latent of crops"] = [list(of_crops[name].shape) for name in ("samples", "noise_mask")]
+        found |= encoded()
     return found
 
 
