@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .diffusion.conditioning import scheduled, stage_denoiser
 from .diffusion.guidance import Gradient, guided
-from .diffusion.model import Backbone
+from .diffusion.model import Backbone, Denoiser
 from .diffusion.out_of_memory import halving, in_parts
 from .diffusion.sampling import Callback, ddim_sigmas, noise_to, sample_euler
 from .diffusion.temporal import smoothed
@@ -34,6 +34,8 @@ from .presets import Preset
 
 VISUAL_WEIGHT = 1.0
 """Of looking different, against machines matching, in :func:`hiding`."""
+TEXT_SCALE = 5.0
+"""How far predictions go from the empty prompt's to a text's, in their distance."""
 GRADIENT_SIDE = 512
 """Gradients are taken through as many crops at once as fill an image of this side in pixels, to bound the memory."""
 NETWORK_SIDE = 1024
@@ -55,6 +57,8 @@ class Regeneration:
     preset: strength, steps, schedule and guidance. energy: what guides, None for nothing.
     words: (S,D), one row for each time stage, which stand for ``*`` in the prompt until the preset switches to the
     empty prompt; without them the empty prompt holds throughout.
+    text: what the new face is to be, such as "an old man"; where it is given it takes the empty prompt's place, by
+    classifier-free guidance (Ho and Salimans, arXiv 2207.12598) of ``TEXT_SCALE``.
     variants: how many new faces are made of one. smoothing: of consecutive frames of one face, the weights
     (F,F) with which predictions are averaged over time; None for no average.
     """
@@ -63,6 +67,7 @@ class Regeneration:
     energy: EnergyOf | None = None
     words: Tensor | None = None
     prompt: str = "a photo of *"
+    text: str = ""
     variants: int = 1
     smoothing: Tensor | None = None
 
@@ -145,7 +150,7 @@ def regenerate_crops(
     preset, variants = how.preset, how.variants
     sigmas = ddim_sigmas(backbone.noise_levels, preset.steps, preset.strength)
     at_once = max(variants, (NETWORK_SIDE // crops.shape[-1]) ** 2)
-    empty = stage_denoiser(backbone)
+    empty = _under_text(backbone, how.text)
     msi = empty if how.words is None else stage_denoiser(backbone, how.prompt, how.words)
     whole = scheduled({"msi": msi, "empty": empty}, preset.schedule(), backbone.noise_levels)
     denoiser = in_parts(whole, at_once)
@@ -156,6 +161,20 @@ def regenerate_crops(
     latents = in_parts(backbone.encode, at_once)(crops).repeat_interleave(variants, dim=0)
     samples = sample_euler(denoiser, noise_to(latents, sigmas[0], noise.to(latents)), sigmas, callback)
     return in_parts(backbone.decode, at_once)(samples)
+
+
+def _under_text(backbone: Backbone, text: str) -> Denoiser:
+    """The backbone under the empty prompt, or guided from that toward a text."""
+    empty = stage_denoiser(backbone)
+    if not text:
+        return empty
+    under = stage_denoiser(backbone, text)
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        without = empty(x, sigma)
+        return without + TEXT_SCALE * (under(x, sigma) - without)
+
+    return denoise
 
 
 def latent_shape(backbone: Backbone, size: int) -> tuple[int, int, int]:

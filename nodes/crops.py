@@ -150,8 +150,7 @@ class PasteFaces(io.ComfyNode):
                 mask = mask * (1 - kept[i])
             for variant in range(faces.variants):
                 new = [variants[variant] for variants in of_picture]
-                pasted = _pasted(picture, new, found, faces)
-                pictures.append(pasted if kept is None else keep_original(picture, pasted, kept[i]))
+                pictures.append(_pasted(picture, new, found, faces, None if kept is None else kept[i]))
                 masks.append(mask)
         return io.NodeOutput(torch.stack(pictures), torch.stack(masks))
 
@@ -181,14 +180,14 @@ def _is_picture(crop) -> bool:
     return bool(crop.isfinite().all()) and bool(crop.amax() > crop.amin())
 
 
-def _pasted(picture, crops, found, faces):
+def _pasted(picture, crops, found, faces, kept):
+    """The picture with its new faces, what is kept (H,W) as it was, and a cover over each face without a crop."""
     made = [(crop, face) for crop, face in zip(crops, found, strict=True) if crop is not None]
-    if made:
-        picture = paste_faces(
-            picture, [crop for crop, _ in made], [face for _, face in made], faces.margin, faces.opaque
-        )
+    pasted = paste_faces(picture, [crop for crop, _ in made], [face for _, face in made], faces.margin, faces.opaque)
+    if kept is not None:
+        pasted = keep_original(picture, pasted, kept)
     lost = [face for crop, face in zip(crops, found, strict=True) if crop is None]
-    return cover_faces(picture, lost, faces.margin)
+    return cover_faces(pasted, lost, faces.margin)
 
 
 def _kept(image, faces, margin, keep_mask, parts):

@@ -154,7 +154,7 @@ class DetectFaces(io.ComfyNode):
     ) -> io.NodeOutput:
         known = None if person is None else _embedding_of_person(person, detector, recognizer)
         keep = "only" if person_mode == "only this person" else "all but"
-        chosen, previews = [], []
+        chosen, doubtful, previews = [], [], []
         masks = None if mask is None else fitted_masks(mask, image.shape[1:3])
         for i, picture in enumerate(image.cpu().float()):
             candidates = detector.detect(picture, SHOWN, min_size)
@@ -172,9 +172,10 @@ class DetectFaces(io.ComfyNode):
                     ) from error
                 faces = []
             chosen.append(tuple(faces))
+            doubtful.append(tuple(below))
             previews.append(draw_faces(picture, found, faces, below))
         height, width = image.shape[1:3]
-        batch = sockets.FaceBatch(tuple(chosen), (height, width))
+        batch = sockets.FaceBatch(tuple(chosen), (height, width), doubtful=tuple(doubtful))
         return io.NodeOutput(batch, len(batch), ui=ui.PreviewImage(torch.stack(previews)))
 
 

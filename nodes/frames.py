@@ -81,7 +81,9 @@ class FollowFaces(io.ComfyNode):
         finder = CutFinder()
         for frame, time in zip(frames, times, strict=True):
             finder.add(frame, time)
-        tracks = track_faces(faces.faces, faces.size, times, finder.cuts, embeddings, same_person)
+        tracks = track_faces(
+            faces.faces, faces.size, times, finder.cuts, embeddings, same_person, doubtful=faces.doubtful
+        )
         chosen, numbers, previews = [], [], []
         for i, frame in enumerate(frames):
             present = _in_frame(tracks, i)

@@ -41,10 +41,17 @@ class LoadRecognizer(io.ComfyNode):
                     default="RGB",
                     optional=True,
                     advanced=True,
-                    tooltip="Channel order of the files, which none of them states: RGB for insightface's, BGR for AdaFace's.",
+                    tooltip="Channel order of the files, which none of them states: RGB for insightface's, BGR for AdaFace's. "
+                    "The log warns where the other order is clearly better.",
                 ),
             ],
-            outputs=[sockets.FaceRecognizer.Output(display_name="recognizer")],
+            outputs=[
+                sockets.FaceRecognizer.Output(display_name="recognizer"),
+                io.String.Output(
+                    display_name="fed",
+                    tooltip="Range of values and order of channels that each file is fed, and how that was found out.",
+                ),
+            ],
         )
 
     @classmethod
@@ -58,7 +65,8 @@ class LoadRecognizer(io.ComfyNode):
         chosen = [name for name in (file, second_file, third_file) if name != NO_FILE]
         networks = [load_recognizer(_recognizer_path(name), channels) for name in chosen]
         recognizer = networks[0] if len(networks) == 1 else Ensemble([(network, 1.0) for network in networks])
-        return io.NodeOutput(ManagedRecognizer(recognizer))
+        fed = "\n".join(f"{network.name}: {network.feeding}" for network in networks)
+        return io.NodeOutput(ManagedRecognizer(recognizer), fed)
 
 
 def _recognizer_path(file: str) -> Path:

@@ -10,9 +10,18 @@ import torch
 from comfy_api.v0_0_2 import io, ui
 
 from ..diffprivacy.errors import DiffPrivacyError, at_field
-from ..diffprivacy.faces.geometry import protected_mask
+from ..diffprivacy.faces.geometry import Face, protected_mask
 from ..diffprivacy.faces.preview import draw_faces
-from ..diffprivacy.faces.regions import Box, box_of, boxes_of_mask, check_box, entry_of, faces_in_boxes, union
+from ..diffprivacy.faces.regions import (
+    Box,
+    box_of,
+    boxes_of_mask,
+    check_box,
+    entry_of,
+    face_of_mesh,
+    faces_in_boxes,
+    union,
+)
 from . import sockets
 from .faces import CATEGORY, check_pictures
 
@@ -43,6 +52,11 @@ class FacesFromRegions(io.ComfyNode):
                 sockets.Segments.Input(
                     "segs", optional=True, tooltip="One face for each segment, such as from Impact Pack."
                 ),
+                sockets.FaceMeshes.Input(
+                    "landmarks",
+                    optional=True,
+                    tooltip="One face for each mesh, such as from Detect Face Landmarks (MediaPipe).",
+                ),
             ],
             outputs=[
                 sockets.Faces.Output(display_name="faces", tooltip="For Crop Faces."),
@@ -51,9 +65,9 @@ class FacesFromRegions(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, detector, faces=None, boxes=None, mask=None, segs=None) -> io.NodeOutput:
-        if boxes is None and mask is None and segs is None:
-            raise DiffPrivacyError("Connect `boxes`, `mask` or `segs`.")
+    def execute(cls, image, detector, faces=None, boxes=None, mask=None, segs=None, landmarks=None) -> io.NodeOutput:
+        if boxes is None and mask is None and segs is None and landmarks is None:
+            raise DiffPrivacyError("Connect `boxes`, `mask`, `segs` or `landmarks`.")
         count, height, width = image.shape[:3]
         if faces is not None:
             check_pictures(image, faces)
@@ -68,13 +82,18 @@ class FacesFromRegions(io.ComfyNode):
                     found = boxes_of(regions, count, (height, width))
                 for mine, more in zip(given, found, strict=True):
                     mine.extend(more)
+        meshes: list[list[Face]] = [[] for _ in range(count)]
+        if landmarks is not None:
+            with at_field("landmarks"):
+                meshes = _of_meshes(landmarks, count, (height, width))
         chosen, previews = [], []
         for i, picture in enumerate(image.cpu().float()):
             found = faces_in_boxes(picture, given[i], detector)
-            everybody = union(found, () if faces is None else faces.faces[i])
+            everybody = union(found, meshes[i], () if faces is None else faces.faces[i])
             chosen.append(tuple(everybody))
             previews.append(draw_faces(picture, everybody, everybody))
-        batch = sockets.FaceBatch(tuple(chosen), (height, width))
+        doubtful = () if faces is None else faces.doubtful
+        batch = sockets.FaceBatch(tuple(chosen), (height, width), doubtful=doubtful)
         return io.NodeOutput(batch, len(batch), ui=ui.PreviewImage(torch.stack(previews)))
 
 
@@ -127,6 +146,25 @@ def _of_segs(segs: Any, count: int, size: tuple[int, int]) -> list[list[Box]]:
     for x0, y0, x1, y1 in boxes:
         check_box((x0, y0, x1, y1), size)
     return [[(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes] for _ in range(count)]
+
+
+def _of_meshes(landmarks: Any, count: int, size: tuple[int, int]) -> list[list[Face]]:
+    """The meshes of each image: ``frames``, for each a list of faces with ``landmarks_xy`` (n,2), and ``image_size``."""
+    try:
+        (height, width), frames = landmarks["image_size"], landmarks["frames"]
+        meshes = [
+            [(np.asarray(face["landmarks_xy"], np.float64), float(face["score"])) for face in frame] for frame in frames
+        ]
+    except (TypeError, ValueError, KeyError) as error:
+        raise DiffPrivacyError(f"These are no face landmarks as MediaPipe's node makes them ({error!r}).") from error
+    if (int(height), int(width)) != size or len(meshes) != count:
+        raise DiffPrivacyError(
+            f"Landmarks of {len(meshes)} images of {width}x{height}, but `image` holds {count} of {size[1]}x{size[0]}; "
+            "connect the images that they were found in."
+        )
+    if not any(meshes):
+        raise DiffPrivacyError("There is no face in them.")
+    return [[face_of_mesh(points, score) for points, score in of_image] for of_image in meshes]
 
 
 @dataclass(frozen=True)

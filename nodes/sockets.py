@@ -17,6 +17,7 @@ Energy = io.Custom("ENERGY")
 MSI = io.Custom("MSI")
 SealedKeys = io.Custom("SEALED_KEY")
 BoundingBoxes = io.Custom("BOUNDING_BOX")
+FaceMeshes = io.Custom("FACE_LANDMARKS")
 Segments = io.Custom("SEGS")
 
 
@@ -28,6 +29,7 @@ class FaceBatch:
     margin and variants: those of the crops, None before cropping; opaque: crops are pasted without a soft border;
     tracks: for each image the numbers of its faces' tracks, None where Follow Faces did not follow them; jumps: the
     images that look different from the one before, as at cuts and flashes;
+    doubtful: for each image detections with a score too low to count alone, for Follow Faces;
     keep: (N,H,W) in [0,1], what of the images Crop Faces was told to keep, None for nothing.
     """
 
@@ -39,6 +41,7 @@ class FaceBatch:
     tracks: tuple[tuple[int, ...], ...] | None = None
     keep: torch.Tensor | None = None
     jumps: tuple[int, ...] = ()
+    doubtful: tuple[tuple[Face, ...], ...] = ()
 
     def __len__(self) -> int:
         return sum(len(faces) for faces in self.faces)

@@ -24,6 +24,11 @@ LENIENT = 0.3
 MATCH = 0.3
 """Intersection over union from which a detection is the face of a box."""
 
+MESH = 468
+"""Points of MediaPipe's face mesh, without irises."""
+MESH_POINTS = ((33, 133), (362, 263), (1,), (61,), (291,))
+"""Its points whose means are the five: corners of either eye, tip of the nose, corners of the mouth."""
+
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels of a picture."""
 
@@ -44,6 +49,18 @@ def upright_face(box: Box) -> Face:
     scale = max((x1 - x0) / BOX_RADII[0], (y1 - y0) / BOX_RADII[1]) / 2
     points = (ARCFACE_TEMPLATE - np.array(HEAD_CENTRE)) * scale + ((x0 + x1) / 2, (y0 + y1) / 2)
     return Face(box, points.astype(np.float32), 0.0)
+
+
+def face_of_mesh(points: np.ndarray, score: float) -> Face:
+    """The face whose MediaPipe mesh (n,2) in pixels this is, n at least 468: five of its points, in our box around them.
+
+    Raises DiffPrivacyError for another number of points.
+    """
+    if points.ndim != 2 or points.shape[1] != 2 or len(points) < MESH or not np.isfinite(points).all():
+        raise DiffPrivacyError(f"A face mesh has {MESH} points or more, each x and y; this one is {points.shape}.")
+    landmarks = np.stack([points[list(vertices)].mean(axis=0) for vertices in MESH_POINTS]).astype(np.float32)
+    (x0, y0), (x1, y1) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+    return Face((x0, y0, x1, y1), landmarks, score)
 
 
 def boxes_of_mask(mask: Tensor) -> list[Box]:

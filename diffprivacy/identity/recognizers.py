@@ -6,6 +6,7 @@ whether the faces are one person.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -16,12 +17,15 @@ from torch import Tensor, nn
 
 from ..errors import DiffPrivacyError
 from ..faces.alignment import align
+from .feeding import find_feeding
 from .strangers import ASSUMED, Strangers
 from .thresholds import Threshold, read_strangers, read_thresholds
 
 if TYPE_CHECKING:
     import numpy as np
     from onnx import GraphProto, ValueInfoProto
+
+log = logging.getLogger(__name__)
 
 MAX_SIDE = 1024
 """Largest crops of a recognizer, in pixels."""
@@ -60,7 +64,8 @@ class FaceMatcher(nn.Module):
 class Recognizer(FaceMatcher):
     """A network on aligned crops of input_size pixels, and how it wants its pixels.
 
-    network maps (B,3,s,s) to (B,D); it is fed scale * x + offset, x in [0,1], RGB or BGR as channels says.
+    network maps (B,3,s,s) to (B,D); it is fed scale * x + offset, x in [0,1], RGB or BGR as channels says. feeding: why,
+    in words.
     points: (5,2), where its crops show the five points, if not at ArcFace's places.
     """
 
@@ -75,6 +80,7 @@ class Recognizer(FaceMatcher):
         name: str = "recognizer",
         points: Tensor | None = None,
         strangers: Strangers = ASSUMED,
+        feeding: str = "",
     ):
         super().__init__()
         self.points = points
@@ -83,6 +89,7 @@ class Recognizer(FaceMatcher):
         self.scale = scale
         self.offset = offset
         self.channels = channels
+        self.feeding = feeding
         self.thresholds = tuple(thresholds)
         self.name = name
         self.weights = (1.0,)
@@ -154,8 +161,9 @@ class _OneByOne(nn.Module):
 def load_recognizer(path: str | Path, channels: Literal["RGB", "BGR"] = "RGB") -> Recognizer:
     """A recognizer from an ONNX file that maps (N,3,s,s) to one vector a face, such as insightface's ArcFace models.
 
-    Input size and normalisation are read from the graph. The channel order cannot be: insightface's models, and most
-    others, take RGB; ports of AdaFace take BGR. Thresholds are read from <name>.thresholds.json beside the file.
+    The input's size is read from the graph, and the range of its values too where the graph begins with plain
+    arithmetic; else it is found by experiment, see :mod:`.feeding`. Insightface's models, and most others, take RGB;
+    ports of AdaFace take BGR. Thresholds are read from <name>.thresholds.json beside the file.
     The weights are ordinary tensors, fit for autograd, even when this is called in torch.inference_mode.
 
     Raises DiffPrivacyError for a missing file, a file that is no ONNX model, and a model that is no recognizer.
@@ -197,7 +205,7 @@ def _read_recognizer(path: str | Path, channels: Literal["RGB", "BGR"]) -> Recog
     if source is None:
         raise no_recognizer
     batch, _, size, _ = _shape(source)
-    scale, offset = _take_normalisation(graph, source, constants)
+    known = _take_normalisation(graph, source, constants)
     try:
         with torch.inference_mode(False), torch.no_grad():
             network = _OneByOne(convert(model)) if batch == 1 else convert(model)
@@ -207,8 +215,16 @@ def _read_recognizer(path: str | Path, channels: Literal["RGB", "BGR"]) -> Recog
     # Embeddings have lengths such as 128 or 512; class scores (1000), landmarks (212, 3309), age and gender (3) do not.
     if output.ndim != 2 or len(output) != 2 or output.shape[1] % 32:
         raise no_recognizer
-    kept = read_thresholds(path)
-    return Recognizer(network, size, scale, offset, channels, kept, path.name, strangers=read_strangers(path))
+    fed = find_feeding(network, size, known, channels, str(path))
+    log.info("%s is fed %s", path, fed.reason)
+    return Recognizer(
+        network,
+        *(size, fed.scale, fed.offset, channels),
+        thresholds=read_thresholds(path),
+        name=path.name,
+        strangers=read_strangers(path),
+        feeding=fed.reason,
+    )
 
 
 def _constants(graph: GraphProto) -> dict[str, np.ndarray]:
@@ -237,11 +253,11 @@ def _picture_input(graph: GraphProto, constants: dict[str, np.ndarray]) -> Value
 
 def _take_normalisation(
     graph: GraphProto, source: ValueInfoProto, constants: dict[str, np.ndarray]
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """Cut the leading arithmetic on the input out of the graph; return it as scale and offset on pictures in [0,1].
 
     ArcFace models trained with MXNet subtract and multiply first and take 0..255; those exported from PyTorch begin
-    with a convolution and take [-1,1]. Outside the graph the arithmetic stays in float32 when the network does not.
+    with a convolution, and None is returned. Outside the graph the arithmetic stays in float32 when the network does not.
     """
     arithmetic: dict[str, Callable[[float, float, float], tuple[float, float]]] = {
         "Sub": lambda scale, offset, c: (scale, offset - c),
@@ -261,7 +277,7 @@ def _take_normalisation(
         source.name = users[0].output[0]
         graph.node.remove(users[0])
     if affine is None:
-        return 2.0, -1.0
+        return None
     scale, offset = affine
     takes_bytes = scale < 0.1 or -offset / scale > 1
     return (255 * scale if takes_bytes else scale), offset

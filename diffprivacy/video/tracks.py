@@ -25,6 +25,8 @@ SMOOTH = 0.28
 """Seconds over which the points of a face are smoothed, by a parabola (Savitzky and Golay, 1964)."""
 VELOCITY = 5
 """Frames from which the movement is taken with which a face is carried on."""
+SUPPORT = 0.5
+"""Share of ``REACH`` within which a doubtful detection continues a face."""
 SAME_PLACE = 0.15
 """Share of ``REACH`` within which a face beyond a suspected cut is the same, where no embeddings tell."""
 
@@ -61,14 +63,19 @@ class Track:
 
 @dataclass(eq=False)
 class _Open:
-    """A track that may go on; ``points`` and ``embeddings`` by frame."""
+    """A track that may go on; ``points`` by frame, of which ``sure`` ones were no doubtful detections."""
 
     points: dict[int, np.ndarray] = field(default_factory=dict)
     embeddings: list[np.ndarray] = field(default_factory=list)
+    sure: int = 0
+
+    @property
+    def first(self) -> int:
+        return min(self.points)
 
     @property
     def last(self) -> int:
-        return next(reversed(self.points))
+        return max(self.points)
 
 
 def track_faces(
@@ -78,6 +85,7 @@ def track_faces(
     cuts: Collection[int] = (),
     embeddings: Sequence[Sequence[np.ndarray]] | None = None,
     same_person: float = SAME_PERSON,
+    doubtful: Sequence[Sequence[Face]] = (),
 ) -> list[Track]:
     """The appearances of all faces that were detected in the frames of a video, sorted by start and from the left.
 
@@ -90,11 +98,15 @@ def track_faces(
     near it and with the embedding that it had: what seemed a cut may have been a flash.
     embeddings: unit vectors (D,) of the same faces, which also tell who is who where people cross.
     same_person: cosine from which two appearances are one person's.
+    doubtful: for each frame the detections with a score too low to count alone. One counts where a face that was seen
+    ``CONFIRMED`` times has been shortly before, or is shortly after: the second association of ByteTrack (Zhang et al.,
+    arXiv 2110.06864), in both directions of time.
     """
     clock = np.asarray(times, dtype=np.float64)
     bounds = sorted({0, len(frames), *cuts})
     done: list[_Open] = []
     active: list[_Open] = []
+    unused: list[Sequence[Face]] = []
     for i, faces in enumerate(frames):
         vectors = None if embeddings is None else embeddings[i]
         lost = [track for track in active if clock[i] - clock[track.last] > GAP + 1e-9 and i - track.last > 2]
@@ -102,7 +114,15 @@ def track_faces(
         active = [track for track in active if track not in lost]
         shot = bounds[bisect_right(bounds, i) - 1]
         active += _continued(active, i, faces, vectors, shot, same_person)
-    closed = [_closed(track, clock, bounds) for track in done + active]
+        if doubtful:
+            before = [(track, track.last) for track in active if shot <= track.last < i]
+            unused.append(_supported(before, i, doubtful[i]))
+    opened = done + active
+    for i, faces in reversed([*enumerate(unused)]):
+        stop = bounds[bisect_right(bounds, i)]
+        after = [(track, track.first) for track in opened if i < track.first < stop]
+        _supported([(track, at) for track, at in after if clock[at] - clock[i] <= GAP], i, faces)
+    closed = [_closed(track, clock, bounds) for track in opened]
     tracks = [_carried(track, clock, bounds, size, closed) for track in closed]
     tracks.sort(key=lambda track: (track.start, track.landmarks[0].mean(axis=0)[0]))
     return _with_people(tracks, same_person)
@@ -145,7 +165,9 @@ def _continued(
     """
     from scipy.optimize import linear_sum_assignment
 
-    cost = np.array([[_distance(track, frame, face) for face in faces] for track in active])
+    cost = np.array(
+        [[_distance(track.points[track.last], frame - track.last, face) for face in faces] for track in active]
+    )
     allowed = cost <= 1
     if cost.size:
         elsewhere = np.array([track.last < shot for track in active])
@@ -165,19 +187,38 @@ def _continued(
         if track is None:
             new.append(track := _Open())
         track.points[frame] = face.landmarks
+        track.sure += 1
         if vectors is not None:
             track.embeddings.append(vectors[i])
     return new
 
 
-def _distance(track: _Open, frame: int, face: Face) -> float:
-    """How far a face lies from where a track was last, in what it may have moved since; at most 1 continues it."""
-    known = track.points[track.last]
+def _supported(ends: Sequence[tuple[_Open, int]], frame: int, faces: Sequence[Face]) -> list[Face]:
+    """Give each doubtful face of a frame to the confirmed track near whose end it lies; returns those of no track.
+
+    ends: tracks, each with the frame in which it ends, before or after this one.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    known = [(track, end) for track, end in ends if track.sure >= CONFIRMED]
+    if not (known and faces):
+        return list(faces)
+    cost = np.array([[_distance(track.points[end], abs(frame - end), face) for face in faces] for track, end in known])
+    given = set()
+    for row, column in zip(*linear_sum_assignment(np.minimum(cost, 1e3)), strict=True):
+        if cost[row, column] <= SUPPORT:
+            known[row][0].points[frame] = faces[column].landmarks
+            given.add(int(column))
+    return [face for i, face in enumerate(faces) if i not in given]
+
+
+def _distance(known: np.ndarray, frames: int, face: Face) -> float:
+    """How far a face lies from where a track was so many frames away, in what it may have moved; at most 1 is its."""
     here, there = _side(known), _side(face.landmarks)
     if not 0.5 < here / there < 2:
         return np.inf
     moved = np.linalg.norm(known.mean(axis=0) - face.landmarks.mean(axis=0)) / max(here, there)
-    return float(moved / (REACH * min(frame - track.last, 3)))
+    return float(moved / (REACH * min(frames, 3)))
 
 
 def _side(points: np.ndarray) -> float:

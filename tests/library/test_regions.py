@@ -13,7 +13,16 @@ import torch
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import Face, protected_mask
-from diffprivacy.faces.regions import box_of, boxes_of_mask, entry_of, faces_in_boxes, read_boxes, union, upright_face
+from diffprivacy.faces.regions import (
+    box_of,
+    boxes_of_mask,
+    entry_of,
+    face_of_mesh,
+    faces_in_boxes,
+    read_boxes,
+    union,
+    upright_face,
+)
 
 EYES = np.array([(203, 100), (247, 102)])
 HEAD = (180.0, 60.0, 270.0, 185.0)
@@ -121,3 +130,13 @@ def test_what_holds_no_boxes_is_refused_with_an_example(tmp_path, content):
 def test_a_box_without_a_place_in_the_picture_is_an_error(detector, astronaut, entry, words):
     with pytest.raises(DiffPrivacyError, match=words):
         faces_in_boxes(astronaut, [box_of(entry)], detector)
+
+
+def test_a_mesh_of_mediapipe_gives_its_own_five_points():
+    points = np.random.default_rng(0).uniform(10, 90, (478, 2))
+    face = face_of_mesh(points, 0.8)
+    expected = [points[[33, 133]].mean(0), points[[362, 263]].mean(0), points[1], points[61], points[291]]
+    np.testing.assert_allclose(face.landmarks, expected, rtol=1e-5)
+    assert face.score == 0.8 and face.box[:2] == tuple(points.min(axis=0))
+    with pytest.raises(DiffPrivacyError, match="468 points or more"):
+        face_of_mesh(points[:68], 0.8)

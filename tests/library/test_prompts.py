@@ -1,0 +1,59 @@
+"""Prompts by face: how they are written, and that each face is regenerated under its own."""
+
+from __future__ import annotations
+
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from diffprivacy.demo.backend import load_backbone
+from diffprivacy.errors import DiffPrivacyError
+from diffprivacy.faces.prompts import parse_prompts, prompts_of
+from diffprivacy.presets import PRESETS
+from diffprivacy.regeneration import TEXT_SCALE, Regeneration, latent_shape, regenerate_crops
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ["", ""]),
+        ("an old man", ["an old man", "an old man"]),
+        ("0: an old man; 1: a young woman, smiling", ["an old man", "a young woman, smiling"]),
+        ("1: smiling; a man;", ["a man", "smiling"]),
+        ("a scene at 10:30", ["a scene at 10:30", "a scene at 10:30"]),
+    ],
+)
+def test_prompts_are_for_all_faces_or_by_number(text, words):
+    assert prompts_of(parse_prompts(text), 2) == words
+
+
+def test_two_prompts_for_one_face_and_one_for_no_face_are_errors():
+    with pytest.raises(DiffPrivacyError, match="two prompts for face 0"):
+        parse_prompts("0: a man; 0: a woman")
+    with pytest.raises(DiffPrivacyError, match="two prompts for all others"):
+        parse_prompts("a man; a woman")
+    with pytest.raises(DiffPrivacyError, match="There is no face 2; there are 2, numbered 0 to 1"):
+        prompts_of(parse_prompts("2: a man"), 2)
+
+
+def test_predictions_go_from_the_empty_prompt_toward_the_text():
+    backbone = load_backbone()
+    crops, landmarks = torch.rand(1, 3, 64, 64), torch.zeros(1, 5, 2)
+    seen = []
+
+    def denoise(x, sigma, conditioning):
+        seen.append(conditioning)
+        return x * 0 + (1.0 if conditioning == "an old man" else 0.0)
+
+    with (
+        patch.object(backbone, "denoise", denoise),
+        patch.object(backbone, "text_conditioning", lambda prompt: prompt),
+        patch.object(backbone, "decode", lambda z: z),
+    ):
+        noise = torch.randn(1, *latent_shape(backbone, 64))
+        made = regenerate_crops(
+            crops, landmarks, noise, backbone, Regeneration(PRESETS["anonymize"]["default"], text="an old man")
+        )
+    assert set(seen) == {"", "an old man"}
+    torch.testing.assert_close(made, torch.full_like(made, TEXT_SCALE))
