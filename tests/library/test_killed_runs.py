@@ -52,6 +52,24 @@ def test_a_folder_that_is_killed_again_and_again_ends_the_same(tmp_path, options
     assert {path.name for path in out.glob("[!.]*")} == set(expected)
 
 
+def test_an_image_never_stands_without_the_key_beside_it(tmp_path):
+    """A key may be there first."""
+    (tmp_path / "phrase").write_text("correct horse")
+    source, out = photo(tmp_path / "a.png"), tmp_path / "out"
+    options = ["--passphrase-file", tmp_path / "phrase", "--key-beside", "--fidelity", "lossless"]
+    arguments = ["anonymize", source, *options, *QUICK, "-o"]
+    _, _, moments = Run(tmp_path / "once", *arguments, tmp_path / "once").finish()
+
+    def check() -> None:
+        assert (out / "a.png.age").exists() or not (out / "a.png").exists()
+
+    for moment in range(moments - 14, moments):
+        Run(out, *arguments, out, moment=moment).finish()
+        check()
+        for path in out.glob("[!.]*"):
+            path.unlink()
+
+
 def test_two_processes_on_one_folder_share_the_work(tmp_path):
     names = [photo(tmp_path / "in" / f"{i}.png").name for i in range(4)]
     out = tmp_path / "out"
