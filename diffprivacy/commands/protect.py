@@ -15,6 +15,7 @@ from ..faces.keeping import PARTS
 from ..media.atomic import Together
 from ..media.images import QUALITY
 from ..progress import say
+from ..video.resume import forget
 from .batch import Batch, Outcome, StopBatch
 from .dry_run import dry_run
 from .inputs import Names, folder_of, is_video, plan
@@ -236,6 +237,8 @@ def protect_input(
     """The work on one input, with what is loaded when it is first needed; None if it was done already."""
     with manifest.source(source, files) as entry:
         if entry.is_done():
+            if is_video(source):
+                forget(files[0])
             return None
         with Together() as made:
             if is_video(source):

@@ -19,6 +19,18 @@ FORMAT = 2
 """Of the job file; a job in another is begun anew."""
 
 
+def unfinished(target: Path) -> Path:
+    """The hidden folder beside a protected video, there until that is complete."""
+    # A name of its own length, as the video's may be as long as names can be.
+    name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
+    return target.with_name(f"{PREFIX}{name}.unfinished")
+
+
+def forget(target: Path) -> None:
+    """Delete the folder of a complete video, whose run was killed before it could."""
+    shutil.rmtree(unfinished(target), ignore_errors=True)
+
+
 class ResumeState:
     """A hidden folder beside the protected video, there until that is complete. It holds nothing of the original.
 
@@ -30,9 +42,7 @@ class ResumeState:
 
         noise_key: of a job that is begun; one that goes on keeps its own.
         """
-        # A name of its own length, as the video's may be as long as names can be.
-        name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
-        self.folder = target.with_name(f"{PREFIX}{name}.unfinished")
+        self.folder = unfinished(target)
         self.settings = f"{FORMAT} {settings}"
         self.noise_key = noise_key
         self.faces: dict[int, list[Tensor]] = {}

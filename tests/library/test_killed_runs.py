@@ -8,17 +8,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import skimage.data
 
 from diffprivacy.media import atomic
 from testing.folders import photo
+from testing.videos import pixels, write_source
 
 if sys.platform == "win32":
     pytest.skip("Windows has no signals that kill", allow_module_level=True)
 
 from testing.killed import Run
 
-QUICK = ["--steps", 2, "--strength", 0.5]
+QUICK = ["--steps", 2, "--strength", 0.5, "--unguided"]
 
 
 def killed_until_done(out: Path, moments: int, kills: int, check: Callable[[], object], *arguments: object) -> None:
@@ -68,6 +71,24 @@ def test_an_image_never_stands_without_the_key_beside_it(tmp_path):
         check()
         for path in out.glob("[!.]*"):
             path.unlink()
+
+
+def test_a_film_that_is_killed_again_and_again_ends_the_same(tmp_path):
+    photograph = skimage.data.astronaut()
+    frames = [np.ascontiguousarray(photograph[0:240, 100 + i : 340 + i]) for i in range(6)]
+    source = write_source(tmp_path / "film.mp4", frames)
+    arguments = ["anonymize", source, "--seed", 1, *QUICK, "-o"]
+    once, out = tmp_path / "once", tmp_path / "out"
+    code, _, moments = Run(once, *arguments, once).finish()
+    assert code == 0
+    expected = pixels(once / "film.mp4")
+
+    def check() -> None:
+        if (out / "film.mp4").exists():
+            assert all(map(np.array_equal, pixels(out / "film.mp4"), expected))
+
+    killed_until_done(out, moments, 8, check, *arguments, out)
+    assert len(pixels(out / "film.mp4")) == len(frames)
 
 
 def test_two_processes_on_one_folder_share_the_work(tmp_path):
