@@ -51,7 +51,7 @@ def test_a_folder_that_is_killed_again_and_again_ends_the_same(tmp_path, options
         for path in out.glob("[!.]*"):
             assert path.read_bytes() == expected[path.name]
 
-    killed_until_done(out, moments, 10, check, *arguments, out)
+    killed_until_done(out, moments, 5, check, *arguments, out)
     assert {path.name for path in out.glob("[!.]*")} == set(expected)
 
 
@@ -66,7 +66,7 @@ def test_an_image_never_stands_without_the_key_beside_it(tmp_path):
     def check() -> None:
         assert (out / "a.png.age").exists() or not (out / "a.png").exists()
 
-    for moment in range(moments - 14, moments):
+    for moment in range(moments - 14, moments, 2):
         Run(out, *arguments, out, moment=moment).finish()
         check()
         for path in out.glob("[!.]*"):
@@ -87,7 +87,7 @@ def test_a_film_that_is_killed_again_and_again_ends_the_same(tmp_path):
         if (out / "film.mp4").exists():
             assert all(map(np.array_equal, pixels(out / "film.mp4"), expected))
 
-    killed_until_done(out, moments, 8, check, *arguments, out)
+    killed_until_done(out, moments, 5, check, *arguments, out)
     assert len(pixels(out / "film.mp4")) == len(frames)
 
 

@@ -21,7 +21,7 @@ from diffprivacy.media.images import read_picture
 from diffprivacy.presets import PRESETS
 from diffprivacy.regeneration import Regeneration, anonymizing, latent_shape, regenerate_crops
 
-PROBES, PEOPLE = 16, 50
+PROBES, PEOPLE = 8, 40
 SLACK = 0.02
 """Rank-1 above chance that is allowed."""
 SURE = 0.999
