@@ -125,7 +125,7 @@ def test_everything_in_a_folder_is_named(tmp_path, capsys):
         "failed: .*/b.heic: files of this kind are not read: save it as PNG or JPEG",
         "failed: .*/c.flv: files of this kind are not read: convert it to MP4",
         "skipped: .*/notes.txt: this is neither an image nor a video",
-        "failed: .*/cut.png is not a picture",
+        "failed: .*/cut.png is not an image",
         "failed: .*/wall.png: No face",
         "failed: .*/gone.png: this is no ordinary file, or a link that leads nowhere",
         "skipped: .*/loop: a link to a folder",

@@ -71,7 +71,7 @@ def test_a_faces_key_is_the_same_whoever_its_neighbours_are(fidelity, index):
     theirs = torch.stack([own(i) for i in range(3) if i != index]).any(0)
     strangers = Picture(torch.where(theirs[..., None], noise(7), ORIGINAL.rgb))
     keys = [
-        record(picture, FACES, backbone, CROP, fidelity, Replay(steps=2)).bound_to(PROTECTED).only(index)
+        record(picture, FACES, backbone, CROP, fidelity, Replay("ddim", steps=2)).bound_to(PROTECTED).only(index)
         for picture in (ORIGINAL, strangers)
     ]
     assert parts(keys[0].to_bytes()) == parts(keys[1].to_bytes())
@@ -94,7 +94,7 @@ def test_one_key_gives_one_face_and_all_keys_give_all():
 
 def test_one_latent_key_changes_its_own_pixels_only():
     backbone = load_backbone()
-    key = record(ORIGINAL, FACES[:2], backbone, CROP, how=Replay(steps=2)).bound_to(PROTECTED)
+    key = record(ORIGINAL, FACES[:2], backbone, CROP, how=Replay("ddim", steps=2)).bound_to(PROTECTED)
     singles = [RecoveryKey.from_bytes(key.only(i).to_bytes()) for i in range(2)]
     alone = recover(PROTECTED, singles[:1], backbone).rgb
     mask = torch.zeros(SHAPE, dtype=torch.bool)
