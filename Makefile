@@ -20,10 +20,10 @@ test: lint $(VENV)/.comfyui
 	@$(MAKE) --no-print-directory --jobs=2 test-library test-graphs
 
 test-library:
-	$(BIN)/python -m pytest tests/library
+	$(BIN)/python -m pytest --durations=20 tests/library
 
 test-graphs:
-	$(BIN)/python -m pytest tests/comfyui tests/browser
+	$(BIN)/python -m pytest --durations=20 tests/comfyui tests/browser
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -36,6 +36,11 @@ SHIPPED = {
         "diffprivacy/faces/yunet.LICENSE",
         "https://github.com/ShiqiYu/libfacedetection.train",
     ),
+    "identity/faces.webp": (
+        "CC-PDM-1.0",
+        "diffprivacy/identity/FACES.md",
+        "https://github.com/voteview/member_photos",
+    ),
 }
 """Every binary file of the package: its licence, the file with its text, and where it comes from."""
 
@@ -55,7 +60,7 @@ def bill() -> dict[str, Any]:
     project = dict(re.findall(r'^(name|version|license) = "(.*)"$', section, re.MULTILINE))
     shipped = [
         {
-            "type": "data" if name.endswith(".gz") else "machine-learning-model",
+            "type": "data" if name.endswith((".gz", ".webp")) else "machine-learning-model",
             "name": name,
             "licenses": [{"license": {"id": licence}}],
             "externalReferences": [{"type": "website", "url": origin}],

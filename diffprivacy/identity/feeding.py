@@ -1,7 +1,7 @@
 """How a recognizer wants its crops: in which range of values and order of channels.
 
 A graph that begins with plain arithmetic says its range. Others are tried on embedded photos of eight people (official
-portraits of the United States Senate, in the public domain): fed right, a network sees one person in a photo, its mirror
+portraits of members of the United States Congress, in the public domain): fed right, a network sees one person in a photo, its mirror
 image and a darker, shifted copy, and different people in different photos. Fed 0..255 in place of [-1, 1], or the other way
 round, it sees much the same person in all of them. Recognizers hardly mind swapped channels, so that what is asked for
 holds unless the other order is clearly better.

@@ -80,7 +80,7 @@ def decode_picture(data: bytes, name: str) -> Picture:
         raise DiffPrivacyError(f"{name} is not an image that can be read ({', '.join(FORMATS)}).") from error
     except Image.DecompressionBombError as error:
         raise DiffPrivacyError(f"{name} is too large ({error}); make it smaller first.") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError, struct.error) as error:
         raise DiffPrivacyError(f"{name} is damaged: {error}.") from error
     if pixels is None:
         raise DiffPrivacyError(f"{name} is an image of mode {image.mode}; save it as RGB with 8 or 16 bits a channel.")

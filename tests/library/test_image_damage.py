@@ -196,3 +196,17 @@ def test_a_thumbnail_is_no_page():
         writer.write(photo(), photometric="rgb")
         writer.write(np.zeros((4, 4, 3), np.uint8), photometric="rgb", subfiletype=1)
     np.testing.assert_array_equal(levels(decode_picture(file.getvalue(), "photo").rgb, 8), photo())
+
+
+@pytest.mark.parametrize("tag", [256, 257, 258, 259, 262, 273, 277, 278, 279])
+@pytest.mark.parametrize("pages", [1, 2])
+def test_a_tiff_whose_last_page_lacks_a_tag_is_an_error_or_a_picture(tag, pages):
+    """Pillow raises other errors for these than for files that end too early."""
+    more = [Image.fromarray(photo())] * (pages - 1)
+    whole = encoded(Image.fromarray(photo()), "TIFF", save_all=True, append_images=more)
+    entry = max(whole.rfind(struct.pack("<HH", tag, kind)) for kind in (3, 4))
+    broken = whole[:entry] + struct.pack("<H", 60000 + tag) + whole[entry + 2 :]
+    try:
+        decode_picture(broken, "broken.tiff")
+    except DiffPrivacyError as error:
+        assert "broken.tiff" in str(error)
