@@ -17,7 +17,7 @@ from .sampling import Callback, predict, prepare
 
 HALF_TOLERANCE = 1e-4
 """Where fixed-point inversion stops for networks in half precision, whose rounding is no finer."""
-FAILED = 1e-2
+FAILED = 3e-2
 """Relative residual of a fixed-point step above which it has not converged."""
 JUDGED_FROM = 5
 """Iterations below which an approximation was asked for, whose residual is not judged."""

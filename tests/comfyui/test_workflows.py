@@ -89,9 +89,9 @@ def likeness(original: np.ndarray, protected: np.ndarray, face) -> float:
 
 
 def quick(prompt: dict, steps: int) -> dict:
-    """The prompt with few steps, and energies without augmentations."""
+    """The prompt with few steps, and energies without augmentations; inversion in very few is an approximation."""
     for node in prompt.values():
-        small = {"augmentations": 0, "steps": steps, "batch": 4}
+        small = {"augmentations": 0, "steps": steps, "batch": 4} | ({"iterations": 4} if steps < 8 else {})
         node["inputs"] |= {name: value for name, value in small.items() if name in node["inputs"]}
     return prompt
 
@@ -142,7 +142,9 @@ def test_runs_on_the_demo_model(server, object_info, file):
 
 
 def check_likeness(file: Path, cosines: list[float]) -> None:
-    assert (min(cosines) > 0.5) if file.stem in MATCHED else (max(cosines) < 0.2)
+    """Hidden faces are accepted at the guide's threshold; the others are strangers."""
+    (threshold, *_) = demo.load_recognizer("guide").thresholds
+    assert (min(cosines) > threshold.cosine) if file.stem in MATCHED else (max(cosines) < 0.2)
 
 
 @every_protecting
