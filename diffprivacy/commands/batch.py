@@ -31,13 +31,15 @@ class StopBatch(Exception):
 
 @dataclass
 class Outcome:
-    """A finished input. said: of it, in words. covered: numbers of the faces that could only be covered.
+    """A finished input. said: of it, in words.
 
-    details: more, for programs.
+    covered: numbers of the faces that could only be covered, in videos of people. which: the same in words. details:
+    more, for programs.
     """
 
     said: Sequence[str]
     covered: Sequence[int] = ()
+    which: str = ""
     details: dict[str, Any] = field(default_factory=dict)
 
 
@@ -47,10 +49,11 @@ class Batch:
     def __init__(self, verb: str, found: Plan, as_json: bool = False):
         self.verb = verb
         self.as_json = as_json
-        self.covered = 0
+        self.faces_covered = 0
         self.targets = found.targets
         self.done = 0
         self.already = 0
+        self.covered: dict[Path, str] = {}
         self.failed: dict[Path, str] = {}
         self.skipped = found.skipped
         for source, why in found.refused.items():
@@ -82,9 +85,13 @@ class Batch:
     def finished(self, source: Path, outcome: Outcome) -> None:
         """An input is done."""
         self.done += 1
-        self.covered += len(outcome.covered)
+        said = list(outcome.said)
+        if outcome.covered:
+            self.faces_covered += len(outcome.covered)
+            self.covered[source] = outcome.which
+            said.append(f"  covered: {outcome.which}")
         files = [str(file) for file in self.targets[source]]
-        self._tell(source, self.verb, outcome.said, outputs=files, covered=list(outcome.covered), **outcome.details)
+        self._tell(source, self.verb, said, outputs=files, covered=list(outcome.covered), **outcome.details)
 
     def is_done_already(self, source: Path) -> None:
         """An input was done by an earlier run."""
@@ -109,14 +116,19 @@ class Batch:
         if self.as_json:
             self._finish_for_programs()
             return 1 if self.failed else 0
-        if self.covered:
-            print(f"{self.covered} {'face' if self.covered == 1 else 'faces'} covered, not made new")
+        if self.faces_covered:
+            print(f"{self.faces_covered} {'face' if self.faces_covered == 1 else 'faces'} covered, not made new")
         if self.already:
             print(f"{self.already} already done (--overwrite does them again)")
         if self.done + self.already + len(self.failed) + len(self.skipped) > 1:
-            counts = {self.verb: self.done, "skipped": len(self.skipped), "failed": len(self.failed)}
+            counts = {
+                self.verb: self.done,
+                "with covered faces": len(self.covered),
+                "skipped": len(self.skipped),
+                "failed": len(self.failed),
+            }
             print(", ".join(f"{count} {what}" for what, count in counts.items() if count or what == self.verb))
-            for what, each in (("skipped", self.skipped), ("failed", self.failed)):
+            for what, each in (("covered", self.covered), ("skipped", self.skipped), ("failed", self.failed)):
                 for source, why in each.items():
                     print(f"  {what}: {_about(source, why)}")
         return 1 if self.failed else 0
@@ -124,7 +136,7 @@ class Batch:
     def _finish_for_programs(self) -> None:
         for source, why in self.skipped.items():
             self._tell(source, "skipped", reason=why)
-        counts = {self.verb: self.done, "already done": self.already, "faces covered": self.covered}
+        counts = {self.verb: self.done, "already done": self.already, "faces covered": self.faces_covered}
         print(json.dumps({"summary": counts | {"skipped": len(self.skipped), "failed": len(self.failed)}}))
 
 

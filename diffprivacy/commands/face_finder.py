@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from ..faces.regions import BoxFile, faces_in_boxes, union
 from ..faces.selection import select_faces
 from ..faces.transparency import detect_faces, flattened
 from ..media.images import Picture
+from ..progress import say
+from .inputs import Plan
 from .people import People
 
 log = logging.getLogger(__name__)
@@ -34,7 +37,8 @@ class FaceFinder:
         faces = detect_faces(self.detector, picture)
         if self.boxes is None:
             return faces
-        self.boxes.check(source, 1, (picture.rgb.shape[0], picture.rgb.shape[1]))
+        self.boxes.check_frames(source, 1)
+        self.boxes.check_size(source, (picture.rgb.shape[0], picture.rgb.shape[1]))
         return union(faces, faces_in_boxes(picture.rgb, self.boxes.of(source), self.detector))
 
     def choose(self, source: Path, picture: Picture, found: Sequence[Face], which: str) -> list[Face]:
@@ -51,6 +55,12 @@ class FaceFinder:
             for line in in_words(found, chosen):
                 log.info("%s: %s", source, line)
         return chosen
+
+
+def warn_of_boxes(boxes: BoxFile, found: Plan) -> None:
+    """Say which boxes are for no input: a name that is mistyped leaves a face as it is."""
+    for name in sorted(set(boxes.boxes) - {source.name for source in found.targets}):
+        say(f"warning: --boxes: {boxes.path} has boxes for {name}, which is no input", sys.stderr)
 
 
 def in_words(found: Sequence[Face], chosen: Sequence[Face]) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..errors import DiffPrivacyError
 from ..faces.keeping import parse_parts
+from ..faces.prompts import parse_prompts
 from ..identity.thresholds import SAME_PERSON
 from ..recovery.key import FIDELITIES
 from .requests import ModelRequest, PassphraseRequest, PeopleRequest, RecognizerFile, SealRequest
@@ -65,6 +66,15 @@ def parts(text: str) -> tuple[str, ...]:
         return parse_parts(text)
     except DiffPrivacyError as error:
         raise argparse.ArgumentTypeError(error.message) from error
+
+
+def prompts(text: str) -> str:
+    """What new faces are to be, checked."""
+    try:
+        parse_prompts(text)
+    except DiffPrivacyError as error:
+        raise argparse.ArgumentTypeError(error.message) from error
+    return text
 
 
 def share(text: str) -> float:

@@ -12,13 +12,15 @@ from typing import Any
 from ..errors import UsageError
 from ..faces.detectors import MIN_SIZE
 from ..faces.keeping import PARTS
+from ..faces.regions import read_boxes
 from ..media.atomic import Together
 from ..media.images import QUALITY
 from ..progress import say
 from ..video.resume import forget
 from .batch import Batch, Outcome, StopBatch
 from .dry_run import dry_run
-from .inputs import Names, folder_of, is_video, plan
+from .face_finder import warn_of_boxes
+from .inputs import Names, Plan, folder_of, is_video, plan
 from .manifest import Manifest
 from .model import device_of
 from .options import (
@@ -39,6 +41,7 @@ from .options import (
     people_request,
     percent,
     positive,
+    prompts,
     score,
     seal_request,
     share,
@@ -129,7 +132,8 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--dry-run",
         action="store_true",
-        help="say what would be done, and to which faces, and do nothing; in videos faces are not looked for",
+        help="say what would be done, and to which faces, and do nothing; in videos faces are not looked for, and those of --boxes "
+        "are listed",
     )
     add_json_option(parser)
 
@@ -145,7 +149,7 @@ def _add_face_options(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help=f"smallest face to look for, by its longer side (default {MIN_SIZE})",
     )
-    add("--boxes", type=Path, metavar="FILE", help="JSON with boxes of faces that the detector misses (images only)")
+    add("--boxes", type=Path, metavar="FILE", help="JSON with boxes of faces that the detector misses")
     add(
         "--faces",
         default="all",
@@ -165,13 +169,21 @@ def _add_face_options(parser: argparse.ArgumentParser) -> None:
         type=parts,
         default=(),
         metavar="PARTS",
-        help=f"parts of each face to keep, such as eyes,mouth ({', '.join(PARTS)}; images only)",
+        help=f"parts of each face to keep, such as eyes,mouth ({', '.join(PARTS)})",
+    )
+    add(
+        "--prompt",
+        type=prompts,
+        default="",
+        metavar="TEXT",
+        help="what new faces are to be, for all, or by number as in '0: an old man; 1: a young woman, smiling'; in a video "
+        "people count as they appear",
     )
     add(
         "--if-impossible",
         choices=["error", "cover"],
-        default="error",
-        help="for a face that cannot be regenerated: error (default), or cover it with its skin's mean colour (images only)",
+        help="for a face that cannot be regenerated: error (default for images), or cover it with its skin's mean colour "
+        "(default for videos)",
     )
 
 
@@ -189,6 +201,7 @@ def _request(options: argparse.Namespace) -> ProtectRequest:
         people=people_request(options),
         without_face=options.without_face,
         keep=options.keep,
+        prompt=options.prompt,
         if_impossible=options.if_impossible,
         preset=options.preset,
         strength=options.strength,
@@ -217,10 +230,10 @@ def protect(request: ProtectRequest) -> int:
     manifest = Manifest(folder_of(request.output), digest(request), request.overwrite)
     if request.jobs > 1 and len(found.targets) > 1:
         _check_jobs(request)
-        _announce(request)
+        _announce(request, found)
         work(batch, min(request.jobs, len(found.targets)), protect_input, request, manifest)
         return batch.finish()
-    use = cache(partial(_prepare, request))
+    use = cache(partial(_prepare, request, found))
     for source, files in batch.sources():
         with batch.input(source):
             outcome = protect_input(source, files, request, manifest, use)
@@ -258,16 +271,16 @@ def _check_jobs(request: ProtectRequest) -> None:
         raise UsageError("--ask-passphrase goes with one job; use --passphrase-file or --passphrase-env with --jobs.")
 
 
-def _prepare(request: ProtectRequest) -> Resources:
+def _prepare(request: ProtectRequest, found: Plan) -> Resources:
     """What the first input needs; what is wrong here is wrong for all."""
-    _announce(request)
     try:
+        _announce(request, found)
         return load_resources(request)
     except Exception as error:
         raise StopBatch(error) from error
 
 
-def _announce(request: ProtectRequest) -> None:
+def _announce(request: ProtectRequest, found: Plan) -> None:
     """Say what whoever asks for this should know."""
     notes = {
         SEED_WARNING: request.seed is not None,
@@ -278,3 +291,5 @@ def _announce(request: ProtectRequest) -> None:
     for note, applies in notes.items():
         if applies:
             say(note, sys.stderr)
+    if request.boxes is not None:
+        warn_of_boxes(read_boxes(request.boxes), found)

@@ -16,6 +16,7 @@ from ..diffusion.sampling import Callback
 from ..errors import NoFaceError, at_field
 from ..faces.geometry import Face, crop_face
 from ..faces.keeping import check_kept, keep_original, kept_parts
+from ..faces.prompts import parse_prompts, prompts_of
 from ..faces.transparency import flattened
 from ..media.atomic import Together
 from ..media.images import Picture, encode_picture, read_picture
@@ -47,9 +48,10 @@ def protect_picture(
         if request.without_face == "error":
             raise
     with sampling_progress(source.name) as progress:
-        pictures, key = _protected(source, picture, faces, request, use, progress, covered)
+        pictures, key = _protected(source, picture, found, faces, request, use, progress, covered)
     said = [_write(made, file, next(pictures), key, use.seal, request) for file in files]
-    return Outcome(said, covered, {"faces": for_programs(found, faces)})
+    which = ", ".join(f"face {number}" for number in covered)
+    return Outcome(said, covered, which, {"faces": for_programs(found, faces)})
 
 
 def _write(
@@ -74,6 +76,7 @@ def _write(
 def _protected(
     source: Path,
     picture: Picture,
+    found: Sequence[Face],
     faces: Sequence[Face],
     request: ProtectRequest,
     use: Resources,
@@ -82,7 +85,8 @@ def _protected(
 ) -> tuple[Iterator[Picture], RecoveryKey | Public | None]:
     """The protected variants, each made when it is asked for, and what brings the faces back where that is wanted.
 
-    covered: takes the numbers of faces that can only be covered.
+    faces: those of the faces found that are to be protected. covered: takes the numbers of those that can only be
+    covered; both they and prompts count all found.
     """
     model, seal = use.model, use.seal
     if not faces:
@@ -95,12 +99,18 @@ def _protected(
         )
         return iter([dataclasses.replace(picture, rgb=rgb)]), public
 
-    hows = [_regeneration(picture.rgb, face, request, use) for face in faces]
+    texts = prompts_of(parse_prompts(request.prompt), len(found))
+    number_of = {id(face): number for number, face in enumerate(found)}
+    numbers = [number_of[id(face)] for face in faces]
+    hows = [
+        _regeneration(picture.rgb, face, texts[number], request, use)
+        for face, number in zip(faces, numbers, strict=True)
+    ]
     noise_key = NoiseKey.from_seed(request.seed)
 
-    def cover(number: int, error: Exception) -> None:
-        covered.append(number)
-        say(f"warning: {source}: face {number} is covered, as it cannot be made new: {error}", sys.stderr)
+    def cover(i: int, error: Exception) -> None:
+        covered.append(numbers[i])
+        say(f"warning: {source}: face {numbers[i]} is covered, as it cannot be made new: {error}", sys.stderr)
 
     made = pipeline.protect(
         picture.rgb,
@@ -113,7 +123,8 @@ def _protected(
         cover if request.if_impossible == "cover" else None,
     )
     if request.keep:
-        keep = kept_parts(picture.rgb.shape, faces, request.keep)
+        new = [face for face, number in zip(faces, numbers, strict=True) if number not in covered]
+        keep = kept_parts(picture.rgb.shape, new, request.keep)
         with at_field("keep"):
             check_kept(keep, faces, model.crop.margin, source.name)
         made = (keep_original(picture.rgb, rgb, keep) for rgb in made)
@@ -124,7 +135,7 @@ def _protected(
     return pictures, key
 
 
-def _regeneration(picture: Tensor, face: Face, request: ProtectRequest, use: Resources) -> Regeneration:
+def _regeneration(picture: Tensor, face: Face, text: str, request: ProtectRequest, use: Resources) -> Regeneration:
     """How a face of an image (H,W,3) is made new."""
     model, words = use.model, None
     if use.msi is not None:
@@ -132,4 +143,4 @@ def _regeneration(picture: Tensor, face: Face, request: ProtectRequest, use: Res
         words = use.msi.words(model.backbone, crop.movedim(-1, 0)[None])[0]
     guide = None if request.model.unguided else model.recognizer
     energy = task_energy(request.task, guide, use.preset.form, request.variants)
-    return Regeneration(use.preset, energy, words, variants=request.variants)
+    return Regeneration(use.preset, energy, words, variants=request.variants, text=text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import logging
 import sys
@@ -14,12 +15,17 @@ from torch import Tensor
 
 from ..diffusion.noise import NoiseKey
 from ..diffusion.sampling import strength_steps
-from ..errors import DiffPrivacyError, NoFaceError
+from ..errors import DiffPrivacyError, NoFaceError, at_field
+from ..faces.geometry import Crop
+from ..faces.keeping import check_kept, kept_parts
+from ..faces.prompts import parse_prompts, prompts_of
+from ..faces.regions import faces_in_boxes, upright_face
 from ..media.atomic import Together
-from ..progress import progress_bar
+from ..progress import progress_bar, say
 from ..regeneration import Regeneration, task_energy
 from ..video.files import open_video
-from ..video.protect import Followed, follow_faces, pieces, protect_pieces, tracks_in
+from ..video.frames import Video
+from ..video.protect import Followed, Given, Pasting, follow_faces, pieces, protect_pieces, tracks_in
 from ..video.regeneration import one_face_each, words_of_people
 from ..video.resume import ResumeState
 from ..video.sound import check_sound
@@ -42,18 +48,73 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
     """
     if request.variants > 1 or request.sealing.keyed or request.sealing.per_face:
         raise DiffPrivacyError("--variants, --keyed and --key-per-face are for images; leave them out for videos.")
-    if request.keep or request.if_impossible == "cover" or (use.boxes and source.name in use.boxes.boxes):
-        raise DiffPrivacyError("--keep, --if-impossible and --boxes are for images; leave them out for videos.")
     if use.seal is not None:
         use.seal.check_file(source)
     model = use.model
+    if request.keep:
+        _check_keep(source, request.keep, model.crop)
     video = open_video(source)
     if request.sound:
         check_sound(video)
     if video.left_out:
         print(f"warning: {source}: not taken over: {', '.join(video.left_out)}", file=sys.stderr)
+    followed, tracks = _followed(source, video, request, use)
+    settings = hashlib.sha256(content_digest(source) + digest(request)).hexdigest()
+    state = ResumeState(target, settings, NoiseKey.from_seed(request.seed))
+    plan = [(piece, state.piece(number)) for number, piece in enumerate(pieces(video, followed.frames))]
+    todo = [(piece, path) for piece, path in plan if not path.exists()]
+    for piece, _ in todo:
+        state.forget_covered(piece)
+    steps = sum(len(tracks_in(tracks, piece)) for piece, _ in todo) * strength_steps(
+        use.preset.steps, use.preset.strength
+    )
+    guide = None if request.model.unguided else model.recognizer
+    texts = _texts(request.prompt, followed, tracks)
+    with progress_bar(source.name, steps) as bar:
+        words = words_of_people(video, tracks, model.backbone, model.crop, use.msi)
+
+        def how(person: int, target: Sequence[Tensor] | None) -> Regeneration:
+            energy = task_energy(request.task, guide, use.preset.form, target=target)
+            return Regeneration(use.preset, energy, words.get(person), text=texts[person])
+
+        keep = guide if request.task == "anonymize" else None
+        regenerate = one_face_each(state, model.backbone, model.crop, how, keep, lambda _: bar.update(1))
+        chosen = dataclasses.replace(followed, tracks=tracks)
+        covers = request.if_impossible != "error"
+        cover = functools.partial(_say_covered, source, followed, state) if covers else None
+        protect_pieces(video, todo, chosen, regenerate, Pasting(model.crop, request.keep, cover))
+    if use.seal is not None:
+        use.seal.close_file(source, made.add(sealed_beside(target, source)))
+    join([path for _, path in plan], video, made.add(target), sound=request.sound)
+    made.afterwards.append(state.remove)
+    _warn_of_gaps(source, followed)
+    said = [f"{target} ({_summary(followed.frames, tracks)})"]
+    if use.seal is not None:
+        said.append(f"{sealed_beside(target, source)} (the original, sealed)")
+    spans = _spans(state)
+    details = {
+        "frames": followed.frames,
+        "people": len({track.person for track in tracks}),
+        "covered frames": [
+            {"person": person, "first": first, "last": stop - 1} for person in spans for first, stop in spans[person]
+        ],
+    }
+    return Outcome(said, list(spans), _in_words(spans, followed), details)
+
+
+def _texts(prompt: str, followed: Followed, tracks: Sequence[Track]) -> list[str]:
+    """The words for each person, those who stay as they are as well; none where nobody is to be protected."""
+    people = 1 + max((track.person for track in followed.tracks), default=-1)
+    return prompts_of(parse_prompts(prompt), people) if tracks else []
+
+
+def _followed(source: Path, video: Video, request: ProtectRequest, use: Resources) -> tuple[Followed, list[Track]]:
+    """All faces of a video, and those that are to be protected."""
     with progress_bar(f"{source.name}: finding faces", video.frames or None, "frame") as bar:
-        followed = follow_faces(video, use.detector, model.recognizer, lambda _: bar.update(1))
+        given = _given(source, video, use)
+        followed = follow_faces(video, use.detector, use.model.recognizer, lambda _: bar.update(1), given)
+    if use.boxes is not None:
+        use.boxes.check_frames(source, followed.frames)
     try:
         tracks = select_people(followed.tracks, request.faces)
         if use.people is not None:
@@ -65,34 +126,57 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
     for track in followed.tracks:
         what = "made new" if track in tracks else "left as it is"
         log.info("%s: person %d from frame %d to %d: %s", source, track.person, track.start, track.stop - 1, what)
-    settings = hashlib.sha256(content_digest(source) + digest(request)).hexdigest()
-    state = ResumeState(target, settings, NoiseKey.from_seed(request.seed))
-    plan = [(piece, state.piece(number)) for number, piece in enumerate(pieces(video, followed.frames))]
-    todo = [(piece, path) for piece, path in plan if not path.exists()]
-    steps = sum(len(tracks_in(tracks, piece)) for piece, _ in todo) * strength_steps(
-        use.preset.steps, use.preset.strength
+    return followed, tracks
+
+
+def _check_keep(source: Path, parts: Sequence[str], crop: Crop) -> None:
+    """Raises DiffPrivacyError where the parts are nearly the whole of a face."""
+    side = 4 * crop.size
+    face = upright_face((1.5 * crop.size, 1.5 * crop.size, 2.5 * crop.size, 2.5 * crop.size))
+    with at_field("keep"):
+        check_kept(kept_parts((side, side), [face], parts), [face], crop.margin, source.name)
+
+
+def _given(source: Path, video: Video, use: Resources) -> Given | None:
+    """The faces that ``--boxes`` names in each frame."""
+    boxes = use.boxes
+    if boxes is None:
+        return None
+    boxes.check_size(source, (video.height, video.width))
+    return lambda number, picture: faces_in_boxes(picture, boxes.of(source, number), use.detector)
+
+
+def _say_covered(
+    source: Path, followed: Followed, state: ResumeState, track: Track, piece: range, error: Exception
+) -> None:
+    first, stop = max(piece.start, track.start), min(piece.stop, track.stop)
+    state.keep_covered(track.person, piece, first, stop)
+    span = f"{_time(followed.times[first])} to {_time(followed.ends[stop - 1])}"
+    say(
+        f"warning: {source}: person {track.person} is covered from {span}, as it cannot be made new: {error}",
+        sys.stderr,
     )
-    guide = None if request.model.unguided else model.recognizer
-    with progress_bar(source.name, steps) as bar:
-        words = words_of_people(video, tracks, model.backbone, model.crop, use.msi)
 
-        def how(person: int, target: Sequence[Tensor] | None) -> Regeneration:
-            energy = task_energy(request.task, guide, use.preset.form, target=target)
-            return Regeneration(use.preset, energy, words.get(person))
 
-        keep = guide if request.task == "anonymize" else None
-        regenerate = one_face_each(state, model.backbone, model.crop, how, keep, lambda _: bar.update(1))
-        chosen = dataclasses.replace(followed, tracks=tracks)
-        protect_pieces(video, todo, chosen, regenerate, model.crop)
-    if use.seal is not None:
-        use.seal.close_file(source, made.add(sealed_beside(target, source)))
-    join([path for _, path in plan], video, made.add(target), sound=request.sound)
-    made.afterwards.append(state.remove)
-    _warn_of_gaps(source, followed)
-    said = [f"{target} ({_summary(followed.frames, tracks)})"]
-    if use.seal is not None:
-        said.append(f"{sealed_beside(target, source)} (the original, sealed)")
-    return Outcome(said, details={"frames": followed.frames, "people": len({track.person for track in tracks})})
+def _spans(state: ResumeState) -> dict[int, list[list[int]]]:
+    """Who is covered, from which frame to the one before which; spans that meet are one."""
+    spans: dict[int, list[list[int]]] = {}
+    for person, first, stop in sorted(span for of_piece in state.covered.values() for span in of_piece):
+        of_person = spans.setdefault(person, [])
+        if of_person and of_person[-1][1] >= first:
+            of_person[-1][1] = max(stop, of_person[-1][1])
+        else:
+            of_person.append([first, stop])
+    return spans
+
+
+def _in_words(spans: dict[int, list[list[int]]], followed: Followed) -> str:
+    starts, ends = followed.times, followed.ends
+    return "; ".join(
+        f"person {person} from "
+        + ", ".join(f"{_time(starts[first])} to {_time(ends[stop - 1])}" for first, stop in of_person)
+        for person, of_person in spans.items()
+    )
 
 
 def sealed_beside(target: Path, source: Path) -> Path:
@@ -111,9 +195,7 @@ def _warn_of_gaps(source: Path, followed: Followed) -> None:
     present = {number for track in followed.tracks for number in range(track.start, track.stop)}
     runs = [list(run) for found, run in groupby(range(followed.frames), key=present.__contains__) if not found]
     if runs:
-        # The last frame is shown for as long as the one before it.
-        ends = [*followed.times, 2 * followed.times[-1] - followed.times[max(0, followed.frames - 2)]]
-        times = [f"{_time(ends[run[0]])} to {_time(ends[run[-1] + 1])}" for run in runs]
+        times = [f"{_time(followed.times[run[0]])} to {_time(followed.ends[run[-1]])}" for run in runs]
         more = f" and {len(times) - MOST_GAPS} more times" if len(times) > MOST_GAPS else ""
         print(
             f"warning: {source}: no face was detected from {', '.join(times[:MOST_GAPS])}{more}; review these times",

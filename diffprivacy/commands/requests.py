@@ -84,7 +84,9 @@ class ProtectRequest:
     """``anonymize`` or ``hide``. detector: None for the built-in one.
 
     min_score, min_size: of a face, see :class:`..faces.detectors.Detector`. boxes: JSON file of faces that it misses.
-    keep: parts of the face that stay. output_format: of images; "same" is the input's, PNG where it is none of them. if_impossible: what becomes of a face that cannot be made new.
+    keep: parts of the face that stay. prompt: what new faces are to be, see :mod:`..faces.prompts`. if_impossible: what
+    becomes of a face that cannot be made new, None for an error in images and a cover in videos. output_format: of
+    images; "same" is the input's, PNG where it is none of them.
     """
 
     task: Task
@@ -98,7 +100,8 @@ class ProtectRequest:
     faces: str = "all"
     people: PeopleRequest = PeopleRequest()
     keep: tuple[str, ...] = ()
-    if_impossible: Literal["error", "cover"] = "error"
+    prompt: str = ""
+    if_impossible: Literal["error", "cover"] | None = None
     without_face: Literal["error", "copy"] = "error"
     preset: str = "default"
     strength: float | None = None

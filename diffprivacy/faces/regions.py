@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ..errors import DiffPrivacyError, at_field
+from ..errors import DiffPrivacyError
 from .detectors import Detector
 from .geometry import ARCFACE_TEMPLATE, HEAD_CENTRE, Face, sort_faces
 from .tiling import keep_best, overlap
@@ -91,16 +92,22 @@ class BoxFile:
         """The boxes of a picture, or of a video's frame; none is an empty list."""
         return self.boxes.get(source.name, {}).get(frame, [])
 
-    def check(self, source: Path, frames: int, size: tuple[int, int]) -> None:
-        """Raises DiffPrivacyError where a source of this many frames of (height, width) has no room for its boxes."""
-        for frame, boxes in self.boxes.get(source.name, {}).items():
-            if frame >= frames:
-                raise DiffPrivacyError(
-                    f"{self.path}: {source.name} has boxes for frame {frame}, but its frames are 0 to {frames - 1}."
-                )
+    def check_size(self, source: Path, size: tuple[int, int]) -> None:
+        """Raises DiffPrivacyError for a box that lies outside a source's frames of (height, width)."""
+        for boxes in self.boxes.get(source.name, {}).values():
             for box in boxes:
-                with at_field(f"{self.path}, {source.name}"):
+                try:
                     check_box(box, size)
+                except DiffPrivacyError as error:
+                    raise DiffPrivacyError(f"{self.path}, {source.name}: {error.message}", "boxes") from error
+
+    def check_frames(self, source: Path, frames: int) -> None:
+        """Raises DiffPrivacyError for boxes in a frame that a source of so many has not."""
+        last = max(self.boxes.get(source.name, {}), default=0)
+        if last >= frames:
+            raise DiffPrivacyError(
+                f"{self.path}: {source.name} has boxes for frame {last}, but its frames are 0 to {frames - 1}.", "boxes"
+            )
 
 
 def read_boxes(path: Path) -> BoxFile:
@@ -114,15 +121,16 @@ def read_boxes(path: Path) -> BoxFile:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         boxes = {
-            name: {int(frame): [box_of(box) for box in found] for frame, found in _frames(entry).items()}
+            name: {_number(frame): [box_of(box) for box in found] for frame, found in _frames(entry).items()}
             for name, entry in content.items()
         }
     except OSError as error:
-        raise DiffPrivacyError(f"{path} cannot be read: {error.strerror}.") from error
+        raise DiffPrivacyError(f"{path} cannot be read: {error.strerror}.", "boxes") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DiffPrivacyError(
             f"{path} holds no boxes ({error!r}): it should look like "
-            '{"photo.jpg": [{"x": 10, "y": 20, "width": 64, "height": 80}]}.'
+            '{"photo.jpg": [{"x": 10, "y": 20, "width": 64, "height": 80}]}.',
+            "boxes",
         ) from error
     return BoxFile(path, boxes)
 
@@ -146,12 +154,19 @@ def check_box(box: Box, size: tuple[int, int]) -> None:
     x0, y0, x1, y1 = box
     height, width = size
     place = f"x {x0 + 0.5:g}, y {y0 + 0.5:g}, width {x1 - x0:g}, height {y1 - y0:g}"
-    if not (x1 > x0 and y1 > y0):
-        raise DiffPrivacyError(f"The box at {place} is empty; give it a width and a height of 1 or more.")
+    if not (x1 > x0 and y1 > y0 and all(map(math.isfinite, box))):
+        raise DiffPrivacyError(f"The box at {place} has no inside; give it a width and a height of 1 or more.")
     if x1 <= 0 or y1 <= 0 or x0 >= width - 1 or y0 >= height - 1:
         raise DiffPrivacyError(
             f"The box at {place} lies outside the image of {width}x{height}; boxes count in its pixels."
         )
+
+
+def _number(frame: str) -> int:
+    number = int(frame)
+    if number < 0:
+        raise ValueError(f"frame {number}")
+    return number
 
 
 def _frames(entry: list | dict) -> dict:

@@ -11,8 +11,12 @@ import torch
 from torch import Tensor
 
 from ..diffusion.temporal import smoothing_weights
+from ..errors import DiffPrivacyError
+from ..faces.covering import cover_faces
 from ..faces.detectors import Detector
 from ..faces.geometry import Crop, Face, crop_face, crop_landmarks, paste_faces
+from ..faces.keeping import keep_original, kept_parts
+from ..faces.regions import union
 from ..identity.embedding import embed_face
 from ..identity.recognizers import FaceMatcher
 from ..media.images import levels, values
@@ -32,6 +36,23 @@ PIECE_FRAMES = (8, 64)
 Regenerate = Callable[[Tensor, Tensor, int, Tensor], Tensor]
 """``regenerate(crops, landmarks, person, smoothing)``: consecutive crops (N,3,S,S) of one face, with points (N,5,2),
 made new; smoothing: the weights (N,N) with which they are averaged over time."""
+Given = Callable[[int, Tensor], Sequence[Face]]
+"""``given(number, picture)``: the faces that somebody named in a frame (H,W,3)."""
+Cover = Callable[[Track, range, Exception], object]
+"""``cover(track, piece, error)``: told of a face that could not be made new in a piece, and why."""
+
+
+@dataclass(frozen=True)
+class Pasting:
+    """How new faces are put into frames.
+
+    keep: names of the parts that stay, see :mod:`..faces.keeping`. cover: a face that cannot be made new is covered by
+    its mean colour, and told; None: the error is raised.
+    """
+
+    crop: Crop
+    keep: Sequence[str] = ()
+    cover: Cover | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +72,11 @@ class Followed:
         """How many."""
         return len(self.times)
 
+    @property
+    def ends(self) -> list[float]:
+        """Until when each frame is shown; the last one for as long as the one before it."""
+        return [*self.times[1:], 2 * self.times[-1] - self.times[max(0, self.frames - 2)]]
+
     def smoothing(self, numbers: Sequence[int]) -> Tensor:
         """The weights (N,N) with which the frames of these numbers are averaged over time."""
         interval = float(np.median(np.diff(self.times))) if self.frames > 1 else 1.0
@@ -59,13 +85,18 @@ class Followed:
 
 
 def follow_faces(
-    video: Video, detector: Detector, recognizer: FaceMatcher | None, callback: Callable[[int], object] | None = None
+    video: Video,
+    detector: Detector,
+    recognizer: FaceMatcher | None,
+    callback: Callable[[int], object] | None = None,
+    given: Given | None = None,
 ) -> Followed:
     """Every face in every frame; the recognizer, where there is one, tells who is who.
 
-    callback: called with the number of each frame.
+    callback: called with the number of each frame. given: faces that count besides those detected.
     """
     found: list[list[Face]] = []
+    doubtful: list[list[Face]] = []
     embeddings: list[list[np.ndarray]] = []
     times: list[float] = []
     cuts = CutFinder()
@@ -73,15 +104,19 @@ def follow_faces(
         picture = values(frame.pixels)
         times.append(float((frame.time - video.start) * video.time_base))
         cuts.add(picture, times[-1])
-        faces = detector.detect(picture)
+        detected = detector.detect(picture, 0)
+        faces = [face for face in detected if face.score >= detector.min_score]
+        if given is not None:
+            faces = union(faces, given(i, picture))
         found.append(faces)
+        doubtful.append([face for face in detected if face.score < detector.min_score])
         if recognizer is not None:
             embeddings.append([embed_face(recognizer, picture, face) for face in faces])
         if callback is not None:
             callback(i)
     size = (video.height, video.width)
     known = embeddings if recognizer is not None else None
-    return Followed(times, track_faces(found, size, times, cuts.cuts, known), cuts.jumps)
+    return Followed(times, track_faces(found, size, times, cuts.cuts, known, doubtful=doubtful), cuts.jumps)
 
 
 def pieces(video: Video, frames: int) -> list[range]:
@@ -97,7 +132,7 @@ def protect_pieces(
     todo: Sequence[tuple[range, Path]],
     followed: Followed,
     regenerate: Regenerate,
-    crop: Crop,
+    how: Pasting,
 ) -> None:
     """Write the given consecutive pieces of the video with the faces of all tracks of ``followed`` made new."""
     if not todo:
@@ -110,10 +145,10 @@ def protect_pieces(
             held[item[0]] = item[1]
         for number in [number for number in held if number < piece.start - CONTEXT]:
             del held[number]
-        new = _regenerated(held, piece, followed, regenerate, crop)
+        new = _regenerated(held, piece, followed, regenerate, how)
         with part_writer(path, video) as write:
             for number in piece:
-                write(_protected(held[number], new.get(number, []), crop.margin))
+                write(_protected(held[number], new.get(number, []), how))
 
 
 def face_at(video: Video, track: Track, crop: Crop) -> Tensor:
@@ -126,10 +161,11 @@ def face_at(video: Video, track: Track, crop: Crop) -> Tensor:
 
 
 def _regenerated(
-    held: dict[int, Frame], piece: range, followed: Followed, regenerate: Regenerate, crop: Crop
-) -> dict[int, list[tuple[Face, Tensor]]]:
-    """The new faces of a piece's frames, each with its crop (S,S,3)."""
-    new: dict[int, list[tuple[Face, Tensor]]] = {}
+    held: dict[int, Frame], piece: range, followed: Followed, regenerate: Regenerate, how: Pasting
+) -> dict[int, list[tuple[Face, Tensor | None]]]:
+    """The faces of a piece's frames, each with its new crop (S,S,3), None for one that is to be covered."""
+    crop = how.crop
+    new: dict[int, list[tuple[Face, Tensor | None]]] = {}
     for track in tracks_in(followed.tracks, piece):
         numbers = [number for number in held if track.start <= number < track.stop]
         faces = [track.face(number) for number in numbers]
@@ -139,7 +175,14 @@ def _regenerated(
         ]
         landmarks = torch.stack([crop_landmarks(face, crop.size, crop.margin) for face in faces])
         weights = followed.smoothing(numbers)
-        made = regenerate(torch.stack(crops), landmarks, track.person, weights).movedim(1, -1).cpu()
+        made: Sequence[Tensor | None]
+        try:
+            made = [*regenerate(torch.stack(crops), landmarks, track.person, weights).movedim(1, -1).cpu()]
+        except (DiffPrivacyError, RuntimeError, MemoryError) as error:  # PyTorch's out-of-memory is a RuntimeError
+            if how.cover is None:
+                raise
+            how.cover(track, piece, error)
+            made = [None] * len(numbers)
         for number, face, image in zip(numbers, faces, made, strict=True):
             new.setdefault(number, []).append((face, image))
     return new
@@ -150,9 +193,13 @@ def tracks_in(tracks: Sequence[Track], piece: range) -> list[Track]:
     return [track for track in tracks if track.start < piece.stop and piece.start < track.stop]
 
 
-def _protected(frame: Frame, faces: Sequence[tuple[Face, Tensor]], margin: float) -> Frame:
+def _protected(frame: Frame, faces: Sequence[tuple[Face, Tensor | None]], how: Pasting) -> Frame:
     if not faces:
         return frame
-    places, crops = zip(*faces, strict=True)
-    pasted = paste_faces(values(frame.pixels), crops, places, margin)
+    original, margin = values(frame.pixels), how.crop.margin
+    places = [face for face, crop in faces if crop is not None]
+    pasted = paste_faces(original, [crop for _, crop in faces if crop is not None], places, margin)
+    if how.keep:
+        pasted = keep_original(original, pasted, kept_parts(original.shape, places, how.keep))
+    pasted = cover_faces(pasted, [face for face, crop in faces if crop is None], margin)
     return Frame(levels(pasted, frame.pixels.dtype.itemsize * 8), frame.time)

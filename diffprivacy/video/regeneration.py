@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..diffusion.model import Backbone
 from ..diffusion.sampling import Callback
+from ..errors import DiffPrivacyError
 from ..faces.geometry import Crop
 from ..identity.recognizers import FaceMatcher
 from ..msi.module import MSI
@@ -44,6 +45,8 @@ def one_face_each(
         same = state.noise_key.normal(shape, "person", person).expand(len(crops), -1, -1, -1)
         of_person = dataclasses.replace(how(person, state.faces.get(person)), smoothing=smoothing)
         new = regenerate_crops(crops, landmarks, same, backbone, of_person, callback)
+        if not bool(new.isfinite().all()):
+            raise DiffPrivacyError(f"The model's result for person {person} is no image; try another precision.")
         if keep is not None and person not in state.faces:
             state.keep_face(person, mean_face(keep, new, landmarks))
         return new

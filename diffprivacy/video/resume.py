@@ -15,7 +15,7 @@ from torch import Tensor
 from ..diffusion.noise import NoiseKey
 from ..media.atomic import PREFIX, write_atomically
 
-FORMAT = 2
+FORMAT = 3
 """Of the job file; a job in another is begun anew."""
 
 
@@ -35,6 +35,7 @@ class ResumeState:
     """A hidden folder beside the protected video, there until that is complete. It holds nothing of the original.
 
     noise_key: what the noise follows from, in a file that only its owner can read. faces: of each person, the embeddings (1,D) of the new face, one for each recognition network.
+    covered: who is covered in a piece, by the piece's first frame: person, first frame, and the frame after the last.
     """
 
     def __init__(self, target: Path, settings: str, noise_key: NoiseKey):
@@ -46,6 +47,7 @@ class ResumeState:
         self.settings = f"{FORMAT} {settings}"
         self.noise_key = noise_key
         self.faces: dict[int, list[Tensor]] = {}
+        self.covered: dict[int, list[tuple[int, int, int]]] = {}
         if not self._load():
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
@@ -59,6 +61,15 @@ class ResumeState:
         """Remember a person's new face, (1,D) each."""
         self.faces[person] = [vector.cpu() for vector in embeddings]
         self._save()
+
+    def keep_covered(self, person: int, piece: range, first: int, stop: int) -> None:
+        """Remember that a person is covered in a piece, from frame ``first`` to the one before ``stop``."""
+        self.covered.setdefault(piece.start, []).append((person, first, stop))
+        self._save()
+
+    def forget_covered(self, piece: range) -> None:
+        """A piece is begun anew."""
+        self.covered.pop(piece.start, None)
 
     def remove(self) -> None:
         """Delete the folder: the video is complete."""
@@ -77,12 +88,21 @@ class ResumeState:
                 return False
             noise_key = NoiseKey(bytes.fromhex(kept["noise"]))
             faces = {int(person): [torch.tensor([v]) for v in vectors] for person, vectors in kept["faces"].items()}
+            covered = {
+                int(piece): [(int(person), int(first), int(stop)) for person, first, stop in spans]
+                for piece, spans in kept["covered"].items()
+            }
         except (ValueError, KeyError, TypeError, AttributeError):
             return False  # damaged, as by a power cut
-        self.noise_key, self.faces = noise_key, faces
+        self.noise_key, self.faces, self.covered = noise_key, faces, covered
         return True
 
     def _save(self) -> None:
         faces = {person: [vector[0].tolist() for vector in vectors] for person, vectors in self.faces.items()}
-        content = json.dumps({"settings": self.settings, "noise": self.noise_key.key.hex(), "faces": faces})
-        write_atomically(self._file, content.encode(), secret=True)
+        content = {
+            "settings": self.settings,
+            "noise": self.noise_key.key.hex(),
+            "faces": faces,
+            "covered": self.covered,
+        }
+        write_atomically(self._file, json.dumps(content).encode(), secret=True)

@@ -80,6 +80,18 @@ def test_the_summary_counts_covered_faces(folder, tmp_path, capsys, monkeypatch)
     assert "1 face covered, not made new" in capsys.readouterr().out
 
 
+def test_a_covered_face_goes_by_its_number_among_all_faces(folder, tmp_path, capsys, monkeypatch):
+    def failing(*arguments):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(pipeline, "regenerate_crops", failing)
+    options = ["--faces", "1", "--if-impossible", "cover"]
+    assert anonymize(folder / "pair.png", tmp_path / "out", *options) == 0
+    printed = capsys.readouterr()
+    assert "face 1 is covered, as it cannot be made new" in printed.err
+    assert "  covered: face 1\n" in printed.out
+
+
 def test_what_was_decided_for_each_face_is_said_when_asked(folder, tmp_path, capsys):
     assert anonymize(folder / "pair.png", tmp_path / "out", "-v", "--faces", "0") == 0
     said = capsys.readouterr().err

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import pytest
+import skimage.data
 import torch
+from PIL import Image
 
+from diffprivacy.cli import main
 from diffprivacy.demo.backend import load_backbone
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.faces.prompts import parse_prompts, prompts_of
@@ -57,3 +62,20 @@ def test_predictions_go_from_the_empty_prompt_toward_the_text():
         )
     assert set(seen) == {"", "an old man"}
     torch.testing.assert_close(made, torch.full_like(made, TEXT_SCALE))
+
+
+def test_each_face_of_a_photo_has_its_own_words(tmp_path: Path):
+    photo = np.concatenate([skimage.data.astronaut()[:240, 100:340]] * 2, axis=1)
+    Image.fromarray(photo).save(tmp_path / "pair.png")
+    command = ["anonymize", str(tmp_path / "pair.png"), "-o", str(tmp_path / "out"), "--unguided"]
+    with patch("diffprivacy.pipeline.regenerate_crops", side_effect=lambda crops, *rest: crops) as regenerate:
+        assert main([*command, "--faces", "1", "--prompt", "0: an old man; 1: a young woman, smiling"]) == 0
+    assert [call.args[4].text for call in regenerate.call_args_list] == ["a young woman, smiling"]
+
+
+def test_a_number_that_no_face_has_is_one_error(tmp_path: Path, capsys):
+    Image.fromarray(skimage.data.astronaut()).save(tmp_path / "one.png")
+    command = ["anonymize", str(tmp_path / "one.png"), "-o", str(tmp_path / "out"), "--unguided"]
+    assert main([*command, "--prompt", "1: an old man"]) == 1
+    assert "--prompt: There is no face 1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -105,14 +105,25 @@ def test_a_file_of_boxes_names_pictures_and_frames(tmp_path):
     assert boxes.of(Path("some/a.jpg")) == [(0.5, 1.5, 3.5, 5.5)]
     assert boxes.of(Path("b.mp4")) == [] and len(boxes.of(Path("b.mp4"), 7)) == 2
     assert boxes.of(Path("c.jpg")) == []
-    boxes.check(Path("b.mp4"), 8, (50, 50))
+    boxes.check_frames(Path("b.mp4"), 8)
     with pytest.raises(DiffPrivacyError, match=r"boxes\.json: b\.mp4 has boxes for frame 7.*0 to 6"):
-        boxes.check(Path("b.mp4"), 7, (50, 50))
+        boxes.check_frames(Path("b.mp4"), 7)
+    boxes.check_size(Path("b.mp4"), (50, 50))
+    with pytest.raises(DiffPrivacyError, match=r"boxes\.json, a\.jpg: .*outside the image of 1x1"):
+        boxes.check_size(Path("a.jpg"), (1, 1))
 
 
 @pytest.mark.parametrize(
     "content",
-    ["{", "[]", '{"a.jpg": 3}', '{"a.jpg": [{"x": 1}]}', '{"v.mp4": {"first": []}}', '{"a.jpg": [[1, 2, 3, 4]]}'],
+    [
+        '{"v.mp4": {"-1": []}}',
+        "{",
+        "[]",
+        '{"a.jpg": 3}',
+        '{"a.jpg": [{"x": 1}]}',
+        '{"v.mp4": {"first": []}}',
+        '{"a.jpg": [[1, 2, 3, 4]]}',
+    ],
 )
 def test_what_holds_no_boxes_is_refused_with_an_example(tmp_path, content):
     with pytest.raises(DiffPrivacyError, match=r'boxes\.json holds no boxes.*"width": 64'):
@@ -124,7 +135,7 @@ def test_what_holds_no_boxes_is_refused_with_an_example(tmp_path, content):
     [
         ({"x": 600, "y": 10, "width": 20, "height": 20}, "outside the image of 512x512"),
         ({"x": 10, "y": -50, "width": 20, "height": 20}, "outside the image"),
-        ({"x": 10, "y": 10, "width": 0, "height": 20}, "is empty"),
+        ({"x": 10, "y": 10, "width": 0, "height": 20}, "has no inside"),
     ],
 )
 def test_a_box_without_a_place_in_the_picture_is_an_error(detector, astronaut, entry, words):
