@@ -25,6 +25,18 @@ NAME = ".diffprivacy.json"
 FORMAT = 1
 
 
+@contextmanager
+def no_empty_folders(folder: Path) -> Iterator[None]:
+    """Remove the folder and those above it that were made since the beginning and hold nothing at the end."""
+    new_folders = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # those that hold something stay
+            for each in new_folders:
+                each.rmdir()
+
+
 class Manifest:
     """The record of one output folder.
 
@@ -41,16 +53,10 @@ class Manifest:
     def source(self, source: Path, files: Sequence[Path]) -> Iterator[Entry]:
         """The work on a source, which becomes these files; another process that has the same files waits meanwhile."""
         folder = files[0].parent
-        new_folders = [each for each in (folder, *folder.parents) if not each.exists()]
         sweep(folder)
         lock = self._hash("lock", os.fsencode(self._place(files[0])))[:16]
-        try:
-            with alone(folder / f"{PREFIX}{lock}.lock"):
-                yield Entry(self, source, files)
-        finally:
-            with suppress(OSError):  # those that hold something stay
-                for each in new_folders:
-                    each.rmdir()
+        with no_empty_folders(folder), alone(folder / f"{PREFIX}{lock}.lock"):
+            yield Entry(self, source, files)
 
     def read(self) -> dict[str, Any]:
         """This user's entries, by the hashes of the files' names; none where the record is missing or damaged."""

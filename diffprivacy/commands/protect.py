@@ -21,7 +21,7 @@ from .batch import Batch, Outcome, StopBatch
 from .dry_run import dry_run
 from .face_finder import warn_of_boxes
 from .inputs import Names, Plan, folder_of, is_video, plan
-from .manifest import Manifest
+from .manifest import Manifest, no_empty_folders
 from .model import device_of
 from .options import (
     DEMO_NOTE,
@@ -231,7 +231,8 @@ def protect(request: ProtectRequest) -> int:
     if request.jobs > 1 and len(found.targets) > 1:
         _check_jobs(request)
         _announce(request, found)
-        work(batch, min(request.jobs, len(found.targets)), protect_input, request, manifest)
+        with no_empty_folders(folder_of(request.output)):  # of two processes the second finds the first's
+            work(batch, min(request.jobs, len(found.targets)), protect_input, request, manifest)
         return batch.finish()
     use = cache(partial(_prepare, request, found))
     for source, files in batch.sources():

@@ -170,7 +170,7 @@ def test_other_families_of_checkpoints(server, kind):
     msi = graph.add(
         "DiffPrivacyTrainMSI",
         **{"images": guided.crops, "model": guided.model, "clip": clip, "vae": guided.vae, "clip_vision": vision},
-        **{"steps": 2, "seed": 0, "batch": 2, "chunk": 0, "learning_rate": 0.1},
+        **{"steps": 2, "seed": 0, "batch": 1, "chunk": 0, "learning_rate": 0.1},
         **{"checkpointing": True, "flips": False},
     )
     module = graph.add("DiffPrivacySaveMSI", msi=msi, filename_prefix=f"families/{kind}")

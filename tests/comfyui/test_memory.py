@@ -99,7 +99,7 @@ def test_training_gives_all_memory_back(servers):
     memory, models = [], []
     for seed in range(WARM_UP + 5):
         graph, loader, crops = face_graph()
-        train(graph, loader, crops, "memory", steps=2, batch=4, seed=seed)
+        train(graph, loader, crops, "memory", steps=1, batch=1, seed=seed)
         server.run(graph)
         memory.append(resident(server))
         models.append(loaded_models(server, 100 + seed))

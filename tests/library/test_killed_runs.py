@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyrage
 import pytest
 import skimage.data
 
@@ -56,9 +57,9 @@ def test_a_folder_that_is_killed_again_and_again_ends_the_same(tmp_path):
 
 def test_an_image_never_stands_without_the_key_beside_it(tmp_path):
     """A key may be there first."""
-    (tmp_path / "phrase").write_text("correct horse")
+    recipient = str(pyrage.x25519.Identity.generate().to_public())
     source, out = photo(tmp_path / "a.png"), tmp_path / "out"
-    options = ["--passphrase-file", tmp_path / "phrase", "--key-beside", "--fidelity", "lossless"]
+    options = ["--seal-to", recipient, "--key-beside", "--fidelity", "lossless"]
     arguments = ["anonymize", source, *options, *QUICK, "-o"]
     _, _, moments = Run(tmp_path / "once", *arguments, tmp_path / "once").finish()
 
