@@ -251,7 +251,7 @@ class EnergyGuidance(io.ComfyNode):
                     "rule",
                     options=["normalized", "paper"],
                     tooltip="normalized: moves by the same amount for each time that a step covers (MPGD), so that "
-                    "few steps guide as far as many. paper: every step moves by scale x gradient.",
+                    "few steps guide nearly as far as many; take 20 or more. paper: every step moves by scale x gradient.",
                 ),
                 io.Float.Input(
                     "scale",

@@ -31,6 +31,14 @@ def load_seal(request: ProtectRequest) -> Seal | None:
     apart = request.task != "anonymize" or request.variants > 1 or sealing.recipients or sealing.sign_with
     if sealing.keyed and apart:
         raise UsageError("--keyed goes with anonymize, one variant and a passphrase, and stores no key to sign.")
+    given = {
+        "--prompt": request.prompt,
+        "--keep": request.keep,
+        "--msi": request.msi,
+        "--if-impossible": request.if_impossible,
+    }
+    if sealing.keyed and (unheeded := [option for option, value in given.items() if value]):
+        raise UsageError(f"--keyed takes no {' or '.join(unheeded)}; leave it out.")
     if sealing.keyed and request.output_format != "png":
         raise UsageError("--keyed stores what recovery needs in the PNG; leave --output-format out.")
     signer = None if sealing.sign_with is None else read_signing_key(sealing.sign_with)

@@ -96,7 +96,7 @@ def _protect(
         variants = protect(original.rgb, [face], backbone, demo.CROP, anonymized, noise_key, bar)
     with sampling_progress("hide", leave=True) as bar:
         as_hidden = Regeneration(PRESETS["hide"]["default"], hiding(guide))
-        hidden = protect(original.rgb, [face], backbone, demo.CROP, as_hidden, noise_key, bar)
+        hidden = protect(original.rgb, [face], backbone, demo.CROP, as_hidden, noise_key.derive("hide"), bar)
     with sampling_progress("record the key", leave=True) as bar:
         key = record(original, [face], backbone, demo.CROP, callback=bar)
 

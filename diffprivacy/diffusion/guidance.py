@@ -30,7 +30,7 @@ class Guidance:
 
     rule: "paper" or "normalized", see :func:`guide_denoised`.
     scale: a number, or a function of the training time step; 0 turns the guidance off. Under the normalized rule it is
-    for 20 training time steps, so that few steps guide as far as many; under the paper's it is for each step.
+    for 20 training time steps, so that few steps guide nearly as far as many; under the paper's it is for each step.
     interval: lowest and highest training time step at which it guides, both inclusive.
     every: guide at every k-th step of the schedule only, counted from its first.
     repeats: a normalized step that covers more than 20 time steps is made in up to this many, each with a gradient of

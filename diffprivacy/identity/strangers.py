@@ -52,7 +52,8 @@ ASSUMED = Strangers(0.02, 0.1, 0, "assumed: nothing is kept beside the recognize
 
 
 AWAY = 0.0
-"""Standard deviations by which guiding recognizers go beyond strangers, so that others, which lag behind, see strangers."""
+"""Standard deviations above strangers around which aims are drawn; below 0, recognizers that did not guide, which lag behind,
+see strangers too."""
 SPREAD = 0.55
 """Of the aims, in standard deviations of strangers: what the end of sampling adds makes the rest."""
 DECOY = 3.0

@@ -135,11 +135,14 @@ def sweep(folder: Path) -> None:
 
     for lock in folder.glob(f"{PREFIX}*.lock"):
         with suppress(OSError):  # somebody else's, or gone by now
-            descriptor = os.open(lock, os.O_RDWR)
-            if lock_descriptor(descriptor, blocking=False):
-                _give_up(lock, descriptor)
-            else:
-                os.close(descriptor)
+            descriptor, held = os.open(lock, os.O_RDWR), False
+            try:
+                held = lock_descriptor(descriptor, blocking=False)
+            finally:
+                if held:
+                    _give_up(lock, descriptor)
+                else:
+                    os.close(descriptor)
     for temporary in folder.glob(f"{PREFIX}*.part"):
         token, *_ = temporary.name.removeprefix(PREFIX).split(".")
         if not temporary.with_name(f"{PREFIX}{token}.lock").exists():

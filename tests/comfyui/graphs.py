@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from diffprivacy import demo
 from tests.comfyui.server import ComfyServer
 
 
@@ -19,6 +20,16 @@ class Graph(dict):
         name = str(len(self) + 1)
         self[name] = {"class_type": class_type, "inputs": inputs}
         return [name, 0]
+
+
+def demo_crops(graph: Graph, variants: int) -> tuple[list, list, list]:
+    """astronaut.png and its face as the demo model takes it: its loader, the photo, and the crops."""
+    loader = graph.add("DiffPrivacyLoadDemoModel")
+    image = graph.add("LoadImage", image="astronaut.png")
+    detector = graph.add("DiffPrivacyLoadDetector", file="built-in (no file needed)")
+    faces = graph.add("DiffPrivacyDetectFaces", image=image, detector=detector, select="all", without_face="error")
+    geometry = {"size": demo.IMAGE_SIZE, "margin": demo.MARGIN, "variants": variants}
+    return loader, image, graph.add("DiffPrivacyCropFaces", image=image, faces=faces, **geometry)
 
 
 def slot(output: list, index: int) -> list:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffprivacy import demo
-from tests.comfyui.graphs import Graph, slot
+from tests.comfyui.graphs import Graph, demo_crops, slot
 
 STEPS = 6
 
@@ -13,13 +12,7 @@ STEPS = 6
 def anonymized(sampler: str = "euler", scheduler: str = "normal", custom: bool = False, **guidance) -> Graph:
     """One demo crop redrawn; guidance are the inputs of Energy Guidance, none for the plain model."""
     graph = Graph()
-    loader = graph.add("DiffPrivacyLoadDemoModel")
-    image = graph.add("LoadImage", image="astronaut.png")
-    detector = graph.add("DiffPrivacyLoadDetector", file="built-in (no file needed)")
-    faces = graph.add("DiffPrivacyDetectFaces", image=image, detector=detector, select="all", without_face="error")
-    crops = graph.add(
-        "DiffPrivacyCropFaces", image=image, faces=faces, size=demo.IMAGE_SIZE, margin=demo.MARGIN, variants=2
-    )
+    loader, image, crops = demo_crops(graph, variants=2)
     model, clip, vae, guide = loader, slot(loader, 1), slot(loader, 2), slot(loader, 4)
     if guidance:
         energy = graph.add(

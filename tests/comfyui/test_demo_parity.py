@@ -16,7 +16,7 @@ from diffprivacy.identity.energies import Energy, augmented, identity_away
 from diffprivacy.media.images import Picture, read_picture, write_picture
 from diffprivacy.presets import PRESETS
 from diffprivacy.regeneration import Regeneration
-from tests.comfyui.graphs import Graph, slot
+from tests.comfyui.graphs import Graph, demo_crops, slot
 from tests.comfyui.photos import pixels, write_astronaut
 
 SEED = 5
@@ -38,13 +38,7 @@ def photo(server):
 def through_comfyui(server, guided: bool) -> np.ndarray:
     """The demo model's face under the pipeline's sigmas, Euler and one seed."""
     graph = Graph()
-    loader = graph.add("DiffPrivacyLoadDemoModel")
-    image = graph.add("LoadImage", image="astronaut.png")
-    detector = graph.add("DiffPrivacyLoadDetector", file="built-in (no file needed)")
-    faces = graph.add("DiffPrivacyDetectFaces", image=image, detector=detector, select="all", without_face="error")
-    crops = graph.add(
-        "DiffPrivacyCropFaces", image=image, faces=faces, size=demo.IMAGE_SIZE, margin=demo.MARGIN, variants=1
-    )
+    loader, image, crops = demo_crops(graph, variants=1)
     model, clip, vae, guide = loader, slot(loader, 1), slot(loader, 2), slot(loader, 4)
     if guided:
         energy = graph.add(

@@ -214,3 +214,15 @@ def test_keyed_mode_needs_a_passphrase_and_one_variant(photos, tmp_path, capsys,
     assert main(["anonymize", str(photos), "-o", str(tmp_path / "out"), "--keyed", *options]) == 2
     assert "passphrase" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [["--prompt", "an old man"], ["--keep", "eyes"], ["--msi", "none.safetensors"], ["--if-impossible", "cover"]],
+)
+def test_keyed_mode_names_the_options_it_would_not_heed(photos, tmp_path, capsys, monkeypatch, option):
+    monkeypatch.setenv("SECRET", "correct horse")
+    command = ["anonymize", str(photos), "-o", str(tmp_path / "out"), "--keyed", "--passphrase-env", "SECRET"]
+    assert main([*command, *option]) == 2
+    assert f"--keyed takes no {option[0]}; leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
