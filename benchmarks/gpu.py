@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.guidance import backbones_of, demo_landmarks, networks
+from benchmarks.guidance import demo_landmarks, diffusion_models_of, networks
 from diffprivacy import demo
-from diffprivacy.backends.diffusers import DiffusersBackbone
+from diffprivacy.backends.diffusers import DiffusersModel
 from diffprivacy.diffusion.guidance import Guidance, guided
 from diffprivacy.diffusion.inversion import invert_belm, invert_fixed_point, tolerance_for
 from diffprivacy.diffusion.model import TextConditioning
@@ -46,32 +46,32 @@ class Scene:
     decoders: dict[str, Callable[[Tensor], Tensor]]
     energy: Any
     latent: Tensor
-    backbone: DiffusersBackbone
+    diffusion_model: DiffusersModel
 
     @classmethod
     def made(cls, device: torch.device, tiny: bool) -> Scene:
         half = torch.float16 if device.type == "cuda" else torch.float32
         size = 64 if tiny else 512
         with device:
-            backbones = backbones_of(*networks(full=not tiny), device, half)
-        backbone, points = backbones["VAE"], demo_landmarks(size)
+            diffusion_models = diffusion_models_of(*networks(full=not tiny), device, half)
+        diffusion_model, points = diffusion_models["VAE"], demo_landmarks(size)
         context = TextConditioning(torch.randn(1, 77, 768, device=device))
         recognizer = demo.load_recognizer("guide").to(device)
         reference = recognizer.reference(torch.rand(1, 3, size, size, device=device), points)
         energy = augmented(identity_away(recognizer, reference, points), points)
-        near = near_faces(backbones["TAESD"].differentiable_decoder(), points)
+        near = near_faces(diffusion_models["TAESD"].differentiable_decoder(), points)
         return cls(
             device,
-            lambda x, sigma: backbone.denoise(x, sigma, context),
-            {"TAESD": near, "VAE": backbone.differentiable_decoder()},
+            lambda x, sigma: diffusion_model.denoise(x, sigma, context),
+            {"TAESD": near, "VAE": diffusion_model.differentiable_decoder()},
             energy,
             torch.randn(1, 4, size // 8, size // 8, device=device),
-            backbone,
+            diffusion_model,
         )
 
     def steps(self, decoder: str | None, variants: int, count: int) -> Tensor:
         """Some guided steps, or unguided ones."""
-        levels = self.backbone.noise_levels
+        levels = self.diffusion_model.noise_levels
         sigmas = ddim_sigmas(levels, STEPS, 0.6).to(self.device)[: count + 1]
         denoise = self.denoise
         if decoder is not None:
@@ -131,7 +131,7 @@ def guidance_table(scene: Scene, count: int) -> None:
 
 
 def inversion_table(scene: Scene, steps: int) -> None:
-    rows, levels = [], scene.backbone.noise_levels
+    rows, levels = [], scene.diffusion_model.noise_levels
     sigmas = ddim_sigmas(levels, steps).to(scene.device)
     calls = [0]
 
@@ -139,19 +139,19 @@ def inversion_table(scene: Scene, steps: int) -> None:
         calls[0] += 1
         return scene.denoise(x, sigma)
 
-    fixed = partial(invert_fixed_point, tolerance=tolerance_for(scene.backbone.dtype))
+    fixed = partial(invert_fixed_point, tolerance=tolerance_for(scene.diffusion_model.dtype))
     for name, invert in (("fixed point", fixed), ("belm", invert_belm)):
         calls[0] = 0
         taken = seconds(lambda invert=invert: invert(counting, scene.latent, sigmas), scene.device)
         rows.append([name, str(calls[0] // 2), f"{taken:.2f} s"])
-    table(f"Inversion in {scene.backbone.dtype}, {steps} steps", ["method", "evaluations", "time"], rows)
+    table(f"Inversion in {scene.diffusion_model.dtype}, {steps} steps", ["method", "evaluations", "time"], rows)
 
 
 def whole_table(scene: Scene, steps: int) -> None:
     made: list[Tensor] = []
 
     def one() -> None:
-        made.append(scene.backbone.decode(scene.steps("TAESD", 4, steps)))
+        made.append(scene.diffusion_model.decode(scene.steps("TAESD", 4, steps)))
 
     taken = seconds(one, scene.device)
     same = "yes, to the bit" if torch.equal(made[0], made[1]) else f"no, up to {(made[0] - made[1]).abs().max():.2g}"

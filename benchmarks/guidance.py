@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from diffprivacy import demo
-from diffprivacy.backends.diffusers import DiffusersAutoencoder, DiffusersBackbone
+from diffprivacy.backends.diffusers import DiffusersAutoencoder, DiffusersModel
 from diffprivacy.diffusion.guidance import Guidance, guided
 from diffprivacy.diffusion.model import TextConditioning
 from diffprivacy.diffusion.sampling import ddim_sigmas, sample_euler
@@ -106,19 +106,19 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def backbones_of(
+def diffusion_models_of(
     unet: Any, autoencoder: Any, tiny: Any, device: torch.device, dtype: torch.dtype
-) -> dict[str, DiffusersBackbone]:
+) -> dict[str, DiffusersModel]:
     """The UNet with each decoder; on the meta device, with what makes their tensors countable."""
     half_autoencoder = copy.deepcopy(autoencoder).to(torch.bfloat16)
     decoders = {"VAE": (autoencoder, 0.18215), "VAE, bfloat16": (half_autoencoder, 0.18215), "TAESD": (tiny, 1.0)}
-    backbones = {
-        name: DiffusersBackbone(unet, DiffusersAutoencoder(decoder).eval(), [], [], scale).to(device, dtype)
+    diffusion_models = {
+        name: DiffusersModel(unet, DiffusersAutoencoder(decoder).eval(), [], [], scale).to(device, dtype)
         for name, (decoder, scale) in decoders.items()
     }
     if device.type == "meta":
         without_data(unet, autoencoder, half_autoencoder, tiny)
-    return backbones
+    return diffusion_models
 
 
 def _print_head(options: argparse.Namespace) -> None:
@@ -135,20 +135,20 @@ def main() -> None:
     weights_device = torch.device("meta") if options.footprint else device
     with weights_device:
         unet, autoencoder, tiny = networks(options.full)
-    backbones = backbones_of(unet, autoencoder, tiny, weights_device, dtype)
+    diffusion_models = diffusion_models_of(unet, autoencoder, tiny, weights_device, dtype)
     recognizer = demo.load_recognizer("guide").to(device)
     landmarks = demo_landmarks(options.size).to(device)
     reference = recognizer.reference(torch.rand(1, 3, options.size, options.size, device=device), landmarks)
     energy = identity_away(recognizer, reference, landmarks)
     conditioning = TextConditioning(torch.randn(1, 77, 768, device=device))
-    levels = backbones["VAE"].noise_levels
+    levels = diffusion_models["VAE"].noise_levels
     sigmas = ddim_sigmas(levels, options.steps).to(device)
 
     def run(variants: int, decoder: Callable[[Tensor], Tensor] | None, chunk: int | None, every: int) -> Tensor:
         x = torch.randn(variants, 4, options.size // 8, options.size // 8, device=device)
 
         def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
-            return backbones["VAE"].denoise(x, sigma, conditioning)
+            return diffusion_models["VAE"].denoise(x, sigma, conditioning)
 
         if decoder is None:
             return sample_euler(denoiser, x, sigmas)
@@ -157,24 +157,24 @@ def main() -> None:
 
     _print_head(options)
     if not options.footprint:
-        run(1, backbones["TAESD"].differentiable_decoder(), None, 1)
+        run(1, diffusion_models["TAESD"].differentiable_decoder(), None, 1)
     for variants in options.variants:
         unguided = 0.0
         for name, chunk, every in ROWS:
             left_out = options.decoders and name not in ("–", *options.decoders)
             if left_out or chunk == variants or (options.footprint and every > 1):
                 continue
-            backbone = backbones.get(name.removesuffix(", checkpointed"))
-            if backbone:
-                model: Any = backbone.autoencoder.model
+            diffusion_model = diffusion_models.get(name.removesuffix(", checkpointed"))
+            if diffusion_model:
+                model: Any = diffusion_model.autoencoder.model
                 checkpointed = name.endswith("checkpointed")
                 (model.enable_gradient_checkpointing if checkpointed else model.disable_gradient_checkpointing)()
-            decoder = backbone and backbone.differentiable_decoder()
+            decoder = diffusion_model and diffusion_model.differentiable_decoder()
             if decoder and name == "TAESD":
                 decoder = near_faces(decoder, landmarks)
             row = partial(run, variants, decoder, chunk, every)
             if options.footprint:
-                peak = counted(row, unet, *([recognizer, backbone.autoencoder] if backbone else []))
+                peak = counted(row, unet, *([recognizer, diffusion_model.autoencoder] if diffusion_model else []))
                 print(f"| {variants} | {name} | {chunk or 'all'} | {peak:.2f} GiB |", flush=True)
                 continue
             seconds, peak = measured(row, device)

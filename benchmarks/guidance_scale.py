@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from diffprivacy import demo, pipeline
-from diffprivacy.demo.backend import load_backbone
+from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.diffusion.noise import NoiseKey
 from diffprivacy.evaluation.drawing import contact_sheet
 from diffprivacy.faces.detectors import load_detector
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="PNG to write the faces to")
     options = parser.parse_args()
     data = Path(os.environ["DIFFPRIVACY_DATA"])
-    backbone = load_backbone()
+    diffusion_model = load_diffusion_model()
     guide = demo.load_recognizer("guide")
     judge = load_recognizer(data / "recognizers" / "mobilefacenet_ms1m.onnx")
     detector = load_detector(data / "detectors" / "yunet_n.onnx")
@@ -50,7 +50,7 @@ def main() -> None:
             picture = read_picture(data / "photos" / "celebahq512" / f"{name}.jpg").rgb
             (face,) = select_faces(detector.detect(picture), "largest")
             how = Regeneration(preset, anonymizing(guide if scale else None))
-            (protected,) = pipeline.protect(picture, [face], backbone, demo.CROP, how, NoiseKey.from_seed(1))
+            (protected,) = pipeline.protect(picture, [face], diffusion_model, demo.CROP, how, NoiseKey.from_seed(1))
             cosines.append([embed_face(r, picture, face) @ embed_face(r, protected, face) for r in (guide, judge)])
             crops.append(crop_face(protected, face, 192, 2.0))
             labels.append(f"scale {scale}\nguide {cosines[-1][0]:.2f} judge {cosines[-1][1]:.2f}")

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffprivacy.backends.diffusers import load_backbone
+from diffprivacy.backends.diffusers import load_diffusion_model
 from diffprivacy.diffusion.inversion import invert_belm, invert_ddim, invert_fixed_point, sample_belm
 from diffprivacy.diffusion.model import Denoiser
 from diffprivacy.diffusion.sampling import ddim_sigmas, sample_euler
@@ -53,19 +53,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 50, 100])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        backbone = load_backbone(options.checkpoint or write_tiny_sd1(Path(folder) / "tiny.safetensors"))
-    backbone.to(options.device, getattr(torch, options.dtype))
-    conditioning = backbone.text_conditioning("")
+        diffusion_model = load_diffusion_model(options.checkpoint or write_tiny_sd1(Path(folder) / "tiny.safetensors"))
+    diffusion_model.to(options.device, getattr(torch, options.dtype))
+    conditioning = diffusion_model.text_conditioning("")
     z0 = torch.randn(
-        1, backbone.latent_channels, options.side, options.side, generator=torch.Generator().manual_seed(0)
+        1, diffusion_model.latent_channels, options.side, options.side, generator=torch.Generator().manual_seed(0)
     )
     z0 = z0.to(options.device)
     print(f"latent {tuple(z0.shape)}, network {options.dtype} on {options.device}")
     print(f"{'steps':>5}  {'method':<16} {'up':>5} {'down':>5} {'seconds':>8} {'round trip RMSE':>16} {'key kB':>7}")
     for steps in options.steps:
-        sigmas = ddim_sigmas(backbone.noise_levels, steps).to(options.device)
+        sigmas = ddim_sigmas(diffusion_model.noise_levels, steps).to(options.device)
         for name, (invert, sample) in METHODS.items():
-            up, down = (Counted(lambda x, sigma: backbone.denoise(x, sigma, conditioning)) for _ in range(2))
+            up, down = (Counted(lambda x, sigma: diffusion_model.denoise(x, sigma, conditioning)) for _ in range(2))
             start = time.perf_counter()
             noise = invert(up, z0, sigmas)
             states = tuple(n.float() for n in noise) if isinstance(noise, tuple) else noise.float()

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from diffprivacy import demo, pipeline
-from diffprivacy.backends.diffusers import DiffusersBackbone
-from diffprivacy.demo.backend import load_backbone
+from diffprivacy.backends.diffusers import DiffusersModel
+from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.diffusion.noise import NoiseKey
 from diffprivacy.evaluation.comparison import FaceComparison, clean_pairs, judge, table
 from diffprivacy.evaluation.drawing import contact_sheet
@@ -54,7 +54,7 @@ TOOLS: Tools
 class Tools:
     """What every face needs, loaded once in a process."""
 
-    backbone: DiffusersBackbone
+    diffusion_model: DiffusersModel
     detector: Detector
     judges: dict[str, FaceMatcher]
     presets: dict[Task, Preset]
@@ -70,24 +70,26 @@ def tools(data: Path, detector: str, steps: int | None) -> Tools:
         "mobilefacenet_ms1m": load_recognizer(data / "recognizers" / "mobilefacenet_ms1m.onnx"),
     }
     found = load_detector(None if detector == "builtin" else data / "detectors" / detector)
-    return Tools(load_backbone(), found, judges, presets)
+    return Tools(load_diffusion_model(), found, judges, presets)
 
 
 def versions(picture: Picture, face: Face, use: Tools, seed: int) -> dict[str, Tensor]:
     """What the jobs make of one face of a picture, each (H,W,3)."""
-    backbone, protected = use.backbone, {}
+    diffusion_model, protected = use.diffusion_model, {}
     for task, preset in use.presets.items():
         how = Regeneration(preset, task_energy(task, use.judges["guide"]))
-        (protected[task],) = pipeline.protect(picture.rgb, [face], backbone, demo.CROP, how, NoiseKey.from_seed(seed))
+        (protected[task],) = pipeline.protect(
+            picture.rgb, [face], diffusion_model, demo.CROP, how, NoiseKey.from_seed(seed)
+        )
     crop = crop_face(picture.rgb, face, **CROP).movedim(-1, 0)[None]
-    restored = backbone.decode(backbone.encode(crop))[0].movedim(0, -1)
-    key = recovery.record(picture, [face], backbone, demo.CROP)
+    restored = diffusion_model.decode(diffusion_model.encode(crop))[0].movedim(0, -1)
+    key = recovery.record(picture, [face], diffusion_model, demo.CROP)
     sealed = Picture(protected["anonymize"])
     return {
         "autoencoder round trip": paste_faces(picture.rgb, [restored], [face], demo.MARGIN, opaque=True),
         "anonymized": protected["anonymize"],
         "hidden": protected["hide"],
-        "recovered": recovery.recover(sealed, [key.bound_to(sealed)], backbone).rgb,
+        "recovered": recovery.recover(sealed, [key.bound_to(sealed)], diffusion_model).rgb,
     }
 
 

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from diffprivacy import demo
-from diffprivacy.backends.diffusers import DiffusersAutoencoder, DiffusersBackbone
+from diffprivacy.backends.diffusers import DiffusersAutoencoder, DiffusersModel
 from diffprivacy.backends.tokenizer import END_TOKEN
-from diffprivacy.demo.backend import load_backbone
+from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.diffusion.conditioning import TRAINING_STEPS
 from diffprivacy.diffusion.model import EncoderIdentity, NoiseLevels
 from diffprivacy.msi.module import DEFAULT, MSI, PAPER, MSIConfig, image_scales, new_msi
@@ -51,37 +51,39 @@ History = list[tuple[int, float, float]]
 class Race:
     """Runs on one image, all judged alike."""
 
-    def __init__(self, backbone: DiffusersBackbone, image: Tensor) -> None:
-        self.backbone = backbone
+    def __init__(self, diffusion_model: DiffusersModel, image: Tensor) -> None:
+        self.diffusion_model = diffusion_model
         began = time.monotonic()
-        self.data = prepare(backbone, image)
+        self.data = prepare(diffusion_model, image)
         self.constants = time.monotonic() - began
-        self.judge = Training(new_msi(backbone), backbone, self.data, JUDGED, device=backbone.device)
+        self.judge = Training(
+            new_msi(diffusion_model), diffusion_model, self.data, JUDGED, device=diffusion_model.device
+        )
 
     def ours(self, name: str, config: MSIConfig, seed: int, judged: Container[int], **changes: Any) -> History:
         """A run of our training under changed settings, and what it is at some of its steps."""
         # No validation of its own, which the judge's replaces.
         settings = dataclasses.replace(OURS, validate_every=10**6, validation=1, seed=seed, **changes)
-        msi = new_msi(self.backbone, config, seed)
-        training = Training(msi, self.backbone, self.data, settings, device=self.backbone.device)
+        msi = new_msi(self.diffusion_model, config, seed)
+        training = Training(msi, self.diffusion_model, self.data, settings, device=self.diffusion_model.device)
         history = [(n, self.constants + seconds, loss) for n, seconds, loss in followed(training, self.judge, judged)]
         print(f"  {name}, seed {seed}: {min(loss for _, _, loss in history):.5f}", flush=True)
         return history
 
 
-def released(backbone: DiffusersBackbone, image: Tensor, judge: Training, steps: int, every: int) -> History:
+def released(diffusion_model: DiffusersModel, image: Tensor, judge: Training, steps: int, every: int) -> History:
     """The course of the released recipe."""
-    msi = new_msi(backbone, PAPER).to(backbone.device).requires_grad_(True)
+    msi = new_msi(diffusion_model, PAPER).to(diffusion_model.device).requires_grad_(True)
     optimizer = torch.optim.AdamW(msi.parameters(), lr=1e-4)
-    encode_text, denoise = backbone.differentiable_text_encoder(), backbone.differentiable_denoiser()
-    sigmas = backbone.noise_levels.sigmas.to(backbone.device)
+    encode_text, denoise = diffusion_model.differentiable_text_encoder(), diffusion_model.differentiable_denoiser()
+    sigmas = diffusion_model.noise_levels.sigmas.to(diffusion_model.device)
     generator = torch.Generator().manual_seed(0)
     history, seconds = [(0, 0.0, judge.validation_loss(msi.eval())[0])], 0.0
     for step in range(1, steps + 1):
         began = time.monotonic()
         view = image if torch.rand((), generator=generator) < 0.5 else image.flip(-1)
-        latent = backbone.encode(view)
-        features = image_scales(backbone, view, msi.levels).to(latent)
+        latent = diffusion_model.encode(view)
+        features = image_scales(diffusion_model, view, msi.levels).to(latent)
         t = int(torch.randint(TRAINING_STEPS, (1,), generator=generator))
         prompt = PROMPTS[int(torch.randint(len(PROMPTS), (1,), generator=generator))]
         noise = torch.randn(latent.shape, generator=generator).to(latent)
@@ -121,14 +123,14 @@ def reached(history: History, goal: float) -> tuple[int, float] | None:
     return next(((step, seconds) for step, seconds, loss in history if loss <= goal), None)
 
 
-def against_released(backbone: DiffusersBackbone, image: Tensor, steps: int) -> None:
-    race = Race(backbone, image)
+def against_released(diffusion_model: DiffusersModel, image: Tensor, steps: int) -> None:
+    race = Race(diffusion_model, image)
     runs = {
         f"{name}, seed {seed}": race.ours(name, config, seed, range(0, LONG + 1, 25), steps=LONG)
         for name, config in (("the paper's module, our training", PAPER), ("our module and training", DEFAULT))
         for seed in range(3)
     }
-    recipe = released(backbone, image, race.judge, steps, max(1, steps // 20))
+    recipe = released(diffusion_model, image, race.judge, steps, max(1, steps // 20))
     goals = sorted({recipe[i][2] for i in (2, 4, len(recipe) - 1) if i < len(recipe)}, reverse=True)
     goals.append(min(loss for _, _, loss in recipe))
     print(
@@ -146,8 +148,8 @@ def against_released(backbone: DiffusersBackbone, image: Tensor, steps: int) -> 
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def ablations(backbone: DiffusersBackbone, image: Tensor) -> None:
-    race = Race(backbone, image)
+def ablations(diffusion_model: DiffusersModel, image: Tensor) -> None:
+    race = Race(diffusion_model, image)
     variants: dict[str, tuple[MSIConfig, dict[str, Any]]] = {
         "ours": (DEFAULT, {}),
         "not whitened, lr 1e-2": (DEFAULT, {"whiten": False, "lr": 1e-2}),
@@ -164,16 +166,18 @@ def ablations(backbone: DiffusersBackbone, image: Tensor) -> None:
         print(f"| {name} | {' | '.join(losses)} |", flush=True)
 
 
-def stage_advantage(backbone: DiffusersBackbone, images: dict[str, Tensor]) -> None:
+def stage_advantage(diffusion_model: DiffusersModel, images: dict[str, Tensor]) -> None:
     print("\n| face | best fixed prompt | one pseudo-word | ten |\n|---|---|---|---|")
     rows = []
     for name, image in images.items():
-        data = prepare(backbone, image, flips=False)
+        data = prepare(diffusion_model, image, flips=False)
         settings = OURS
-        ten = Training(new_msi(backbone, DEFAULT), backbone, data, settings, device=backbone.device)
+        ten = Training(
+            new_msi(diffusion_model, DEFAULT), diffusion_model, data, settings, device=diffusion_model.device
+        )
         one = dataclasses.replace(DEFAULT, stages=1)
-        single = Training(new_msi(backbone, one), backbone, data, settings, device=backbone.device)
-        prompt = min(fixed_prompt(ten, backbone, text) for text in FIXED)
+        single = Training(new_msi(diffusion_model, one), diffusion_model, data, settings, device=diffusion_model.device)
+        prompt = min(fixed_prompt(ten, diffusion_model, text) for text in FIXED)
         ten.run()
         single.run()
         rows.append([prompt, single.best_loss, ten.best_loss])
@@ -181,19 +185,19 @@ def stage_advantage(backbone: DiffusersBackbone, images: dict[str, Tensor]) -> N
     print("| mean | {:.5f} | {:.5f} | {:.5f} |".format(*np.mean(rows, axis=0)))
 
 
-def pretraining(backbone: DiffusersBackbone, images: dict[str, Tensor], pretrained: MSI) -> None:
+def pretraining(diffusion_model: DiffusersModel, images: dict[str, Tensor], pretrained: MSI) -> None:
     print("\n| face | start | 0 steps | 10 steps | 30 steps |\n|---|---|---|---|---|")
     for name, image in images.items():
-        data = prepare(backbone, image, flips=False)
-        for start, msi in (("pretrained", pretrained), ("the word face", new_msi(backbone))):
+        data = prepare(diffusion_model, image, flips=False)
+        for start, msi in (("pretrained", pretrained), ("the word face", new_msi(diffusion_model))):
             settings = dataclasses.replace(OURS, steps=30)
-            training = Training(msi, backbone, data, settings, device=backbone.device)
+            training = Training(msi, diffusion_model, data, settings, device=diffusion_model.device)
             training.run()
             losses = {step: loss for step, _, loss in training.history}
             print(f"| {name} | {start} | {losses[0]:.5f} | {losses[10]:.5f} | {losses[30]:.5f} |", flush=True)
 
 
-class WeightlessBackbone(DiffusersBackbone):
+class WeightlessModel(DiffusersModel):
     """Networks without data, told apart by their sizes alone."""
 
     @property
@@ -208,7 +212,7 @@ class WeightlessBackbone(DiffusersBackbone):
         return torch.ones(768)
 
 
-def full_size_backbone(kind: type[DiffusersBackbone] = DiffusersBackbone) -> DiffusersBackbone:
+def full_size_model(kind: type[DiffusersModel] = DiffusersModel) -> DiffusersModel:
     """SD 1.5's networks and ViT-L/14 at full size with seeded weights: good for time and memory, not for pictures."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
@@ -253,7 +257,7 @@ MEMORY_SETTINGS = (
 def full_size(device: torch.device, steps: int, side: int) -> None:
     """Time and peak memory of training on one face at SD 1.5's size, as it is and sparing memory."""
     cuda = device.type == "cuda"
-    backbone = full_size_backbone().to(device, torch.bfloat16 if cuda else None)
+    diffusion_model = full_size_model().to(device, torch.bfloat16 if cuda else None)
     image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     print("| setting | steps | seconds, all | seconds a step | peak GB |\n|---|---|---|---|---|")
     for name, chunk, checkpointing in MEMORY_SETTINGS:
@@ -262,8 +266,8 @@ def full_size(device: torch.device, steps: int, side: int) -> None:
             torch.cuda.reset_peak_memory_stats()
         began = time.monotonic()
         settings = Settings(steps=steps, chunk=chunk, checkpointing=checkpointing, patience=0)
-        data = prepare(backbone, image, flips=False)
-        training = Training(new_msi(backbone), backbone, data, settings, device=device)
+        data = prepare(diffusion_model, image, flips=False)
+        training = Training(new_msi(diffusion_model), diffusion_model, data, settings, device=device)
         training.run()
         seconds = time.monotonic() - began
         peak = f"{torch.cuda.max_memory_allocated() / 1e9:.1f}" if cuda else ""
@@ -273,20 +277,25 @@ def full_size(device: torch.device, steps: int, side: int) -> None:
 def full_size_footprint(side: int) -> None:
     """Bytes of the tensors of the same training as it runs on CUDA, with nothing computed."""
     with torch.device("meta"):
-        backbone = full_size_backbone(WeightlessBackbone).to("meta", torch.bfloat16)
-    backbone.noise_levels = NoiseLevels.scaled_linear()
-    networks = (backbone.unet, backbone.autoencoder, *backbone.text_encoders, backbone.vision_encoder)
+        diffusion_model = full_size_model(WeightlessModel).to("meta", torch.bfloat16)
+    diffusion_model.noise_levels = NoiseLevels.scaled_linear()
+    networks = (
+        diffusion_model.unet,
+        diffusion_model.autoencoder,
+        *diffusion_model.text_encoders,
+        diffusion_model.vision_encoder,
+    )
     without_data(*networks)
     image = torch.rand(1, 3, side, side)
     print("| setting | weights, GB | preparing, GB | training, GB |\n|---|---|---|---|")
     for name, chunk, checkpointing in MEMORY_SETTINGS:
         with Footprint(*networks) as footprint:
             weights = footprint.live
-            data = prepare(backbone, image, flips=False)
+            data = prepare(diffusion_model, image, flips=False)
         preparing = footprint.peak
         settings = Settings(steps=1, validation=4, chunk=chunk, checkpointing=checkpointing)
         with Footprint(*networks) as footprint, cuda_autocast():
-            Training(new_msi(backbone), backbone, data, settings).run()
+            Training(new_msi(diffusion_model), diffusion_model, data, settings).run()
         sizes = " | ".join(f"{size / 1e9:.1f}" for size in (weights, preparing, footprint.peak))
         print(f"| {name} | {sizes} |", flush=True)
 
@@ -312,16 +321,16 @@ def main() -> None:
         full_size(device, min(options.steps, 60), options.side)
         return
     data = Path(os.environ["DIFFPRIVACY_DATA"])
-    backbone = load_backbone().to(device)
+    diffusion_model = load_diffusion_model().to(device)
     faces = {name: photo(data, name) for name in options.faces}
     if "1" in options.tables:
-        against_released(backbone, photo(data, options.face), options.steps)
+        against_released(diffusion_model, photo(data, options.face), options.steps)
     if "2" in options.tables:
-        stage_advantage(backbone, faces)
+        stage_advantage(diffusion_model, faces)
     if "3" in options.tables:
-        pretraining(backbone, faces, demo.load_msi())
+        pretraining(diffusion_model, faces, demo.load_msi())
     if "4" in options.tables:
-        ablations(backbone, photo(data, options.face))
+        ablations(diffusion_model, photo(data, options.face))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from diffprivacy import demo
-from diffprivacy.demo.backend import load_backbone
+from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.diffusion.temporal import smoothing_weights
 from diffprivacy.faces.detectors import Detector, load_detector
 from diffprivacy.faces.geometry import Face, crop_face, crop_landmarks
@@ -79,8 +79,8 @@ def tremble(crops: Tensor) -> float:
 
 
 def flicker(photos: Sequence[Path], frames: int, detector: Detector, judge: FaceMatcher) -> None:
-    backbone, guide = load_backbone(), demo.load_recognizer("guide")
-    shape = latent_shape(backbone, demo.IMAGE_SIZE)
+    diffusion_model, guide = load_diffusion_model(), demo.load_recognizer("guide")
+    shape = latent_shape(diffusion_model, demo.IMAGE_SIZE)
     rows: dict[str, list[list[float]]] = {}
     for path in photos:
         pictures = filmed(path, frames)
@@ -101,7 +101,7 @@ def flicker(photos: Sequence[Path], frames: int, detector: Detector, judge: Face
             new = crops
             if noise is not None:
                 how = Regeneration(PRESET, anonymizing(guide), smoothing=average(frames, reach))
-                new = regenerate_crops(crops, landmarks, noise, backbone, how)
+                new = regenerate_crops(crops, landmarks, noise, diffusion_model, how)
             before, after = (judge.reference(pictures, landmarks)[0] for pictures in (crops, new))
             within = after @ after.T
             result = [tremble(new), float(within.mean()), float(within.min()), float((before * after).sum(1).mean())]
@@ -138,8 +138,8 @@ def swing(crops: Tensor, landmarks: Tensor) -> float:
 
 
 def expressions(photos: Sequence[Path], frames: int, detector: Detector) -> None:
-    backbone, guide = load_backbone(), demo.load_recognizer("guide")
-    shape = latent_shape(backbone, demo.IMAGE_SIZE)
+    diffusion_model, guide = load_diffusion_model(), demo.load_recognizer("guide")
+    shape = latent_shape(diffusion_model, demo.IMAGE_SIZE)
     noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).expand(frames, -1, -1, -1)
     rows: dict[int, list[list[float]]] = {}
     for path in photos:
@@ -147,7 +147,7 @@ def expressions(photos: Sequence[Path], frames: int, detector: Detector) -> None
         crops, landmarks = cropped(pictures, [face] * frames)
         for reach in (0, 1, 2, 4):
             how = Regeneration(PRESET, anonymizing(guide), smoothing=average(frames, reach))
-            new = regenerate_crops(crops, landmarks, noise, backbone, how)
+            new = regenerate_crops(crops, landmarks, noise, diffusion_model, how)
             rows.setdefault(reach, []).append([swing(new, landmarks), tremble(new)])
     print("\n| averaged over neighbours to both sides | the mouth's movement | tremble |\n|---|---|---|")
     whole = np.mean(rows[0], axis=0)
@@ -157,8 +157,8 @@ def expressions(photos: Sequence[Path], frames: int, detector: Detector) -> None
 
 
 def shots(people: Sequence[Path], detector: Detector, judge: FaceMatcher) -> None:
-    backbone, guide = load_backbone(), demo.load_recognizer("guide")
-    shape = latent_shape(backbone, demo.IMAGE_SIZE)
+    diffusion_model, guide = load_diffusion_model(), demo.load_recognizer("guide")
+    shape = latent_shape(diffusion_model, demo.IMAGE_SIZE)
     generator = torch.Generator().manual_seed(0)
     rows: dict[str, tuple[list[Tensor], list[float]]] = {}
     for person in people:
@@ -177,7 +177,7 @@ def shots(people: Sequence[Path], detector: Detector, judge: FaceMatcher) -> Non
             if noise is not None:
                 how = Regeneration(PRESET, anonymizing(guide, target=target if name == "one face" else None))
                 noise = noise.expand(3, -1, -1, -1)
-                new = regenerate_crops(crops, landmarks, noise, backbone, how)
+                new = regenerate_crops(crops, landmarks, noise, diffusion_model, how)
             if name == "one noise":
                 target = mean_face(guide, new[:1], landmarks[:1])
             after = judge.reference(new, landmarks)[0]

@@ -8,7 +8,7 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
-from .diffusion.model import Backbone
+from .diffusion.model import DiffusionModel
 from .diffusion.noise import NoiseKey
 from .diffusion.sampling import Callback
 from .errors import DiffPrivacyError, NoFaceError
@@ -20,7 +20,7 @@ from .regeneration import Regeneration, latent_shape, regenerate_crops
 def protect(
     picture: Tensor,
     faces: Sequence[Face],
-    backbone: Backbone,
+    diffusion_model: DiffusionModel,
     crop: Crop,
     how: Regeneration | Sequence[Regeneration],
     noise_key: NoiseKey | None = None,
@@ -38,12 +38,12 @@ def protect(
     The faces are regenerated one after the other, so that memory does not grow with their number. Pixels outside
     their masks are unchanged.
 
-    Raises NoFaceError without faces, DiffPrivacyError for crops that do not fit the backbone.
+    Raises NoFaceError without faces, DiffPrivacyError for crops that do not fit the diffusion model.
     """
     if not faces:
         raise NoFaceError("There is no face to protect in the image.")
     hows = [how] * len(faces) if isinstance(how, Regeneration) else how
-    shape = latent_shape(backbone, crop.size)
+    shape = latent_shape(diffusion_model, crop.size)
     noise_key = noise_key or NoiseKey()
     regenerated: list[Tensor] = []
     made: list[Face] = []
@@ -54,7 +54,7 @@ def protect(
         noise = torch.stack([noise_key.normal(shape, "face", i, "variant", v) for v in range(of_face.variants)])
         count_on = part_of(callback, i, len(faces))
         try:
-            new = regenerate_crops(original, landmarks, noise, backbone, of_face, count_on)
+            new = regenerate_crops(original, landmarks, noise, diffusion_model, of_face, count_on)
             if not bool(new.isfinite().all()):
                 raise DiffPrivacyError(f"The model's result for face {i} is no image; try another precision or seed.")
         except (DiffPrivacyError, RuntimeError, MemoryError) as error:  # PyTorch's out-of-memory is a RuntimeError

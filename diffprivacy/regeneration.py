@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .diffusion.conditioning import scheduled, stage_denoiser
 from .diffusion.guidance import Gradient, guided
-from .diffusion.model import Backbone, Denoiser
+from .diffusion.model import Denoiser, DiffusionModel
 from .diffusion.out_of_memory import halving, in_parts
 from .diffusion.sampling import Callback, ddim_sigmas, noise_to, sample_euler
 from .diffusion.temporal import smoothed
@@ -139,7 +139,7 @@ def regenerate_crops(
     crops: Tensor,
     landmarks: Tensor,
     noise: Tensor,
-    backbone: Backbone,
+    diffusion_model: DiffusionModel,
     how: Regeneration,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -148,27 +148,27 @@ def regenerate_crops(
     landmarks: the five points (F,5,2) in pixels of the crops. noise: unit Gaussian (F * V,C,h,w).
     """
     preset, variants = how.preset, how.variants
-    sigmas = ddim_sigmas(backbone.noise_levels, preset.steps, preset.strength)
+    sigmas = ddim_sigmas(diffusion_model.noise_levels, preset.steps, preset.strength)
     at_once = max(variants, (NETWORK_SIDE // crops.shape[-1]) ** 2)
-    empty = _under_text(backbone, how.text)
-    msi = empty if how.words is None else stage_denoiser(backbone, how.prompt, how.words)
-    whole = scheduled({"msi": msi, "empty": empty}, preset.schedule(), backbone.noise_levels)
+    empty = _under_text(diffusion_model, how.text)
+    msi = empty if how.words is None else stage_denoiser(diffusion_model, how.prompt, how.words)
+    whole = scheduled({"msi": msi, "empty": empty}, preset.schedule(), diffusion_model.noise_levels)
     denoiser = in_parts(whole, at_once)
-    if (gradient := _gradient(crops, landmarks, noise, backbone, how)) is not None:
-        denoiser = guided(denoiser, gradient, sigmas, preset.guidance, backbone.noise_levels)
+    if (gradient := _gradient(crops, landmarks, noise, diffusion_model, how)) is not None:
+        denoiser = guided(denoiser, gradient, sigmas, preset.guidance, diffusion_model.noise_levels)
     if how.smoothing is not None:
         denoiser = smoothed(denoiser, how.smoothing)
-    latents = in_parts(backbone.encode, at_once)(crops).repeat_interleave(variants, dim=0)
+    latents = in_parts(diffusion_model.encode, at_once)(crops).repeat_interleave(variants, dim=0)
     samples = sample_euler(denoiser, noise_to(latents, sigmas[0], noise.to(latents)), sigmas, callback)
-    return in_parts(backbone.decode, at_once)(samples)
+    return in_parts(diffusion_model.decode, at_once)(samples)
 
 
-def _under_text(backbone: Backbone, text: str) -> Denoiser:
-    """The backbone under the empty prompt, or guided from that toward a text."""
-    empty = stage_denoiser(backbone)
+def _under_text(diffusion_model: DiffusionModel, text: str) -> Denoiser:
+    """The diffusion model under the empty prompt, or guided from that toward a text."""
+    empty = stage_denoiser(diffusion_model)
     if not text:
         return empty
-    under = stage_denoiser(backbone, text)
+    under = stage_denoiser(diffusion_model, text)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         without = empty(x, sigma)
@@ -177,22 +177,24 @@ def _under_text(backbone: Backbone, text: str) -> Denoiser:
     return denoise
 
 
-def latent_shape(backbone: Backbone, size: int) -> tuple[int, int, int]:
-    """(C,h,w) of a square crop's latent; raises DiffPrivacyError for a size that does not fit the backbone."""
-    if size % backbone.downscale:
-        raise DiffPrivacyError(f"The crop size {size} is no multiple of {backbone.downscale}; choose one, such as 512.")
-    return backbone.latent_channels, size // backbone.downscale, size // backbone.downscale
+def latent_shape(diffusion_model: DiffusionModel, size: int) -> tuple[int, int, int]:
+    """(C,h,w) of a square crop's latent; raises DiffPrivacyError for a size that does not fit the diffusion model."""
+    if size % diffusion_model.downscale:
+        raise DiffPrivacyError(
+            f"The crop size {size} is no multiple of {diffusion_model.downscale}; choose one, such as 512."
+        )
+    return diffusion_model.latent_channels, size // diffusion_model.downscale, size // diffusion_model.downscale
 
 
 def _gradient(
-    crops: Tensor, landmarks: Tensor, noise: Tensor, backbone: Backbone, how: Regeneration
+    crops: Tensor, landmarks: Tensor, noise: Tensor, diffusion_model: DiffusionModel, how: Regeneration
 ) -> Gradient | None:
     """The energies' gradient, taken through a few crops at a time; each crop's energy is its own."""
     if how.energy is None:
         return None
     chunk = max(1, (GRADIENT_SIDE // crops.shape[-1]) ** 2)
     faces = max(1, chunk // how.variants)
-    decoder = backbone.differentiable_decoder()
+    decoder = diffusion_model.differentiable_decoder()
     parts = zip(crops.split(faces), landmarks.split(faces), noise.split(faces * how.variants), strict=True)
     energies = [how.energy(*part) for part in parts]
     gradients = [halving(partial(latent_gradient, energy, decoder), chunk) for energy in energies if energy is not None]

@@ -21,7 +21,7 @@ from ..diffprivacy.msi.training import Settings, Training
 from ..diffprivacy.msi.training_data import prepare
 from . import models, sockets
 from .comfy.memory import release
-from .comfy.model import ComfyBackbone, noise_levels
+from .comfy.model import ComfyModel, noise_levels
 from .comfy.training import Interrupted, check_interrupted, progress_bar
 
 CATEGORY = "Diff-Privacy/msi"
@@ -111,7 +111,7 @@ class TrainMSI(io.ComfyNode):
         learning_rate=Settings.lr,
         flips=True,
     ) -> io.NodeOutput:
-        backbone = ComfyBackbone(model, clip, vae, clip_vision)
+        diffusion_model = ComfyModel(model, clip, vae, clip_vision)
         if isinstance(noise_levels(model), FlowLevels):
             raise DiffPrivacyError(
                 "MSI learns through the text encoder, a language model of billions of weights here; "
@@ -119,19 +119,19 @@ class TrainMSI(io.ComfyNode):
                 "model",
             )
         with torch.inference_mode(False), torch.enable_grad():
-            start = new_msi(backbone, seed=seed) if msi is None else msi
-            _check(start, backbone)
+            start = new_msi(diffusion_model, seed=seed) if msi is None else msi
+            _check(start, diffusion_model)
         with at_field("images"):
-            data = prepare(backbone, _pixels(images), flips)
+            data = prepare(diffusion_model, _pixels(images), flips)
         settings = Settings(
             steps=steps, batch=batch, chunk=chunk, lr=learning_rate, checkpointing=checkpointing, seed=seed
         )
-        learnt, history = _train(start, backbone, data, settings)
+        learnt, history = _train(start, diffusion_model, data, settings)
         release()
         return io.NodeOutput(learnt, loss_curve(history)[None])
 
 
-def _train(start, backbone, data, settings):
+def _train(start, diffusion_model, data, settings):
     """The module and its losses, also when the user interrupts after the first step."""
     bar = progress_bar(settings.steps)
 
@@ -139,12 +139,12 @@ def _train(start, backbone, data, settings):
         preview = None
         if now.preview is not None:
             with torch.inference_mode():
-                preview = ("JPEG", _picture(backbone.decode(now.preview)[0]), 512)
+                preview = ("JPEG", _picture(diffusion_model.decode(now.preview)[0]), 512)
         bar.update_absolute(now.step, now.steps, preview)
         check_interrupted()
 
     with torch.inference_mode(False), torch.enable_grad():
-        training = Training(start, backbone, data, settings, device=backbone.model.load_device)
+        training = Training(start, diffusion_model, data, settings, device=diffusion_model.model.load_device)
         try:
             training.run(progress)
         except Interrupted:
@@ -160,10 +160,13 @@ def _pixels(images) -> torch.Tensor:
     return images[..., :3].movedim(-1, 1).cpu().float()
 
 
-def _check(msi, backbone) -> None:
-    _ = backbone.text_encoder_identity, backbone.image_encoder_identity  # Their own errors name their own sockets.
+def _check(msi, diffusion_model) -> None:
+    _ = (
+        diffusion_model.text_encoder_identity,
+        diffusion_model.image_encoder_identity,
+    )  # Their own errors name their own sockets.
     with at_field("msi"):
-        msi.check(backbone)
+        msi.check(diffusion_model)
 
 
 class SaveMSI(io.ComfyNode):
@@ -257,15 +260,18 @@ class InvertMSI(io.ComfyNode):
     def execute(cls, msi, image, clip, clip_vision, prompt, save_embeddings="") -> io.NodeOutput:
         if "*" not in prompt:
             raise DiffPrivacyError("It holds no `*`; write one where the face belongs, as in `a photo of *`.", "prompt")
-        backbone = ComfyBackbone(clip=clip, clip_vision=clip_vision)
-        _check(msi, backbone)
-        words = msi.words(backbone, _pixels(image))
+        diffusion_model = ComfyModel(clip=clip, clip_vision=clip_vision)
+        _check(msi, diffusion_model)
+        words = msi.words(diffusion_model, _pixels(image))
         if save_embeddings:
             _save_embeddings(save_embeddings, words, msi.text_encoder)
         spans = EmbeddingSchedule.stages([str(stage) for stage in range(words.shape[1])]).spans
         entries = []
         for stage, span in enumerate(spans):
-            faces = [backbone.text_conditioning(prompt, word.expand(prompt.count("*"), -1)) for word in words[:, stage]]
+            faces = [
+                diffusion_model.text_conditioning(prompt, word.expand(prompt.count("*"), -1))
+                for word in words[:, stage]
+            ]
             start, end = percent_range(span.low, span.high)
             ranges = {"start_percent": start, "end_percent": end}
             entries += node_helpers.conditioning_set_values(_batched(faces), ranges)

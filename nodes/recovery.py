@@ -171,12 +171,12 @@ class SealKey(io.ComfyNode):
             raise DiffPrivacyError("A key belongs to one image; give a batch of one.", "protected")
         named = [line.strip() for line in recipients.splitlines() if line.strip()]
         secret = secret_sources.read(passphrase, "passphrase") if passphrase else None
-        seal = encryption.Seal(secret, named)
+        encryptor = encryption.Encryptor(secret, named)
         if fidelity == "lossless":
             key = _lossless(original, faces)
         else:
             key = _replayed(fidelity, noise_map, positive, sigmas, faces)
-        sealed = seal.close_key(key.bound_to(Picture(protected[0].cpu().float())))
+        sealed = encryptor.encrypt_key(key.bound_to(Picture(protected[0].cpu().float())))
         text = f"sealed {fidelity} key, {len(sealed) / 1000:.1f} kB"
         return io.NodeOutput(sockets.SealedKey((sealed,), place == "beside"), ui=ui.PreviewText(text))
 
@@ -227,11 +227,11 @@ class OpenKey(io.ComfyNode):
             raise DiffPrivacyError("A key belongs to one image; give a batch of one.", "protected")
         if not sealed_key.files:
             raise DiffPrivacyError(f"The image was loaded, but {png.NO_KEY}", "sealed_key")
-        opener = encryption.opener(secret_sources.read(secret))
+        decryptor = encryption.decryptor(secret_sources.read(secret))
         picture = Picture(protected[0].cpu().float())
         keys, skipped = open_keys(
             sealed_key.files,
-            opener,
+            decryptor,
             lambda key: (replay.check_key if key.patches else replay.check_picture)(picture, key),
         )
         text = f"{len(keys)} of {len(sealed_key.files)} keys opened"

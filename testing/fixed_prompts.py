@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffprivacy import demo
-from diffprivacy.backends.diffusers import DiffusersBackbone
+from diffprivacy.backends.diffusers import DiffusersModel
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import crop_face
 from diffprivacy.faces.selection import select_faces
@@ -26,9 +26,9 @@ def photo(data: Path, name: str) -> Tensor:
     return crop_face(picture, face, demo.IMAGE_SIZE, demo.MARGIN).movedim(-1, 0)[None]
 
 
-def fixed_prompt(training: Training, backbone: DiffusersBackbone, prompt: str) -> float:
+def fixed_prompt(training: Training, diffusion_model: DiffusersModel, prompt: str) -> float:
     """The validation loss under a prompt without a pseudo-word."""
-    encode_text, conditioning = training.encode_text, backbone.text_conditioning(prompt)
+    encode_text, conditioning = training.encode_text, diffusion_model.text_conditioning(prompt)
     training.encode_text = lambda _, words: conditioning.rows(torch.zeros(len(words), dtype=torch.int64))
     loss = training.validation_loss(training.msi)[0]
     training.encode_text = encode_text

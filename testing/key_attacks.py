@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffprivacy.backends.diffusers import DiffusersBackbone
+from diffprivacy.backends.diffusers import DiffusersModel
 from diffprivacy.faces.detectors import Detector
 from diffprivacy.faces.geometry import Crop, Face, align_matrix
 from diffprivacy.media.images import Picture, encode_png
@@ -53,7 +53,7 @@ def neighbours_key(
     original: Picture,
     faces: Sequence[Face],
     index: int,
-    backbone: DiffusersBackbone,
+    diffusion_model: DiffusersModel,
     crop: Crop,
     steps: int = 20,
 ) -> Tensor:
@@ -61,9 +61,9 @@ def neighbours_key(
 
     Look at another face's place in it: that is what leaks.
     """
-    key = record(original, faces, backbone, crop, how=Replay(steps=steps)).only(index)
+    key = record(original, faces, diffusion_model, crop, how=Replay(steps=steps)).only(index)
     key = RecoveryKey.from_bytes(dataclasses.replace(key, shape=tuple(original.rgb.shape[:2])).to_bytes())
-    decoded = backbone.decode(replay(key, backbone))[0].movedim(0, -1).cpu()
+    decoded = diffusion_model.decode(replay(key, diffusion_model))[0].movedim(0, -1).cpu()
     return whole_crop(torch.full_like(original.rgb, 0.5), decoded, faces[index], crop.margin)
 
 

@@ -25,7 +25,7 @@ NEVER = 10**9
 
 _loaded = [
     (place, name, functools.cache(getattr(place, name)))
-    for place, name in ((model, "load_demo_backbone"), (demo, "load_recognizer"))
+    for place, name in ((model, "load_demo_model"), (demo, "load_recognizer"))
 ]
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([__name__])

@@ -8,7 +8,7 @@ import torch
 
 from diffprivacy.faces.geometry import ARCFACE_TEMPLATE, Crop, Face, own_pixels, protected_mask
 from diffprivacy.media.images import Picture, decode_picture, encode_png
-from diffprivacy.recovery.encryption import Seal
+from diffprivacy.recovery.encryption import Encryptor
 from diffprivacy.recovery.key import RecoveryKey
 from diffprivacy.recovery.replay import record
 
@@ -16,7 +16,7 @@ MARGIN = 1.8
 CROP = Crop(64, MARGIN)
 SHAPE = (170, 420)
 IDENTITY = pyrage.x25519.Identity.generate()
-SEAL = Seal(recipients=[str(IDENTITY.to_public())])
+SEAL = Encryptor(recipients=[str(IDENTITY.to_public())])
 
 
 def face_at(x: float, y: float = 85.0, scale: float = 0.9) -> Face:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diffprivacy.backends.tokenizer import tokenize
 from diffprivacy.demo import load_msi
-from diffprivacy.demo.backend import load_backbone
+from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.demo.load import (
     IMAGE_SIZE,
     LATENT_CHANNELS,
@@ -115,16 +115,16 @@ def noise_left(images: Tensor, timestep: int, words: Tensor | None = None, seed:
 
     words: (B,10,D) of "a photo of *", a row for each picture; without them the prompt is empty.
     """
-    backbone = load_backbone().to(images.device)
-    clean = backbone.encode(images)
+    diffusion_model = load_diffusion_model().to(images.device)
+    clean = diffusion_model.encode(images)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
-    sigma = backbone.noise_levels.sigmas[timestep]
+    sigma = diffusion_model.noise_levels.sigmas[timestep]
     if words is None:
-        conditioning = backbone.text_conditioning("")
+        conditioning = diffusion_model.text_conditioning("")
     else:
         stage = timestep * words.shape[1] // TRAINING_STEPS
-        conditioning = backbone.differentiable_text_encoder()("a photo of *", words[:, stage])
-    denoised = backbone.denoise(clean + sigma * noise, sigma, conditioning)
+        conditioning = diffusion_model.differentiable_text_encoder()("a photo of *", words[:, stage])
+    denoised = diffusion_model.denoise(clean + sigma * noise, sigma, conditioning)
     return float((denoised - clean).square().mean() / sigma**2)
 
 
@@ -174,7 +174,7 @@ def main() -> None:
             print(f"  {name}: cosine {float(cosine.mean()):.3f}, accepted {float(accepted):.3f}")
     left = {timestep: f"{noise_left(held_out[:64], timestep):.0%}" for timestep in (100, 300, 600)}
     print(f"noise left by the UNet at time steps, 64 held-out portraits: {left}")
-    words = load_msi().to(device).words(load_backbone().to(device), held_out[:64])
+    words = load_msi().to(device).words(load_diffusion_model().to(device), held_out[:64])
     for timestep in (250, 450, 650, 850):
         kinds = {"own words": words, "another's": words.roll(1, 0), "empty prompt": None}
         print(timestep, ", ".join(f"{k} {noise_left(held_out[:64], timestep, w):.4f}" for k, w in kinds.items()))

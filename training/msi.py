@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from diffprivacy.demo.backend import load_backbone
+from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.demo.load import CHECKSUMS, WEIGHTS
 from diffprivacy.msi.module import DEFAULT, MSI, MSIConfig, Projector, load_msi, new_msi, save_msi
 from diffprivacy.msi.training import Progress, Settings, Training
@@ -44,18 +44,18 @@ def pseudo_word_msi(msi: MSI, tensors: dict[str, Tensor]) -> MSI:
     return msi
 
 
-def constants(backbone, tar: Path, cache: Path, seed: int) -> TrainingData:
+def constants(diffusion_model, tar: Path, cache: Path, seed: int) -> TrainingData:
     """Latents and features of one random view of every portrait, the held-out ones last and as they are."""
-    owner = (
-        f"{backbone.image_encoder_identity} {json.loads((WEIGHTS / CHECKSUMS).read_text())['autoencoder.safetensors']}"
-    )
+    owner = f"{diffusion_model.image_encoder_identity} {json.loads((WEIGHTS / CHECKSUMS).read_text())['autoencoder.safetensors']}"
     if cache.exists() and cache.with_suffix(".txt").read_text() == owner:
         return TrainingData(**load_file(cache))
     training, held_out = split(read_portraits(tar))
     view = Augmenter(torch.Generator().manual_seed(seed))
     views = [view(part / 255, in_colour(part / 255))[0] for part in training.split(CHUNK)]
     views.append(held_out[:VALIDATED] / 255)
-    parts = [prepare(backbone, part, flips=False) for part in tqdm(views, desc="latents and features", disable=None)]
+    parts = [
+        prepare(diffusion_model, part, flips=False) for part in tqdm(views, desc="latents and features", disable=None)
+    ]
     data = TrainingData(torch.cat([p.latents for p in parts]), torch.cat([p.features for p in parts]))
     save_file({"latents": data.latents, "features": data.features}, cache)
     cache.with_suffix(".txt").write_text(owner)
@@ -69,25 +69,28 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
-    backbone = load_backbone().to(options.device)
-    training, held_out = constants(backbone, options.data, options.out / "constants.safetensors", options.seed).split(
-        VALIDATED
-    )
+    diffusion_model = load_diffusion_model().to(options.device)
+    training, held_out = constants(
+        diffusion_model, options.data, options.out / "constants.safetensors", options.seed
+    ).split(VALIDATED)
     if options.words:
         words = checkpoint_weights(options.words)
         tensors = {name.removeprefix("word."): t for name, t in words.items() if name.startswith("word.")}
-        msi = pseudo_word_msi(new_msi(backbone, MSIConfig(heads=0)), tensors)
+        msi = pseudo_word_msi(new_msi(diffusion_model, MSIConfig(heads=0)), tensors)
     elif options.shipped:
         msi = load_msi(WEIGHTS / MSI_FILE)
-        msi.text_encoder, msi.image_encoder = backbone.text_encoder_identity, backbone.image_encoder_identity
+        msi.text_encoder, msi.image_encoder = (
+            diffusion_model.text_encoder_identity,
+            diffusion_model.image_encoder_identity,
+        )
     else:
-        msi = new_msi(backbone, dataclasses.replace(DEFAULT, scaled=True), options.seed)
+        msi = new_msi(diffusion_model, dataclasses.replace(DEFAULT, scaled=True), options.seed)
     settings = Settings(
         options.steps, options.batch, lr=options.lr, ema=0.99, validate_every=25, validation=400, patience=0,
         seed=options.seed,
     )  # fmt: skip
     run = Training(
-        msi, backbone, training, settings, held_out, options.device, options.out / "checkpoint.safetensors",
+        msi, diffusion_model, training, settings, held_out, options.device, options.out / "checkpoint.safetensors",
         options.minutes,
     )  # fmt: skip
     with tqdm(total=options.steps, initial=run.step, unit="step", disable=None) as bar:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from diffprivacy import demo
-from diffprivacy.backends.diffusers import DiffusersBackbone
-from diffprivacy.demo.backend import load_backbone
+from diffprivacy.backends.diffusers import DiffusersModel
+from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.diffusion.conditioning import LAST
 from diffprivacy.diffusion.noise import NoiseKey
 from diffprivacy.faces.detectors import Detector, load_detector
@@ -45,7 +45,7 @@ class Photo:
 class Lab:
     """What all attacks on identity use; ``guide`` is one of the judges."""
 
-    backbone: DiffusersBackbone
+    diffusion_model: DiffusersModel
     detector: Detector
     judges: Mapping[str, FaceMatcher]
     data: Path
@@ -64,7 +64,7 @@ def open_lab() -> Lab:
         "demo judge": demo.load_recognizer("judge"),
         "mobilefacenet_ms1m": load_recognizer(data / "recognizers" / "mobilefacenet_ms1m.onnx"),
     }
-    return Lab(load_backbone(), load_detector(data / "detectors" / "yunet_n.onnx"), judges, data)
+    return Lab(load_diffusion_model(), load_detector(data / "detectors" / "yunet_n.onnx"), judges, data)
 
 
 def celebrities(lab: Lab, most: int | None = None) -> list[Photo]:
@@ -122,7 +122,7 @@ def protections(photos: Sequence[Photo], lab: Lab, method: Method, seed: int, ma
 
     made: folder that keeps them, so that a run goes on where it was interrupted.
     """
-    shape, key = latent_shape(lab.backbone, demo.IMAGE_SIZE), NoiseKey.from_seed(seed)
+    shape, key = latent_shape(lab.diffusion_model, demo.IMAGE_SIZE), NoiseKey.from_seed(seed)
     results: list[Tensor] = []
     for start in range(0, len(photos), BATCH):
         part = photos[start : start + BATCH]
@@ -134,7 +134,7 @@ def protections(photos: Sequence[Photo], lab: Lab, method: Method, seed: int, ma
         landmarks = torch.stack([crop_landmarks(p.face, demo.IMAGE_SIZE, demo.MARGIN) for p in part])
         noise = torch.stack([key.normal(shape, "photo", start + i) for i in range(len(part))])
         how = Regeneration(method.preset, method.energy)
-        new = regenerate_crops(crops, landmarks, noise, lab.backbone, how).movedim(1, -1)
+        new = regenerate_crops(crops, landmarks, noise, lab.diffusion_model, how).movedim(1, -1)
         images = [paste_faces(p.rgb, [crop], [p.face], demo.MARGIN) for p, crop in zip(part, new, strict=True)]
         for file, image in zip(files, images, strict=bool(files)):
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from diffprivacy import demo, pipeline
-from diffprivacy.backends.diffusers import DiffusersBackbone
-from diffprivacy.demo.backend import load_backbone
+from diffprivacy.backends.diffusers import DiffusersModel
+from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.evaluation.drawing import contact_sheet
 from diffprivacy.evaluation.fidelity import psnr
@@ -36,7 +36,7 @@ from diffprivacy.identity.recognizers import FaceMatcher, load_recognizer
 from diffprivacy.media.images import Picture, decode_picture, encode_png, levels, read_picture, write_picture
 from diffprivacy.presets import PRESETS
 from diffprivacy.recovery import keyed
-from diffprivacy.recovery.encryption import Opener, Seal
+from diffprivacy.recovery.encryption import Decryptor, Encryptor
 from diffprivacy.recovery.key import RecoveryKey
 from diffprivacy.recovery.replay import record, recover
 from diffprivacy.regeneration import Regeneration, anonymizing
@@ -66,10 +66,10 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     data = Path(os.environ["DIFFPRIVACY_DATA"])
-    backbone, guide, detector = load_backbone(), demo.load_recognizer("guide"), load_detector(None)
+    diffusion_model, guide, detector = load_diffusion_model(), demo.load_recognizer("guide"), load_detector(None)
     judges = {name: load_recognizer(data / "recognizers" / f"{name}.onnx") for name in JUDGES}
     identity = pyrage.x25519.Identity.generate()  # pyright: ignore[reportAttributeAccessIssue]
-    seal, opener = Seal(recipients=[str(identity.to_public())]), Opener(identities=[str(identity)])
+    encryptor, decryptor = Encryptor(recipients=[str(identity.to_public())]), Decryptor(identities=[str(identity)])
     preset = dataclasses.replace(PRESETS["anonymize"]["default"], steps=options.steps)
     cases: list[Case] = []
     for path in sorted((data / "photos" / "celebahq512").iterdir()):
@@ -80,18 +80,18 @@ def main(arguments: list[str] | None = None) -> None:
             continue
         case = Case(original, faces[0])
         key = os.urandom(32)
-        keyed_protections(case, backbone, key)
+        keyed_protections(case, diffusion_model, key)
         if len(cases) < options.faces:
             how = Regeneration(preset, anonymizing(guide))
-            (rgb,) = pipeline.protect(original.rgb, faces, backbone, demo.CROP, how)
-            stored_key(case, Picture(as_file(rgb)), backbone, seal, opener)
-            keyed_attacks(case, backbone, key)
+            (rgb,) = pipeline.protect(original.rgb, faces, diffusion_model, demo.CROP, how)
+            stored_key(case, Picture(as_file(rgb)), diffusion_model, encryptor, decryptor)
+            keyed_attacks(case, diffusion_model, key)
         cases.append(case)
         print(f"{len(cases)} faces", end="\r", flush=True)
     attacked = cases[: options.faces]
-    others_key(attacked, backbone)
+    others_key(attacked, diffusion_model)
     report(attacked, judges)
-    refusals(attacked, opener)
+    refusals(attacked, decryptor)
     unlinkability(cases, judges)
     if options.sheet:
         write_sheet(cases[:5], options.sheet)
@@ -111,25 +111,27 @@ def as_jpeg(rgb: Tensor, quality: int) -> Tensor:
     return decode_picture(file.getvalue(), "jpeg").rgb
 
 
-def stored_key(case: Case, protected: Picture, backbone: DiffusersBackbone, seal: Seal, opener: Opener) -> None:
+def stored_key(
+    case: Case, protected: Picture, diffusion_model: DiffusersModel, encryptor: Encryptor, decryptor: Decryptor
+) -> None:
     """What the owner gets back at each fidelity, and what an attacker has without the key."""
     case.made["no key: the protected picture"] = protected.rgb
     for fidelity in ("latent", "compact", "lossless"):
-        key = record(case.original, [case.face], backbone, demo.CROP, fidelity).bound_to(protected)
-        sealed = seal.close(key.to_bytes())
-        opened = RecoveryKey.from_bytes(opener.open(sealed))
-        case.made[f"right key, {fidelity}"] = as_file(recover(protected, [opened], backbone).rgb)
+        key = record(case.original, [case.face], diffusion_model, demo.CROP, fidelity).bound_to(protected)
+        sealed = encryptor.encrypt(key.to_bytes())
+        opened = RecoveryKey.from_bytes(decryptor.decrypt(sealed))
+        case.made[f"right key, {fidelity}"] = as_file(recover(protected, [opened], diffusion_model).rgb)
         if fidelity == "latent":
             case.key, case.sealed = opened, sealed
 
 
-def others_key(cases: list[Case], backbone: DiffusersBackbone) -> None:
+def others_key(cases: list[Case], diffusion_model: DiffusersModel) -> None:
     """Another picture's key, opened rightfully and forced onto this picture."""
     for case, other in zip(cases, cases[1:] + cases[:1], strict=True):
         assert other.key is not None
         protected = Picture(case.made["no key: the protected picture"])
         key = dataclasses.replace(other.key, faces=(case.face,))
-        case.made["another picture's key, forced"] = recover(protected, [key], backbone, changed=True).rgb
+        case.made["another picture's key, forced"] = recover(protected, [key], diffusion_model, changed=True).rgb
 
 
 PUBLISHED = "keyed: the protected picture"
@@ -142,15 +144,17 @@ def public_of(case: Case) -> keyed.Public:
     return keyed.Public(bytes(keyed.SALT_BYTES), [case.face], demo.IMAGE_SIZE, demo.MARGIN)
 
 
-def show(case: Case, picture: Tensor, noise_map: Tensor, backbone: DiffusersBackbone, opaque: bool = True) -> Tensor:
+def show(
+    case: Case, picture: Tensor, noise_map: Tensor, diffusion_model: DiffusersModel, opaque: bool = True
+) -> Tensor:
     """A picture with the face of a noise map pasted in, as a PNG gives it back."""
-    crop = keyed.face_of(noise_map, backbone)
+    crop = keyed.face_of(noise_map, diffusion_model)
     return as_file(paste_faces(picture, [crop], [case.face], demo.MARGIN, opaque))
 
 
-def keyed_protections(case: Case, backbone: DiffusersBackbone, key: bytes) -> None:
+def keyed_protections(case: Case, diffusion_model: DiffusersModel, key: bytes) -> None:
     """Keyed mode under a key and under a second one, and a control that knows nothing of the person."""
-    original_map, mask = keyed.face_noise(case.original.rgb, public_of(case), 0, backbone)
+    original_map, mask = keyed.face_noise(case.original.rgb, public_of(case), 0, diffusion_model)
     maps = {
         name: keyed.rotate(original_map, mask, keyed.face_seed(secret, 0))
         for name, secret in ((PUBLISHED, key), (SECOND, os.urandom(32)))
@@ -159,29 +163,29 @@ def keyed_protections(case: Case, backbone: DiffusersBackbone, key: bytes) -> No
     fresh = torch.randn_like(original_map) * original_map[inside].square().mean().sqrt()
     maps[CONTROL] = torch.where(inside, fresh, original_map)
     for name, noise_map in maps.items():
-        case.made[name] = show(case, case.original.rgb, noise_map, backbone, opaque=False)
+        case.made[name] = show(case, case.original.rgb, noise_map, diffusion_model, opaque=False)
 
 
-def keyed_attacks(case: Case, backbone: DiffusersBackbone, right: bytes) -> None:
+def keyed_attacks(case: Case, diffusion_model: DiffusersModel, right: bytes) -> None:
     """Recovery in keyed mode through PNG and JPEG, and attacks with wrong or without any secret.
 
     One bit of the secret changes the whole derived key, so attacks here change the key itself, at no cost of scrypt.
     """
     public = public_of(case)
     protected = case.made[PUBLISHED]
-    found, mask = keyed.face_noise(protected, public, 0, backbone)
+    found, mask = keyed.face_noise(protected, public, 0, diffusion_model)
     inside = mask.expand_as(found) > 0.5
     one_bit = bytes([right[0] ^ 1]) + right[1:]
     for name, key in (("right secret, PNG", right), ("secret one bit off", one_bit), ("wrong secret", os.urandom(32))):
         turned = keyed.rotate(found, mask, keyed.face_seed(key, 0), back=True)
-        case.made[f"keyed: {name}"] = show(case, protected, turned, backbone)
+        case.made[f"keyed: {name}"] = show(case, protected, turned, diffusion_model)
     signs = torch.randn_like(found).sign()
     for name, values in (("its map's magnitudes, signs guessed", found.abs() * signs), ("the background alone", 0)):
-        case.made[f"keyed: {name}"] = show(case, protected, torch.where(inside, values, found), backbone)
+        case.made[f"keyed: {name}"] = show(case, protected, torch.where(inside, values, found), diffusion_model)
     jpeg = as_jpeg(protected, 90)
-    from_jpeg, _ = keyed.face_noise(jpeg, public, 0, backbone)
+    from_jpeg, _ = keyed.face_noise(jpeg, public, 0, diffusion_model)
     turned = keyed.rotate(from_jpeg, mask, keyed.face_seed(right, 0), back=True)
-    case.made["keyed: right secret, JPEG 90"] = show(case, jpeg, turned, backbone)
+    case.made["keyed: right secret, JPEG 90"] = show(case, jpeg, turned, diffusion_model)
 
 
 def embeddings(cases: list[Case], name: str, judge: FaceMatcher) -> Tensor:
@@ -213,7 +217,7 @@ def report(cases: list[Case], judges: Mapping[str, FaceMatcher]) -> None:
         print(f"| {made:<50} | {np.mean(fidelity):.1f} dB | {', '.join(cosines)} | {', '.join(rates)} |")
 
 
-def refusals(cases: list[Case], opener: Opener) -> None:
+def refusals(cases: list[Case], decryptor: Decryptor) -> None:
     """Attempts on sealed keys: how many end in an error, of how many."""
     attempts: dict[str, list[bool]] = defaultdict(list)
 
@@ -225,23 +229,23 @@ def refusals(cases: list[Case], opener: Opener) -> None:
         else:
             attempts[name].append(False)
 
-    stranger = Opener(identities=[str(pyrage.x25519.Identity.generate())])  # pyright: ignore[reportAttributeAccessIssue]
+    stranger = Decryptor(identities=[str(pyrage.x25519.Identity.generate())])  # pyright: ignore[reportAttributeAccessIssue]
     for case, other in zip(cases, cases[1:] + cases[:1], strict=True):
         sealed, header = case.sealed, case.sealed.index(b"\n--- ")
         regions = {"header": (0, header), "MAC": (header, header + 49), "payload": (header + 49, len(sealed))}
-        attempt("another identity", lambda sealed=sealed: stranger.open(sealed))
+        attempt("another identity", lambda sealed=sealed: stranger.decrypt(sealed))
         for region, (low, high) in regions.items():
             for place in np.linspace(low, high - 1, 20).astype(int):
                 changed = bytearray(sealed)
                 changed[place] ^= 1
-                attempt(f"one bit flipped in the {region}", lambda changed=changed: opener.open(bytes(changed)))
+                attempt(f"one bit flipped in the {region}", lambda changed=changed: decryptor.decrypt(bytes(changed)))
         for cut in (1, 100, len(sealed) // 2):
-            attempt("truncated", lambda sealed=sealed, cut=cut: opener.open(sealed[:-cut]))
+            attempt("truncated", lambda sealed=sealed, cut=cut: decryptor.decrypt(sealed[:-cut]))
         protected = Picture(case.made["no key: the protected picture"])
-        foreign = RecoveryKey.from_bytes(opener.open(other.sealed))
+        foreign = RecoveryKey.from_bytes(decryptor.decrypt(other.sealed))
         attempt("swapped between pictures", lambda protected=protected, key=foreign: recover(protected, [key]))
-    wrong = Seal(passphrase="right").close(b"key")
-    attempt("wrong passphrase", lambda: Opener("wrong").open(wrong))
+    wrong = Encryptor(passphrase="right").encrypt(b"key")
+    attempt("wrong passphrase", lambda: Decryptor("wrong").decrypt(wrong))
     print("\n| attempt on a sealed key | refused |\n|---|---|")
     for name, refused in attempts.items():
         print(f"| {name} | {sum(refused)} of {len(refused)} |")

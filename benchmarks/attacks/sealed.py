@@ -24,7 +24,7 @@ from diffprivacy.faces.geometry import Crop
 from diffprivacy.identity.embedding import embed_face
 from diffprivacy.media.images import Picture, read_picture
 from diffprivacy.recovery import png
-from diffprivacy.recovery.encryption import Seal
+from diffprivacy.recovery.encryption import Encryptor
 from diffprivacy.recovery.keyed import Public
 from testing.key_attacks import forged_key, inject, neighbours_key, share_replaced, side_by_side
 from testing.three_faces import FACES, IDENTITY, MARGIN, ORIGINAL, PROTECTED, SEAL, lossless
@@ -45,13 +45,13 @@ def main(arguments: list[str] | None = None) -> None:
     except DiffPrivacyError as error:
         forged = f"refused: {error}"
     print(f"| forged lossless key | 99.9996 % of the image replaced | {forged} |")
-    stranger = Seal(recipients=[str(type(IDENTITY).generate().to_public())])
+    stranger = Encryptor(recipients=[str(type(IDENTITY).generate().to_public())])
     injected = {
         "junk chunk": (png.SEALED_KEY, b"junk", "recovery fails"),
-        "key sealed to others": (png.SEALED_KEY, stranger.close(b"x"), "recovery fails"),
+        "key sealed to others": (png.SEALED_KEY, stranger.encrypt(b"x"), "recovery fails"),
         "forged key, appended": (
             png.SEALED_KEY,
-            SEAL.close_key(forged_key(PROTECTED, FACES[0], MARGIN)),
+            SEAL.encrypt_key(forged_key(PROTECTED, FACES[0], MARGIN)),
             "the forgery wins",
         ),
         "chunk of keyed mode": (
@@ -76,7 +76,7 @@ def neighbours(pairs: int) -> tuple[list[float], list[float]]:
     leaks, originals = [], []
     for left, right in zip(photos[::2], photos[1::2], strict=True):
         image, places = side_by_side([left.rgb, right.rgb], lab.detector)
-        leak = neighbours_key(Picture(image), places, 0, lab.backbone, CROP, steps=8)
+        leak = neighbours_key(Picture(image), places, 0, lab.diffusion_model, CROP, steps=8)
         leaks.append(embed_face(judge, leak, places[1]))
         originals.append(embed_face(judge, image, places[1]))
     cosines = np.stack(leaks) @ np.stack(originals).T
@@ -88,7 +88,7 @@ def recovery_after(kind: bytes, content: bytes) -> str:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "identity.txt").write_text(str(IDENTITY))
-        png.save(folder / "a.png", PROTECTED, [SEAL.close_key(lossless())])
+        png.save(folder / "a.png", PROTECTED, [SEAL.encrypt_key(lossless())])
         inject(folder / "a.png", kind, content)
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):

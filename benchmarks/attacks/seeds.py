@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     lab = faces.open_lab()
     photos = faces.celebrities(lab, options.faces)
-    shape = latent_shape(lab.backbone, demo.IMAGE_SIZE)
+    shape = latent_shape(lab.diffusion_model, demo.IMAGE_SIZE)
     true = [(FIRST + 7 * i) for i in range(len(photos))]
     sources = {
         "a seed of torch": torch.stack([_of_seed(seed, shape) for seed in true]),
@@ -87,10 +87,12 @@ def _inverted(photos: Sequence[faces.Photo], noise: Tensor, lab: faces.Lab, meth
     """What inversion finds in the published crops, less what the attacker knows to be the image."""
     crops = torch.stack([crop_face(p.rgb, p.face, demo.IMAGE_SIZE, demo.MARGIN).movedim(-1, 0) for p in photos])
     landmarks = torch.stack([crop_landmarks(p.face, demo.IMAGE_SIZE, demo.MARGIN) for p in photos])
-    published = regenerate_crops(crops, landmarks, noise, lab.backbone, Regeneration(method.preset, method.energy))
-    latents = lab.backbone.encode(published)
-    sigmas = ddim_sigmas(lab.backbone.noise_levels, method.preset.steps, method.preset.strength)
-    return invert_ddim(stage_denoiser(lab.backbone), latents, sigmas) - latents
+    published = regenerate_crops(
+        crops, landmarks, noise, lab.diffusion_model, Regeneration(method.preset, method.energy)
+    )
+    latents = lab.diffusion_model.encode(published)
+    sigmas = ddim_sigmas(lab.diffusion_model.noise_levels, method.preset.steps, method.preset.strength)
+    return invert_ddim(stage_denoiser(lab.diffusion_model), latents, sigmas) - latents
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The Backbone on a diffusers model, without ComfyUI and without a network."""
+"""The DiffusionModel on a diffusers model, without ComfyUI and without a network."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass
-class DiffusersBackbone:
-    """A diffusers UNet with its autoencoder and CLIP models; see :class:`diffprivacy.diffusion.model.Backbone`.
+class DiffusersModel:
+    """A diffusers UNet with its autoencoder and CLIP models; see :class:`diffprivacy.diffusion.model.DiffusionModel`.
 
     autoencoder: encode and decode between images in [-1,1] and its own latents, plain tensors both.
     latent_scale, latent_shift: network latent = (autoencoder latent) * latent_scale + latent_shift.
@@ -221,7 +221,7 @@ class DiffusersBackbone:
         ids = torch.tensor(tokens[1 : tokens.index(END_TOKEN)], device=self.device)
         return torch.cat([encoder.get_input_embeddings()(ids).mean(0).float() for encoder in self.text_encoders])
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> DiffusersBackbone:
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> DiffusersModel:
         """Move all networks; dtype changes the UNet and the text encoders, the autoencoder stays float32."""
         for module in (self.unet, *self.text_encoders):
             module.to(device, dtype)
@@ -265,7 +265,7 @@ def clip_pixels(images: Tensor, size: int) -> Tensor:
     return (images - mean) / std
 
 
-def load_backbone(path: Path) -> DiffusersBackbone:
+def load_diffusion_model(path: Path) -> DiffusersModel:
     """The checkpoint at ``path``: a single .safetensors file (SD 1.x) or a diffusers folder (SD 1.x, 2.x, XL).
 
     Raises DiffPrivacyError for a missing path, a file that is no checkpoint and a flow model.
@@ -277,10 +277,10 @@ def load_backbone(path: Path) -> DiffusersBackbone:
     return _load_single_file(path)
 
 
-def _load_single_file(path: Path) -> DiffusersBackbone:
+def _load_single_file(path: Path) -> DiffusersModel:
     state = single_file.read_checkpoint(path)
     scale, shift = single_file.tiny_autoencoder_scale(state)
-    return DiffusersBackbone(
+    return DiffusersModel(
         unet=single_file.load_unet(state),
         autoencoder=DiffusersAutoencoder(single_file.load_autoencoder(state), checkpointing=True),
         text_encoders=[single_file.load_text_encoder(state)],
@@ -291,7 +291,7 @@ def _load_single_file(path: Path) -> DiffusersBackbone:
     )
 
 
-def _load_folder(path: Path) -> DiffusersBackbone:
+def _load_folder(path: Path) -> DiffusersModel:
     from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -316,7 +316,7 @@ def _load_folder(path: Path) -> DiffusersBackbone:
     except OSError as error:
         raise DiffPrivacyError(f"Model {path} is incomplete ({error}); download it again as safetensors.") from error
     narrow = len(text_encoders) == 1 and text_encoders[0].config.hidden_size == 768
-    return DiffusersBackbone(
+    return DiffusersModel(
         unet=unet.float().eval(),
         autoencoder=DiffusersAutoencoder(autoencoder.float().eval(), checkpointing=True),
         text_encoders=[encoder.float().eval() for encoder in text_encoders],

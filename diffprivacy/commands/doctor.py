@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 from .. import __version__, demo, pipeline
-from ..demo.backend import load_backbone
+from ..demo.backend import load_diffusion_model
 from ..demo.load import WEIGHTS
 from ..errors import DiffPrivacyError
 from ..faces.geometry import ARCFACE_TEMPLATE, Face
@@ -141,11 +141,11 @@ def _self_test() -> Finding:
     picture = torch.linspace(0, 1, 112)[:, None, None].expand(112, 112, 3).contiguous()
     try:
         device = first_device()
-        backbone = load_backbone().to(device)
+        diffusion_model = load_diffusion_model().to(device)
         energy = anonymizing(demo.load_recognizer("guide").to(device))
         preset = dataclasses.replace(PRESETS["anonymize"]["default"], steps=FEW_STEPS)
         start = time.perf_counter()
-        (made,) = pipeline.protect(picture, [face], backbone, demo.CROP, Regeneration(preset, energy))
+        (made,) = pipeline.protect(picture, [face], diffusion_model, demo.CROP, Regeneration(preset, energy))
         seconds = (time.perf_counter() - start) * PRESETS["anonymize"]["default"].steps / FEW_STEPS
     except Exception as error:  # whatever it is, it is what is to be found out
         return Finding("self-test", f"failed: {type(error).__name__}: {error}", "install the pack again", "problem")

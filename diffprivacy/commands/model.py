@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from .. import demo
-from ..backends.diffusers import DiffusersBackbone, load_backbone
+from ..backends.diffusers import DiffusersModel, load_diffusion_model
 from ..backends.vision import load_vision_encoder
-from ..demo.backend import load_backbone as load_demo_backbone
+from ..demo.backend import load_diffusion_model as load_demo_model
 from ..errors import UsageError
 from ..faces.geometry import Crop
 from ..identity.recognizers import Ensemble, FaceMatcher, load_recognizer
@@ -20,15 +20,15 @@ from .requests import ModelRequest
 class Model:
     """A diffusion model, the crops it was made for, and the recognizer that guides it."""
 
-    backbone: DiffusersBackbone
+    diffusion_model: DiffusersModel
     crop: Crop
     recognizer: FaceMatcher
 
 
-def load_vision(request: ModelRequest, backbone: DiffusersBackbone) -> None:
-    """Give the backbone the CLIP vision model that the request names, if it does."""
+def load_vision(request: ModelRequest, diffusion_model: DiffusersModel) -> None:
+    """Give the diffusion model the CLIP vision model that the request names, if it does."""
     if request.clip_vision is not None:
-        backbone.vision_encoder = load_vision_encoder(request.clip_vision).to(backbone.device)
+        diffusion_model.vision_encoder = load_vision_encoder(request.clip_vision).to(diffusion_model.device)
 
 
 def device_of(request: ModelRequest) -> str:
@@ -47,8 +47,8 @@ def device_of(request: ModelRequest) -> str:
 def load_model(request: ModelRequest) -> Model:
     """The checkpoint and the recognizers asked for, or the embedded ones."""
     recognizer = load_guides(request)
-    backbone = load_checkpoint(request)
-    return Model(backbone, crop_of(request, backbone), recognizer)
+    diffusion_model = load_checkpoint(request)
+    return Model(diffusion_model, crop_of(request, diffusion_model), recognizer)
 
 
 def load_guides(request: ModelRequest) -> FaceMatcher:
@@ -58,14 +58,14 @@ def load_guides(request: ModelRequest) -> FaceMatcher:
     return Ensemble([(member, 1.0) for member in members]) if members else demo.load_recognizer("guide").to(device)
 
 
-def crop_of(request: ModelRequest, backbone: DiffusersBackbone) -> Crop:
+def crop_of(request: ModelRequest, diffusion_model: DiffusersModel) -> Crop:
     """The face crops asked for, or those that the checkpoint was made for."""
     if request.checkpoint is None:
         return Crop(request.size or demo.IMAGE_SIZE, demo.MARGIN)
-    return Crop(request.size or backbone.image_size)
+    return Crop(request.size or diffusion_model.image_size)
 
 
-def load_checkpoint(request: ModelRequest) -> DiffusersBackbone:
+def load_checkpoint(request: ModelRequest) -> DiffusersModel:
     """The checkpoint asked for, or the embedded demo model, on its device."""
     import diffusers
     import transformers
@@ -75,8 +75,8 @@ def load_checkpoint(request: ModelRequest) -> DiffusersBackbone:
     transformers.utils.logging.disable_progress_bar()
     device = device_of(request)
     if request.checkpoint is None:
-        return load_demo_backbone().to(device)
-    return load_backbone(request.checkpoint).to(device, torch.float32 if device == "cpu" else torch.float16)
+        return load_demo_model().to(device)
+    return load_diffusion_model(request.checkpoint).to(device, torch.float32 if device == "cpu" else torch.float16)
 
 
 def first_device() -> str:

@@ -22,7 +22,7 @@ from ..media.atomic import Together
 from ..media.images import Picture, encode_picture, read_picture
 from ..progress import sampling_progress, say
 from ..recovery import png
-from ..recovery.encryption import Seal
+from ..recovery.encryption import Encryptor
 from ..recovery.key import RecoveryKey
 from ..recovery.keyed import EXPERIMENTAL, Public, anonymize_keyed
 from ..recovery.replay import record
@@ -49,7 +49,7 @@ def protect_picture(
             raise
     with sampling_progress(source.name) as progress:
         pictures, key = _protected(source, picture, found, faces, request, use, progress, covered)
-    said = [_write(made, file, next(pictures), key, use.seal, request) for file in files]
+    said = [_write(made, file, next(pictures), key, use.encryptor, request) for file in files]
     which = ", ".join(f"face {number}" for number in covered)
     return Outcome(said, covered, which, {"faces": for_programs(found, faces)})
 
@@ -59,7 +59,7 @@ def _write(
     file: Path,
     picture: Picture,
     key: RecoveryKey | Public | None,
-    seal: Seal | None,
+    encryptor: Encryptor | None,
     request: ProtectRequest,
 ) -> str:
     data = encode_picture(picture, file.suffix, request.quality)
@@ -67,10 +67,10 @@ def _write(
         png.add(made, file, data, [key.to_bytes()], kind=png.KEYED)
         print(f"warning: {EXPERIMENTAL}", file=sys.stderr)
         return f"{file} (keyed mode, experimental)"
-    if seal is None or key is None:
+    if encryptor is None or key is None:
         png.add(made, file, data)
         return str(file)
-    return write_sealed(made, file, data, key, seal, request.sealing)
+    return write_sealed(made, file, data, key, encryptor, request.sealing)
 
 
 def _protected(
@@ -88,14 +88,14 @@ def _protected(
     faces: those of the faces found that are to be protected. covered: takes the numbers of those that can only be
     covered; both they and prompts count all found.
     """
-    model, seal = use.model, use.seal
+    model, encryptor = use.model, use.encryptor
     if not faces:
         return repeat(picture), None
     picture = flattened(picture, faces, model.crop.margin)
-    if request.sealing.keyed and seal is not None:
-        secret = seal.passphrase or ""
+    if request.sealing.keyed and encryptor is not None:
+        secret = encryptor.passphrase or ""
         rgb, public = anonymize_keyed(
-            picture.rgb, faces, model.backbone, model.crop.size, secret, model.crop.margin, callback=progress
+            picture.rgb, faces, model.diffusion_model, model.crop.size, secret, model.crop.margin, callback=progress
         )
         return iter([dataclasses.replace(picture, rgb=rgb)]), public
 
@@ -115,7 +115,7 @@ def _protected(
     made = pipeline.protect(
         picture.rgb,
         faces,
-        model.backbone,
+        model.diffusion_model,
         model.crop,
         hows,
         noise_key,
@@ -129,9 +129,9 @@ def _protected(
             check_kept(keep, faces, model.crop.margin, source.name)
         made = (keep_original(picture.rgb, rgb, keep) for rgb in made)
     pictures = (dataclasses.replace(picture, rgb=rgb) for rgb in made)
-    if seal is None:
+    if encryptor is None:
         return pictures, None
-    key = record(picture, faces, model.backbone, model.crop, request.sealing.fidelity, callback=progress)
+    key = record(picture, faces, model.diffusion_model, model.crop, request.sealing.fidelity, callback=progress)
     return pictures, key
 
 
@@ -140,7 +140,7 @@ def _regeneration(picture: Tensor, face: Face, text: str, request: ProtectReques
     model, words = use.model, None
     if use.msi is not None:
         crop = crop_face(picture, face, model.crop.size, model.crop.margin)
-        words = use.msi.words(model.backbone, crop.movedim(-1, 0)[None])[0]
+        words = use.msi.words(model.diffusion_model, crop.movedim(-1, 0)[None])[0]
     guide = None if request.model.unguided else model.recognizer
     energy = task_energy(request.task, guide, use.preset.form, request.variants)
     return Regeneration(use.preset, energy, words, variants=request.variants, text=text)

@@ -48,8 +48,8 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
     """
     if request.variants > 1 or request.sealing.keyed or request.sealing.per_face:
         raise DiffPrivacyError("--variants, --keyed and --key-per-face are for images; leave them out for videos.")
-    if use.seal is not None:
-        use.seal.check_file(source)
+    if use.encryptor is not None:
+        use.encryptor.check_file(source)
     model = use.model
     if request.keep:
         _check_keep(source, request.keep, model.crop)
@@ -71,25 +71,25 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
     guide = None if request.model.unguided else model.recognizer
     texts = _texts(request.prompt, followed, tracks)
     with progress_bar(source.name, steps) as bar:
-        words = words_of_people(video, tracks, model.backbone, model.crop, use.msi)
+        words = words_of_people(video, tracks, model.diffusion_model, model.crop, use.msi)
 
         def how(person: int, target: Sequence[Tensor] | None) -> Regeneration:
             energy = task_energy(request.task, guide, use.preset.form, target=target)
             return Regeneration(use.preset, energy, words.get(person), text=texts[person])
 
         keep = guide if request.task == "anonymize" else None
-        regenerate = one_face_each(state, model.backbone, model.crop, how, keep, lambda _: bar.update(1))
+        regenerate = one_face_each(state, model.diffusion_model, model.crop, how, keep, lambda _: bar.update(1))
         chosen = dataclasses.replace(followed, tracks=tracks)
         covers = request.if_impossible != "error"
         cover = functools.partial(_say_covered, source, followed, state) if covers else None
         protect_pieces(video, todo, chosen, regenerate, Pasting(model.crop, request.keep, cover))
-    if use.seal is not None:
-        use.seal.close_file(source, made.add(sealed_beside(target, source)))
+    if use.encryptor is not None:
+        use.encryptor.encrypt_file(source, made.add(sealed_beside(target, source)))
     join([path for _, path in plan], video, made.add(target), sound=request.sound)
     made.afterwards.append(state.remove)
     _warn_of_gaps(source, followed)
     said = [f"{target} ({_summary(followed.frames, tracks)})"]
-    if use.seal is not None:
+    if use.encryptor is not None:
         said.append(f"{sealed_beside(target, source)} (the original, sealed)")
     spans = _spans(state)
     details = {

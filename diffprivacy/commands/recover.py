@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..backends.diffusers import DiffusersBackbone
+from ..backends.diffusers import DiffusersModel
 from ..errors import DiffPrivacyError, UsageError
 from ..faces.selection import parse_selection
 from ..media.atomic import Together
@@ -125,7 +125,7 @@ def recover(request: RecoverRequest) -> int:
                         raise DiffPrivacyError(
                             "The sealed original of a video carries no signature; leave --signer out."
                         )
-                    use.secrets.open_file(_sealed_video(source, request), made.add(file))
+                    use.secrets.decrypt_file(_sealed_video(source, request), made.add(file))
                 else:
                     made.write(file, encode_png(_recover_picture(source, request, use)))
                 entry.finish(made)
@@ -142,7 +142,7 @@ class _Resources:
         self.signer = None if request.signer is None else read_signer(request.signer)
 
     @cached_property
-    def backbone(self) -> DiffusersBackbone:
+    def diffusion_model(self) -> DiffusersModel:
         try:
             return load_checkpoint(self._request.model)
         except Exception as error:
@@ -155,13 +155,13 @@ def _recover_picture(source: Path, request: RecoverRequest, use: _Resources) -> 
         if use.signer is not None:
             raise DiffPrivacyError("An image in keyed mode carries no signature; leave --signer out.")
         print("keyed mode (experimental): a wrong passphrase gives another face, not an error", file=sys.stderr)
-        rgb = recover_keyed(picture.rgb, keyed, use.backbone, use.secrets.asked())
+        rgb = recover_keyed(picture.rgb, keyed, use.diffusion_model, use.secrets.asked())
         return dataclasses.replace(picture, rgb=rgb)
     keys = _keys(source, picture, request, use.secrets, use.signer)
     replay.check_places(picture.rgb.shape, keys)
-    backbone = None if keys and all(key.patches for key in keys) else use.backbone
+    diffusion_model = None if keys and all(key.patches for key in keys) else use.diffusion_model
     with sampling_progress(source.name) as progress:
-        return replay.recover(picture, keys, backbone, request.accept_changed, progress)
+        return replay.recover(picture, keys, diffusion_model, request.accept_changed, progress)
 
 
 def _sealed_video(source: Path, request: RecoverRequest) -> Path:
@@ -207,7 +207,7 @@ def _keys(
     sealed = _sealed(source, request.key_files)
     keys, skipped = open_keys(
         sealed,
-        secrets.opener(sealed),
+        secrets.decryptor(sealed),
         lambda key: replay.check_key(picture, key, request.accept_changed),
         signer,
     )

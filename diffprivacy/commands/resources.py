@@ -9,12 +9,12 @@ from ..faces.detectors import Detector, load_detector
 from ..faces.regions import BoxFile, read_boxes
 from ..msi.module import MSI, load_msi
 from ..presets import PRESETS, Preset
-from ..recovery.encryption import Seal
+from ..recovery.encryption import Encryptor
 from .face_finder import FaceFinder
 from .model import Model, load_model, load_vision
 from .people import People, load_people
 from .requests import ProtectRequest
-from .sealing import load_seal
+from .sealing import load_encryptor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Resources:
     """The settings of the task, and the models and secrets it needs."""
 
     preset: Preset
-    seal: Seal | None
+    encryptor: Encryptor | None
     detector: Detector
     model: Model
     msi: MSI | None
@@ -38,15 +38,17 @@ class Resources:
 def load_resources(request: ProtectRequest) -> Resources:
     """Raises DiffPrivacyError for options that do not fit together and files that cannot be used."""
     preset = _preset(request)
-    seal = load_seal(request)
+    encryptor = load_encryptor(request)
     detector = load_detector(request.detector, request.min_score, request.min_size)
     boxes = None if request.boxes is None else read_boxes(request.boxes)
     model = load_model(request.model)
     msi = None if request.msi is None else load_msi(request.msi)
     if msi is not None:
-        load_vision(request.model, model.backbone)
-        msi.check(model.backbone)
-    return Resources(preset, seal, detector, model, msi, load_people(request.people, detector, model.recognizer), boxes)
+        load_vision(request.model, model.diffusion_model)
+        msi.check(model.diffusion_model)
+    return Resources(
+        preset, encryptor, detector, model, msi, load_people(request.people, detector, model.recognizer), boxes
+    )
 
 
 def _preset(request: ProtectRequest) -> Preset:

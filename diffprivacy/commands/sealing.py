@@ -12,8 +12,8 @@ from ..media.atomic import Together
 from ..media.images import decode_picture
 from ..recovery import png
 from ..recovery.encryption import (
-    Opener,
-    Seal,
+    Decryptor,
+    Encryptor,
     begins_with_passphrase,
     needs_passphrase,
     read_head,
@@ -25,8 +25,8 @@ from ..recovery.key import RecoveryKey
 from .requests import PassphraseRequest, ProtectRequest, RecoverRequest, SealRequest
 
 
-def load_seal(request: ProtectRequest) -> Seal | None:
-    """The seal that is asked for, None for none; raises DiffPrivacyError for options that do not fit together."""
+def load_encryptor(request: ProtectRequest) -> Encryptor | None:
+    """The encryptor that is asked for, None for none; raises DiffPrivacyError for options that do not fit together."""
     sealing = request.sealing
     apart = request.task != "anonymize" or request.variants > 1 or sealing.recipients or sealing.sign_with
     if sealing.keyed and apart:
@@ -45,11 +45,11 @@ def load_seal(request: ProtectRequest) -> Seal | None:
     if sealing.recipients:
         if _given_passphrase(sealing.passphrase) or sealing.ask_passphrase:
             raise UsageError("A key is sealed either to a passphrase or to public keys (--seal-to); choose one.")
-        return Seal(recipients=sealing.recipients, signer=signer)
+        return Encryptor(recipients=sealing.recipients, signer=signer)
     if sealing.ask_passphrase:
-        return Seal(passphrase=_new_passphrase(), signer=signer)
+        return Encryptor(passphrase=_new_passphrase(), signer=signer)
     if (passphrase := _given_passphrase(sealing.passphrase)) is not None:
-        return Seal(passphrase=passphrase, signer=signer)
+        return Encryptor(passphrase=passphrase, signer=signer)
     if sealing.keyed or sealing.beside or sealing.per_face or sealing.fidelity != "latent" or signer:
         raise UsageError("The options of the recovery key need --seal-to, --passphrase-file or --passphrase-env.")
     return None
@@ -62,16 +62,16 @@ class Secrets:
         self.identities = [read_secret_file(path, "identity") for path in request.identity_files]
         self.passphrase = _given_passphrase(request.passphrase)
 
-    def opener(self, sealed: Sequence[bytes]) -> Opener:
+    def decryptor(self, sealed: Sequence[bytes]) -> Decryptor:
         """For the sealed keys of a picture; asks for a passphrase where one of them needs it and no identity is given."""
         if self.passphrase is None and not self.identities and any(map(begins_with_passphrase, sealed)):
             self.asked()
-        return Opener(self.passphrase, self.identities)
+        return Decryptor(self.passphrase, self.identities)
 
-    def open_file(self, sealed: Path, target: Path) -> None:
+    def decrypt_file(self, sealed: Path, target: Path) -> None:
         """Write the file that a sealed one holds; raises DiffPrivacyError when nothing opens it."""
         passphrase = self.asked() if needs_passphrase(read_head(sealed)) else None
-        Opener(passphrase, self.identities).open_file(sealed, target)
+        Decryptor(passphrase, self.identities).decrypt_file(sealed, target)
 
     def asked(self) -> str:
         """The passphrase that an option names, or typed at the terminal once."""
@@ -86,14 +86,16 @@ def ask_passphrase(prompt: str = "Passphrase: ") -> str:
     return getpass.getpass(prompt)
 
 
-def write_sealed(files: Together, file: Path, data: bytes, key: RecoveryKey, seal: Seal, sealing: SealRequest) -> str:
+def write_sealed(
+    files: Together, file: Path, data: bytes, key: RecoveryKey, encryptor: Encryptor, sealing: SealRequest
+) -> str:
     """Add a protected picture, given as its file, with its sealed key, inside or beside it; returns what to say of it.
 
     JPEG and WebP take the key beside them.
     """
     bound = key.bound_to(decode_picture(data, file.name))
     keys = [bound.only(i) for i in range(len(bound.faces))] if sealing.per_face else [bound]
-    sealed = [seal.close_key(key) for key in keys]
+    sealed = [encryptor.encrypt_key(key) for key in keys]
     is_beside = sealing.beside or file.suffix != ".png"
     png.add(files, file, data, sealed, is_beside)
     size = sum(map(len, sealed)) / 1000

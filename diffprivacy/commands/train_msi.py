@@ -111,14 +111,14 @@ def train_msi(request: TrainRequest) -> int:
     sources = [picture for given in request.inputs for picture in pictures_in(given)]
     if request.output.suffix != ".safetensors":
         raise UsageError(f"{request.output}: an MSI is a .safetensors file; give such a name to --output.")
-    backbone = load_checkpoint(request.model)
-    load_vision(request.model, backbone)
-    crop = crop_of(request.model, backbone)
+    diffusion_model = load_checkpoint(request.model)
+    load_vision(request.model, diffusion_model)
+    crop = crop_of(request.model, diffusion_model)
     if request.init is None:
-        start = new_msi(backbone, PAPER if request.preset == "paper" else DEFAULT, request.settings.seed)
+        start = new_msi(diffusion_model, PAPER if request.preset == "paper" else DEFAULT, request.settings.seed)
     else:
         start = load_msi(request.init)
-    start.check(backbone)
+    start.check(diffusion_model)
     detector = load_detector(request.detector)
 
     def crops(rgb: Tensor) -> list[Tensor]:
@@ -127,15 +127,15 @@ def train_msi(request: TrainRequest) -> int:
 
     images = readable_crops(progress_over(sources, "faces", "image"), crops, crop.size)
     held_out = min(16, len(images) // 10) if len(images) >= MANY else 0
-    data = prepare(backbone, images[: len(images) - held_out], flips=request.flips)
-    validation = prepare(backbone, images[len(images) - held_out :], flips=False) if held_out else None
+    data = prepare(diffusion_model, images[: len(images) - held_out], flips=request.flips)
+    validation = prepare(diffusion_model, images[len(images) - held_out :], flips=False) if held_out else None
     print(f"{len(images)} face(s), {held_out} of them held out")
-    if backbone.device.type == "cuda":
-        backbone.to(backbone.device, torch.bfloat16)
+    if diffusion_model.device.type == "cuda":
+        diffusion_model.to(diffusion_model.device, torch.bfloat16)
     request.output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = request.output.with_name(request.output.name + ".unfinished")
     training = Training(
-        start, backbone, data, request.settings, validation, backbone.device, unfinished, request.minutes
+        start, diffusion_model, data, request.settings, validation, diffusion_model.device, unfinished, request.minutes
     )
     with progress_bar("training", request.settings.steps, initial=training.step, leave=True) as bar:
 

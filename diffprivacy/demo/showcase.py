@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import demo
-from ..backends.diffusers import DiffusersBackbone
+from ..backends.diffusers import DiffusersModel
 from ..diffusion.noise import NoiseKey
 from ..errors import DiffPrivacyError
 from ..evaluation.comparison import FaceComparison, judge
@@ -24,11 +24,11 @@ from ..media.images import Picture, read_picture, write_picture
 from ..pipeline import protect
 from ..presets import PRESETS
 from ..progress import sampling_progress
-from ..recovery.encryption import Opener, Seal
+from ..recovery.encryption import Decryptor, Encryptor
 from ..recovery.key import RecoveryKey
 from ..recovery.replay import record, recover
 from ..regeneration import Regeneration, anonymizing, hiding
-from .backend import load_backbone
+from .backend import load_diffusion_model
 
 VARIANTS = 4
 PROTECTED = [*(f"variant {i + 1}" for i in range(VARIANTS)), "hidden"]
@@ -52,25 +52,25 @@ def run(photo: Path | None, output: Path, seed: int | None = None) -> None:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DiffPrivacyError(f"{output} cannot be made a folder ({error.strerror}); choose another.") from error
-    backbone = load_backbone()
+    diffusion_model = load_diffusion_model()
     identity, stranger = x25519.Identity.generate(), x25519.Identity.generate()
     write_atomically(output / "identity.txt", f"{identity}\n".encode(), secret=True)
-    _protect(original, face, backbone, Seal(recipients=[str(identity.to_public())]), output, seed)
+    _protect(original, face, diffusion_model, Encryptor(recipients=[str(identity.to_public())]), output, seed)
     del original
 
     protected = read_picture(_file(output, "hidden"))
     sealed = _file(output, "hidden", ".png.age").read_bytes()
-    opened = RecoveryKey.from_bytes(Opener(identities=[str(identity)]).open(sealed))
+    opened = RecoveryKey.from_bytes(Decryptor(identities=[str(identity)]).decrypt(sealed))
     with sampling_progress("recover", leave=True) as bar:
-        write_picture(_file(output, "recovered"), recover(protected, [opened], backbone, callback=bar))
+        write_picture(_file(output, "recovered"), recover(protected, [opened], diffusion_model, callback=bar))
     try:
-        Opener(identities=[str(stranger)]).open(sealed)
+        Decryptor(identities=[str(stranger)]).decrypt(sealed)
     except DiffPrivacyError as error:
         refusal = str(error)
     else:
         raise AssertionError("a stranger's identity opened the key")
     with sampling_progress("recover with a wrong key", leave=True) as bar:
-        write_picture(_file(output, "wrong key"), recover(protected, [_another(opened)], backbone, callback=bar))
+        write_picture(_file(output, "wrong key"), recover(protected, [_another(opened)], diffusion_model, callback=bar))
     del protected
 
     _report(_original(photo).rgb, face, output)
@@ -87,22 +87,22 @@ def _file(output: Path, version: str, ending: str = ".png") -> Path:
 
 
 def _protect(
-    original: Picture, face: Face, backbone: DiffusersBackbone, seal: Seal, output: Path, seed: int | None
+    original: Picture, face: Face, diffusion_model: DiffusersModel, encryptor: Encryptor, output: Path, seed: int | None
 ) -> None:
     """Write the protected versions, each with its sealed key beside it."""
     guide, noise_key = demo.load_recognizer("guide"), NoiseKey.from_seed(seed)
     anonymized = Regeneration(PRESETS["anonymize"]["default"], anonymizing(guide, VARIANTS), variants=VARIANTS)
     with sampling_progress("anonymize", leave=True) as bar:
-        variants = protect(original.rgb, [face], backbone, demo.CROP, anonymized, noise_key, bar)
+        variants = protect(original.rgb, [face], diffusion_model, demo.CROP, anonymized, noise_key, bar)
     with sampling_progress("hide", leave=True) as bar:
         as_hidden = Regeneration(PRESETS["hide"]["default"], hiding(guide))
-        hidden = protect(original.rgb, [face], backbone, demo.CROP, as_hidden, noise_key.derive("hide"), bar)
+        hidden = protect(original.rgb, [face], diffusion_model, demo.CROP, as_hidden, noise_key.derive("hide"), bar)
     with sampling_progress("record the key", leave=True) as bar:
-        key = record(original, [face], backbone, demo.CROP, callback=bar)
+        key = record(original, [face], diffusion_model, demo.CROP, callback=bar)
 
     def write(version: str, picture: Picture) -> None:
         write_picture(_file(output, version), picture)
-        write_atomically(_file(output, version, ".png.age"), seal.close(key.bound_to(picture).to_bytes()))
+        write_atomically(_file(output, version, ".png.age"), encryptor.encrypt(key.bound_to(picture).to_bytes()))
 
     made = chain(variants, hidden)
     for version in PROTECTED:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import DiffPrivacyError
-from .model import Backbone, Denoiser, Levels
+from .model import Denoiser, DiffusionModel, Levels
 
 TRAINING_STEPS = 1000
 LAST = TRAINING_STEPS - 1
@@ -158,19 +158,20 @@ def scheduled(denoisers: Mapping[str, Denoiser], schedule: EmbeddingSchedule, no
     return denoise
 
 
-def stage_denoiser(backbone: Backbone, prompt: str = "", pseudo_words: Tensor | None = None) -> Denoiser:
-    """The backbone under a prompt, whose ``*`` stands for another pseudo-word in every stage.
+def stage_denoiser(diffusion_model: DiffusionModel, prompt: str = "", pseudo_words: Tensor | None = None) -> Denoiser:
+    """The diffusion model under a prompt, whose ``*`` stands for another pseudo-word in every stage.
 
     pseudo_words: (S,D), row k for stage k of S; None for a prompt without ``*``.
     """
     if pseudo_words is None:
-        conditioning = backbone.text_conditioning(prompt)
-        return lambda x, sigma: backbone.denoise(x, sigma, conditioning)
+        conditioning = diffusion_model.text_conditioning(prompt)
+        return lambda x, sigma: diffusion_model.denoise(x, sigma, conditioning)
 
     def under(conditioning: Any) -> Denoiser:
-        return lambda x, sigma: backbone.denoise(x, sigma, conditioning)
+        return lambda x, sigma: diffusion_model.denoise(x, sigma, conditioning)
 
     denoisers = {
-        f"stage {k}": under(backbone.text_conditioning(prompt, word[None])) for k, word in enumerate(pseudo_words)
+        f"stage {k}": under(diffusion_model.text_conditioning(prompt, word[None]))
+        for k, word in enumerate(pseudo_words)
     }
-    return scheduled(denoisers, EmbeddingSchedule.stages(list(denoisers)), backbone.noise_levels)
+    return scheduled(denoisers, EmbeddingSchedule.stages(list(denoisers)), diffusion_model.noise_levels)

@@ -145,7 +145,7 @@ def weights_fingerprint(modules: Iterable[nn.Module]) -> str:
     return digest.hexdigest()[:32]
 
 
-class Backbone(Protocol):
+class DiffusionModel(Protocol):
     """A latent diffusion model with its autoencoder, text encoder and image encoder.
 
     Images are (B,3,H,W) float32 RGB in [0,1]. Latents are (B,C,h,w) float32 in the units of the network

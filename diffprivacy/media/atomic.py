@@ -92,7 +92,7 @@ class Together:
 
 
 @contextmanager
-def appearing(path: Path, secret: bool = False) -> Iterator[Path]:
+def atomic_path(path: Path, secret: bool = False) -> Iterator[Path]:
     """A temporary name for a file that takes its place at ``path`` once the block has written it.
 
     If the block fails, what stood at ``path`` before is still there, and nothing else. A ``path`` that is a temporary
@@ -110,8 +110,8 @@ def appearing(path: Path, secret: bool = False) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, data: bytes, secret: bool = False) -> None:
-    """Write a file as :func:`appearing` does."""
-    with appearing(path, secret) as temporary:
+    """Write a file as :func:`atomic_path` does."""
+    with atomic_path(path, secret) as temporary:
         temporary.write_bytes(data)
 
 

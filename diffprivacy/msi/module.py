@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..diffusion.conditioning import STAGES
-from ..diffusion.model import Backbone, EncoderIdentity
+from ..diffusion.model import DiffusionModel, EncoderIdentity
 from ..errors import DiffPrivacyError
 
 FORMAT = "diffprivacy-msi"
@@ -147,11 +147,11 @@ class MSI(nn.Module):
         parts = zip(words.split(widths, dim=-1), self.word.split(widths), strict=True)
         return torch.cat([F.normalize(part, dim=-1) * word.norm() for part, word in parts], dim=-1)
 
-    def check(self, backbone: Backbone) -> None:
-        """Raise DiffPrivacyError unless the backbone has the encoders that this module was trained with."""
+    def check(self, diffusion_model: DiffusionModel) -> None:
+        """Raise DiffPrivacyError unless the diffusion model has the encoders that this module was trained with."""
         for what, trained, loaded in (
-            ("text encoder", self.text_encoder, backbone.text_encoder_identity),
-            ("CLIP vision model", self.image_encoder, backbone.image_encoder_identity),
+            ("text encoder", self.text_encoder, diffusion_model.text_encoder_identity),
+            ("CLIP vision model", self.image_encoder, diffusion_model.image_encoder_identity),
         ):
             if trained != loaded:
                 raise DiffPrivacyError(
@@ -160,27 +160,30 @@ class MSI(nn.Module):
                 )
 
     @torch.no_grad()
-    def words(self, backbone: Backbone, images: Tensor) -> Tensor:
+    def words(self, diffusion_model: DiffusionModel, images: Tensor) -> Tensor:
         """Pseudo-words (B,S,D) of images (B,3,H,W) in [0,1], on the CPU; raises as :meth:`check`."""
-        self.check(backbone)
-        features = image_scales(backbone, images, self.levels)
+        self.check(diffusion_model)
+        features = image_scales(diffusion_model, images, self.levels)
         return self.eval()(features.to(self.word.device)).cpu()
 
 
-def new_msi(backbone: Backbone, config: MSIConfig = DEFAULT, seed: int = 0, word: str = WORD) -> MSI:
-    """An untrained module for the backbone's encoders, started at ``word``; deterministic for a seed."""
+def new_msi(diffusion_model: DiffusionModel, config: MSIConfig = DEFAULT, seed: int = 0, word: str = WORD) -> MSI:
+    """An untrained module for the diffusion model's encoders, started at ``word``; deterministic for a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MSI(
-            backbone.text_encoder_identity, backbone.image_encoder_identity, config, backbone.word_embedding(word).cpu()
+            diffusion_model.text_encoder_identity,
+            diffusion_model.image_encoder_identity,
+            config,
+            diffusion_model.word_embedding(word).cpu(),
         )
 
 
 @torch.no_grad()
-def image_scales(backbone: Backbone, images: Tensor, levels: Iterable[int]) -> Tensor:
+def image_scales(diffusion_model: DiffusionModel, images: Tensor, levels: Iterable[int]) -> Tensor:
     """Mean over the tokens of the image encoder's hidden states at ``levels``: (B,5,F) float32."""
     levels = list(levels)
-    chunks = [backbone.image_features(chunk, levels) for chunk in images.split(CHUNK)]
+    chunks = [diffusion_model.image_features(chunk, levels) for chunk in images.split(CHUNK)]
     return torch.cat([torch.stack([h.float().mean(1) for h in hidden], dim=1) for hidden in chunks])
 
 

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..diffusion.conditioning import TRAINING_STEPS
-from ..diffusion.model import Backbone, TextConditioning
+from ..diffusion.model import DiffusionModel, TextConditioning
 from ..errors import DiffPrivacyError
 from .module import MSI
 from .training_data import TrainingData
@@ -93,7 +93,7 @@ class Training:
     def __init__(
         self,
         msi: MSI,
-        backbone: Backbone,
+        diffusion_model: DiffusionModel,
         data: TrainingData,
         settings: Settings = Settings(),
         validation: TrainingData | None = None,
@@ -104,19 +104,19 @@ class Training:
         """Start at msi, which stays as it is, or where ``checkpoint`` was left.
 
         validation: pictures that measure the progress; by default those trained on, under noise never trained on.
-        device: where MSI and the backbone's networks are. checkpoint: file to resume from and to write to.
+        device: where MSI and the diffusion model's networks are. checkpoint: file to resume from and to write to.
 
-        Raises DiffPrivacyError when msi does not fit the backbone, or the checkpoint is of another run.
+        Raises DiffPrivacyError when msi does not fit the diffusion model, or the checkpoint is of another run.
         """
-        msi.check(backbone)
+        msi.check(diffusion_model)
         self.settings, self.device, self.checkpoint, self.minutes = settings, torch.device(device), checkpoint, minutes
         self.msi = copy.deepcopy(msi).to(self.device).requires_grad_(True)
         self.data = data.to(self.device)
         self.validation_data = self.data if validation is None else validation.to(self.device)
         self.bfloat16 = _is_fast_in_bfloat16(self.device)
-        self.sigmas = backbone.noise_levels.sigmas.to(self.device)
-        self.encode_text = backbone.differentiable_text_encoder()
-        self.denoise = backbone.differentiable_denoiser(settings.checkpointing)
+        self.sigmas = diffusion_model.noise_levels.sigmas.to(self.device)
+        self.encode_text = diffusion_model.differentiable_text_encoder()
+        self.denoise = diffusion_model.differentiable_denoiser(settings.checkpointing)
         self.lr = settings.lr or suited_rate(msi)
         self.optimizer = torch.optim.AdamW(
             self.msi.parameters(), lr=self.lr, betas=(0.8, 0.99), eps=1e-12, weight_decay=settings.weight_decay

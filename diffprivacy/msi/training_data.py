@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..diffusion.model import Backbone
+from ..diffusion.model import DiffusionModel
 from ..errors import DiffPrivacyError
 from ..media.images import read_picture
 from .module import CHUNK, image_scales, relative_levels
@@ -43,7 +43,7 @@ class TrainingData:
 
 
 @torch.no_grad()
-def prepare(backbone: Backbone, images: Tensor, flips: bool = True) -> TrainingData:
+def prepare(diffusion_model: DiffusionModel, images: Tensor, flips: bool = True) -> TrainingData:
     """The constants of images (N,3,H,W) in [0,1], on the CPU; with ``flips`` each picture's mirror image follows it.
 
     When memory runs out, fewer pictures are encoded at once, and the log says so.
@@ -55,18 +55,19 @@ def prepare(backbone: Backbone, images: Tensor, flips: bool = True) -> TrainingD
         raise DiffPrivacyError(
             f"The images are {width}x{height} pixels: MSI needs faces of at least {LEAST_SIDE}x{LEAST_SIDE}."
         )
-    if height % backbone.downscale or width % backbone.downscale:
+    if height % diffusion_model.downscale or width % diffusion_model.downscale:
         raise DiffPrivacyError(
-            f"The images are {width}x{height} pixels: make both sides multiples of {backbone.downscale}."
+            f"The images are {width}x{height} pixels: make both sides multiples of {diffusion_model.downscale}."
         )
     if flips:
         images = torch.stack([images, images.flip(-1)], dim=1).flatten(0, 1)
-    levels = relative_levels(backbone.image_encoder_identity.depth)
+    levels = relative_levels(diffusion_model.image_encoder_identity.depth)
     size = CHUNK
     while True:
         try:
             chunks = [
-                (backbone.encode(c).float().cpu(), image_scales(backbone, c, levels).cpu()) for c in images.split(size)
+                (diffusion_model.encode(c).float().cpu(), image_scales(diffusion_model, c, levels).cpu())
+                for c in images.split(size)
             ]
             return TrainingData(*(torch.cat(values) for values in zip(*chunks, strict=True)))
         except torch.OutOfMemoryError:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DiffPrivacyError
-from ..media.atomic import appearing, write_atomically
+from ..media.atomic import atomic_path, write_atomically
 from ..media.limits import check_file
 from .key import MAX_BYTES, RecoveryKey
 
@@ -48,7 +48,7 @@ _SCRYPT = re.compile(re.escape(HEADER) + rb"-> scrypt [A-Za-z0-9+/]{22} ([1-9][0
 
 
 @dataclass(frozen=True)
-class Seal:
+class Encryptor:
     """Whom a key is sealed to: a passphrase, or one or more recipients (``age1...`` or an SSH public key).
 
     signer: the protector's, who signs each key before it is sealed.
@@ -64,27 +64,27 @@ class Seal:
         for recipient in self.recipients:
             _recipient(recipient)
 
-    def close(self, data: bytes) -> bytes:
+    def encrypt(self, data: bytes) -> bytes:
         """The data sealed; every call gives other bytes."""
         pyrage = _pyrage()
         if self.passphrase is not None:
             return pyrage.passphrase.encrypt(data, self.passphrase)
         return pyrage.encrypt(data, [_recipient(recipient) for recipient in self.recipients])
 
-    def close_key(self, key: RecoveryKey) -> bytes:
+    def encrypt_key(self, key: RecoveryKey) -> bytes:
         """A recovery key signed, padded and sealed."""
-        return self.close(key.to_bytes(self.signer))
+        return self.encrypt(key.to_bytes(self.signer))
 
-    def close_file(self, source: Path, target: Path) -> None:
+    def encrypt_file(self, source: Path, target: Path) -> None:
         """Seal a file of any size; the sealed one appears complete or not at all.
 
         Raises DiffPrivacyError if it cannot be written, and for a large file under a passphrase: see ``check_file``.
         """
         self.check_file(source)
         if self.passphrase is not None:
-            write_atomically(target, self.close(source.read_bytes()))
+            write_atomically(target, self.encrypt(source.read_bytes()))
             return
-        with appearing(target) as temporary:
+        with atomic_path(target) as temporary:
             _pyrage().encrypt_file(
                 str(source), str(temporary), [_recipient(recipient) for recipient in self.recipients]
             )
@@ -101,13 +101,13 @@ class Seal:
 
 
 @dataclass(frozen=True)
-class Opener:
+class Decryptor:
     """What opens sealed keys: a passphrase, or identities, the text of ``AGE-SECRET-KEY-1...`` or SSH key files."""
 
     passphrase: str | None = field(default=None, repr=False)
     identities: Sequence[str] = field(default=(), repr=False)
 
-    def open(self, sealed: bytes) -> bytes:
+    def decrypt(self, sealed: bytes) -> bytes:
         """The data in a seal. Raises DiffPrivacyError, which says whether the secret is wrong or the seal damaged."""
         pyrage = _pyrage()
         check_cost(sealed)
@@ -116,8 +116,8 @@ class Opener:
                 return _open_with_passphrase(sealed, self._passphrase())
             return pyrage.decrypt(sealed, self._identities())
 
-    def open_file(self, sealed: Path, target: Path) -> None:
-        """What :meth:`Seal.close_file` sealed; ``target`` appears complete or not at all. Raises as :meth:`open`."""
+    def decrypt_file(self, sealed: Path, target: Path) -> None:
+        """What :meth:`Encryptor.encrypt_file` sealed; ``target`` appears complete or not at all. Raises as :meth:`decrypt`."""
         pyrage = _pyrage()
         head = read_head(sealed)
         check_cost(head)
@@ -125,7 +125,7 @@ class Opener:
             raise DiffPrivacyError(
                 f"{sealed} is too large for a passphrase: more than {MAX_WITH_PASSPHRASE >> 20} MiB."
             )
-        with appearing(target) as temporary, _refusals(head):
+        with atomic_path(target) as temporary, _refusals(head):
             if needs_passphrase(head):
                 temporary.write_bytes(_open_with_passphrase(sealed.read_bytes(), self._passphrase()))
             else:
@@ -263,9 +263,9 @@ def read_secret_file(path: Path, what: str = "secret") -> str:
     return secret
 
 
-def opener(secret: str) -> Opener:
+def decryptor(secret: str) -> Decryptor:
     """For a secret of either kind: identities where the text holds any, else a passphrase."""
-    return Opener(identities=[secret]) if is_identity(secret) else Opener(passphrase=secret)
+    return Decryptor(identities=[secret]) if is_identity(secret) else Decryptor(passphrase=secret)
 
 
 def is_identity(secret: str) -> bool:

@@ -26,12 +26,12 @@ from torch import Tensor
 
 from ..diffusion.conditioning import stage_denoiser
 from ..diffusion.inversion import invert_fixed_point
-from ..diffusion.model import Backbone
+from ..diffusion.model import DiffusionModel
 from ..diffusion.sampling import Callback, ddim_sigmas, sample_euler
 from ..errors import DiffPrivacyError
 from ..faces.geometry import Face, crop_face, face_mask, paste_faces
 from .key import RecoveryKey, face_fields
-from .replay import ReplayBackbone, check_crops, check_places
+from .replay import ReplayModel, check_crops, check_places
 
 EXPERIMENTAL = (
     "keyed mode is experimental: recovery is rough, and whoever has the image can try passphrases and tell by machine which "
@@ -111,7 +111,7 @@ def rotate(noise_map: Tensor, mask: Tensor, seed: bytes, back: bool = False) -> 
 def anonymize_keyed(
     picture: Tensor,
     faces: Sequence[Face],
-    backbone: ReplayBackbone,
+    diffusion_model: ReplayModel,
     size: int,
     secret: str,
     margin: float,
@@ -122,36 +122,36 @@ def anonymize_keyed(
     No recognizer guides: the new face is whatever the turned noise gives.
     """
     public = Public(secrets.token_bytes(SALT_BYTES), tuple(faces), size, margin)
-    return _turned(picture, public, backbone, secret, False, callback), public
+    return _turned(picture, public, diffusion_model, secret, False, callback), public
 
 
 def recover_keyed(
-    picture: Tensor, public: Public, backbone: ReplayBackbone, secret: str, callback: Callback | None = None
+    picture: Tensor, public: Public, diffusion_model: ReplayModel, secret: str, callback: Callback | None = None
 ) -> Tensor:
     """The original of a picture (H,W,3) in keyed mode, approximately; with a wrong secret, other faces.
 
-    Raises DiffPrivacyError for faces and crops that the picture and the backbone don't explain.
+    Raises DiffPrivacyError for faces and crops that the picture and the diffusion model don't explain.
     """
-    return _turned(picture, public, backbone, secret, True, callback)
+    return _turned(picture, public, diffusion_model, secret, True, callback)
 
 
-def keyed_sigmas(backbone: Backbone) -> Tensor:
+def keyed_sigmas(diffusion_model: DiffusionModel) -> Tensor:
     """The descending noise levels of both ways, which end at ``END``."""
-    sigmas = ddim_sigmas(backbone.noise_levels, STEPS)
+    sigmas = ddim_sigmas(diffusion_model.noise_levels, STEPS)
     return torch.cat([sigmas[sigmas > 1.3 * END], sigmas.new_tensor([END])])
 
 
 def _turned(
-    picture: Tensor, public: Public, backbone: ReplayBackbone, secret: str, back: bool, callback: Callback | None
+    picture: Tensor, public: Public, diffusion_model: ReplayModel, secret: str, back: bool, callback: Callback | None
 ) -> Tensor:
-    check_crops(public.size, backbone)
+    check_crops(public.size, diffusion_model)
     places = [RecoveryKey("latent", faces=(face,), neighbours=None, margin=public.margin) for face in public.faces]
     check_places(picture.shape, places)
     key = derive(secret, public.salt)
     crops = []
     for i in range(len(public.faces)):
-        noise_map, mask = face_noise(picture, public, i, backbone, callback)
-        crops.append(face_of(rotate(noise_map, mask, face_seed(key, i), back), backbone))
+        noise_map, mask = face_noise(picture, public, i, diffusion_model, callback)
+        crops.append(face_of(rotate(noise_map, mask, face_seed(key, i), back), diffusion_model))
     return paste_faces(picture, crops, public.faces, public.margin, opaque=back)
 
 
@@ -166,21 +166,21 @@ def face_seed(key: bytes, face: int) -> bytes:
 
 
 def face_noise(
-    picture: Tensor, public: Public, face: int, backbone: Backbone, callback: Callback | None = None
+    picture: Tensor, public: Public, face: int, diffusion_model: DiffusionModel, callback: Callback | None = None
 ) -> tuple[Tensor, Tensor]:
     """The noise map (1,C,h,w) of a face as a picture (H,W,3) shows it, and the mask (h,w) to be turned in it."""
     crop = crop_face(picture, public.faces[face], public.size, public.margin).movedim(-1, 0)[None]
-    latent = backbone.encode(crop)
+    latent = diffusion_model.encode(crop)
     mask = face_mask(public.faces[face], public.size, public.margin)[None, None]
     mask = F.interpolate(mask, latent.shape[2:], mode="area")[0, 0]
-    denoiser = stage_denoiser(backbone)
-    return invert_fixed_point(denoiser, latent, keyed_sigmas(backbone), callback, ITERATIONS), mask
+    denoiser = stage_denoiser(diffusion_model)
+    return invert_fixed_point(denoiser, latent, keyed_sigmas(diffusion_model), callback, ITERATIONS), mask
 
 
-def face_of(noise_map: Tensor, backbone: Backbone) -> Tensor:
+def face_of(noise_map: Tensor, diffusion_model: DiffusionModel) -> Tensor:
     """The crop (S,S,3) in [0,1] that a noise map (1,C,h,w) becomes."""
-    latent = sample_euler(stage_denoiser(backbone), noise_map, keyed_sigmas(backbone))
-    return backbone.decode(latent)[0].movedim(0, -1).cpu()
+    latent = sample_euler(stage_denoiser(diffusion_model), noise_map, keyed_sigmas(diffusion_model))
+    return diffusion_model.decode(latent)[0].movedim(0, -1).cpu()
 
 
 def _permutation_and_signs(seed: bytes, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import DiffPrivacyError
-from .encryption import Opener, check_cost
+from .encryption import Decryptor, check_cost
 from .key import RecoveryKey
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ MAX_TOTAL_WORK = 2**26
 
 def open_keys(
     sealed: Sequence[bytes],
-    opener: Opener,
+    decryptor: Decryptor,
     check: Callable[[RecoveryKey], None],
     signer: Ed25519PublicKey | None = None,
 ) -> tuple[list[RecoveryKey], list[str]]:
@@ -43,7 +43,7 @@ def open_keys(
         try:
             if work > MAX_TOTAL_WORK:
                 raise DiffPrivacyError("The image has more keys under passphrases than are tried at once.")
-            key = RecoveryKey.from_bytes(opener.open(sealed[i]), signer)
+            key = RecoveryKey.from_bytes(decryptor.decrypt(sealed[i]), signer)
             check(key)
             opened[i] = key
         except DiffPrivacyError as error:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..diffusion.conditioning import stage_denoiser
 from ..diffusion.inversion import invert_belm, invert_ddim, invert_fixed_point, sample_belm, tolerance_for
-from ..diffusion.model import Backbone
+from ..diffusion.model import DiffusionModel
 from ..diffusion.sampling import Callback, ddim_sigmas, sample_euler
 from ..errors import DiffPrivacyError
 from ..faces.geometry import Crop, Face, Region, crop_face, own_pixels, put_face
@@ -56,8 +56,8 @@ class Replay:
     pseudo_words: Sequence[Tensor] | None = None
 
 
-class ReplayBackbone(Backbone, Protocol):
-    """A backbone that can be told from others."""
+class ReplayModel(DiffusionModel, Protocol):
+    """A diffusion model that can be told from others."""
 
     @property
     def dtype(self) -> torch.dtype: ...
@@ -76,7 +76,7 @@ class ReplayBackbone(Backbone, Protocol):
 def record(
     original: Picture,
     faces: Sequence[Face],
-    backbone: ReplayBackbone | None,
+    diffusion_model: ReplayModel | None,
     crop: Crop,
     fidelity: str = "latent",
     how: Replay = Replay(),
@@ -85,14 +85,14 @@ def record(
     """The key of the faces in a picture that is about to be protected with the same faces and crops.
 
     latent: each crop's latent inverted to its noise map, as ``how`` says. What belongs to other faces is filled from around before. compact: the same, kept in 8 bits a
-    value. lossless: the faces' own pixels, which take less room than what a replay leaves over and need no backbone,
+    value. lossless: the faces' own pixels, which take less room than what a replay leaves over and need no diffusion model,
     neither here nor later.
 
     ``faces`` are all that are protected in the picture, so that a key of one of them (:meth:`RecoveryKey.only`) tells
     nothing of the others. Pseudo-words say what the pictures showed that they were made from.
     Bind the key to the protected picture with :meth:`RecoveryKey.bound_to`.
 
-    Raises DiffPrivacyError for a face without a pixel of its own, and crops that are too large for the backbone.
+    Raises DiffPrivacyError for a face without a pixel of its own, and crops that are too large for the diffusion model.
     """
     others = [[*faces[:i], *faces[i + 1 :]] for i in range(len(faces))]
     places = [own_pixels(original.rgb.shape, face, rest, crop.margin) for face, rest in zip(faces, others, strict=True)]
@@ -101,16 +101,16 @@ def record(
     if fidelity == "lossless":
         patches = [_patch(original, region, own) for region, own in places]
         return RecoveryKey(fidelity, faces=tuple(faces), margin=crop.margin, patches=tuple(patches))
-    assert backbone is not None
-    check_crops(crop.size, backbone)
-    sigmas = ddim_sigmas(backbone.noise_levels, how.steps)
-    invert = _inversion(how.method, backbone.dtype)
+    assert diffusion_model is not None
+    check_crops(crop.size, diffusion_model)
+    sigmas = ddim_sigmas(diffusion_model.noise_levels, how.steps)
+    invert = _inversion(how.method, diffusion_model.dtype)
     states = []
     for i, face in enumerate(faces):
         of_face = crop_face(original.rgb, face, crop.size, crop.margin, without=others[i]).movedim(-1, 0)[None]
         words = None if how.pseudo_words is None else how.pseudo_words[i]
-        denoiser = stage_denoiser(backbone, how.prompt, words)
-        states.append(invert(denoiser, backbone.encode(of_face), sigmas, _progress(callback, i, len(faces))))
+        denoiser = stage_denoiser(diffusion_model, how.prompt, words)
+        states.append(invert(denoiser, diffusion_model.encode(of_face), sigmas, _progress(callback, i, len(faces))))
     rows = [torch.cat(maps).float().cpu() for maps in zip(*states, strict=True)]
     return RecoveryKey(
         fidelity,
@@ -123,25 +123,25 @@ def record(
         faces=tuple(faces),
         size=crop.size,
         margin=crop.margin,
-        precision=str(backbone.dtype).removeprefix("torch."),
-        fingerprints=backbone.fingerprints,
+        precision=str(diffusion_model.dtype).removeprefix("torch."),
+        fingerprints=diffusion_model.fingerprints,
     )
 
 
 def recover(
     protected: Picture,
     keys: Sequence[RecoveryKey],
-    backbone: ReplayBackbone | None = None,
+    diffusion_model: ReplayModel | None = None,
     changed: bool = False,
     callback: Callback | None = None,
 ) -> Picture:
     """The protected picture with the faces of the keys brought back; those without a key stay as they are.
 
-    backbone: the one that recorded, needed where a key has no patches. changed: accept a picture whose pixels are no
+    diffusion model: the one that recorded, needed where a key has no patches. changed: accept a picture whose pixels are no
     longer those that the key was made for, such as one that went through JPEG.
 
     Raises DiffPrivacyError for a key of another picture, checkpoint or kind, for two keys of one face, and for keys that
-    would change what lies outside their faces' masks or ask for more work than the picture and the backbone explain.
+    would change what lies outside their faces' masks or ask for more work than the picture and the diffusion model explain.
     """
     for key in keys:
         check_picture(protected, key, changed)
@@ -149,29 +149,29 @@ def recover(
     check_places(protected.rgb.shape, singles)
     replayed = [single for single in singles if not single.patches]
     for single in replayed:
-        if backbone is None:
+        if diffusion_model is None:
             raise DiffPrivacyError("This key needs the checkpoint that the image was protected with.")
-        _check_backbone(single, backbone)
+        _check_diffusion_model(single, diffusion_model)
     rgb = protected.rgb.clone()
     done = 0
     for single in singles:
         (face,) = single.faces
-        if single.patches or backbone is None:
+        if single.patches or diffusion_model is None:
             _apply(rgb, single)
             continue
-        latent = replay(single, backbone, _progress(callback, done, len(replayed)))
-        crop = backbone.decode(latent)[0].movedim(0, -1).cpu()
+        latent = replay(single, diffusion_model, _progress(callback, done, len(replayed)))
+        crop = diffusion_model.decode(latent)[0].movedim(0, -1).cpu()
         neighbours = [*(single.neighbours or ()), *(other.faces[0] for other in singles if other is not single)]
         put_face(rgb, crop, face, neighbours, single.margin)
         done += 1
     return dataclasses.replace(protected, rgb=rgb)
 
 
-def replay(key: RecoveryKey, backbone: Backbone, callback: Callback | None = None) -> Tensor:
+def replay(key: RecoveryKey, diffusion_model: DiffusionModel, callback: Callback | None = None) -> Tensor:
     """The latent (1,C,h,w) of a key's single face."""
     assert key.noise_map is not None and key.sigmas is not None
     words = None if key.pseudo_words is None else key.pseudo_words[0]
-    denoiser = stage_denoiser(backbone, key.prompt, words)
+    denoiser = stage_denoiser(diffusion_model, key.prompt, words)
     if key.second_state is not None:
         return sample_belm(denoiser, (key.noise_map, key.second_state), key.sigmas, callback)
     return sample_euler(denoiser, key.noise_map, key.sigmas, callback)
@@ -228,30 +228,34 @@ def check_places(shape: Sequence[int], keys: Sequence[RecoveryKey]) -> None:
         claimed[region][own] = i
 
 
-def check_crops(size: int, backbone: ReplayBackbone) -> None:
-    """Raises DiffPrivacyError for crops whose side in pixels is no multiple of the backbone's downscale, or far beyond
+def check_crops(size: int, diffusion_model: ReplayModel) -> None:
+    """Raises DiffPrivacyError for crops whose side in pixels is no multiple of the diffusion model's downscale, or far beyond
     what it was made for."""
-    limit = LARGEST_CROP * backbone.image_size
-    if size % backbone.downscale or not 0 < size <= limit:
+    limit = LARGEST_CROP * diffusion_model.image_size
+    if size % diffusion_model.downscale or not 0 < size <= limit:
         raise DiffPrivacyError(
-            f"Crops of {size} pixels do not go with this checkpoint: their side is a multiple of {backbone.downscale}, "
+            f"Crops of {size} pixels do not go with this checkpoint: their side is a multiple of {diffusion_model.downscale}, "
             f"up to {limit}."
         )
 
 
-def _check_backbone(key: RecoveryKey, backbone: ReplayBackbone) -> None:
-    found = backbone.fingerprints
+def _check_diffusion_model(key: RecoveryKey, diffusion_model: ReplayModel) -> None:
+    found = diffusion_model.fingerprints
     if different := [name for name, value in key.fingerprints.items() if found.get(name, value) != value]:
         raise DiffPrivacyError(
             f"The image was protected with another {' and '.join(different)}: name the same one.", "checkpoint"
         )
     assert key.noise_map is not None and key.sigmas is not None
-    check_crops(key.size, backbone)
+    check_crops(key.size, diffusion_model)
     if len(key.sigmas) > MAX_STEPS + 1:
         raise DiffPrivacyError(
             f"The recovery key's field `sigmas` is wrong: {len(key.sigmas) - 1} steps, and {MAX_STEPS} are the most."
         )
-    shape = (backbone.latent_channels, key.size // backbone.downscale, key.size // backbone.downscale)
+    shape = (
+        diffusion_model.latent_channels,
+        key.size // diffusion_model.downscale,
+        key.size // diffusion_model.downscale,
+    )
     if tuple(key.noise_map.shape[1:]) != shape:
         raise DiffPrivacyError("The recovery key's field `noise_map` is wrong: its shape is not that of the crops.")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..diffusion.model import Backbone
+from ..diffusion.model import DiffusionModel
 from ..diffusion.sampling import Callback
 from ..errors import DiffPrivacyError
 from ..faces.geometry import Crop
@@ -27,7 +27,7 @@ recognition network, where the person has got one already."""
 
 def one_face_each(
     state: ResumeState,
-    backbone: Backbone,
+    diffusion_model: DiffusionModel,
     crop: Crop,
     how: HowOf,
     keep: FaceMatcher | None = None,
@@ -39,12 +39,12 @@ def one_face_each(
     person first got, which the state keeps as the target of that person's later crops; None: there is no target.
     callback: of every sampling step.
     """
-    shape = latent_shape(backbone, crop.size)
+    shape = latent_shape(diffusion_model, crop.size)
 
     def regenerate(crops: Tensor, landmarks: Tensor, person: int, smoothing: Tensor) -> Tensor:
         same = state.noise_key.normal(shape, "person", person).expand(len(crops), -1, -1, -1)
         of_person = dataclasses.replace(how(person, state.faces.get(person)), smoothing=smoothing)
-        new = regenerate_crops(crops, landmarks, same, backbone, of_person, callback)
+        new = regenerate_crops(crops, landmarks, same, diffusion_model, of_person, callback)
         if not bool(new.isfinite().all()):
             raise DiffPrivacyError(f"The model's result for person {person} is no image; try another precision.")
         if keep is not None and person not in state.faces:
@@ -55,14 +55,14 @@ def one_face_each(
 
 
 def words_of_people(
-    video: Video, tracks: Sequence[Track], backbone: Backbone, crop: Crop, msi: MSI | None
+    video: Video, tracks: Sequence[Track], diffusion_model: DiffusionModel, crop: Crop, msi: MSI | None
 ) -> dict[int, Tensor]:
     """Pseudo-words (S,D) that describe each person, by their largest face; none without an MSI."""
     words: dict[int, Tensor] = {}
     if msi is not None:
         for person in {track.person for track in tracks}:
             largest = max((track for track in tracks if track.person == person), key=lambda track: track.area)
-            words[person] = msi.words(backbone, face_at(video, largest, crop)[None])[0]
+            words[person] = msi.words(diffusion_model, face_at(video, largest, crop)[None])[0]
     return words
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DiffPrivacyError
-from ..media.atomic import appearing
+from ..media.atomic import atomic_path
 from .files import load_av, named_errors, open_container
 from .frames import Frame, Video, even_size, to_even, yuv_format, yuv_graph
 from .sound import heard, packets_of_sound, sound_track
@@ -34,7 +34,7 @@ def part_writer(path: Path, video: Video) -> Iterator[Callable[[Frame], None]]:
     Raises DiffPrivacyError if it cannot be written.
     """
     av = load_av()
-    with appearing(path) as temporary:
+    with atomic_path(path) as temporary:
         with named_errors(path, "cannot be written"):
             # NUT keeps the source's time base and the time of the first frame.
             container = av.open(f"file:{temporary}", "w", format="nut")
@@ -67,7 +67,7 @@ def join(parts: Sequence[Path], source: Video, target: Path, sound: bool = True)
 
     options = {"movflags": "faststart", "movie_timescale": "90000"}
     with (
-        appearing(target) as temporary,
+        atomic_path(target) as temporary,
         open_container(parts[0]) as first,
         open_container(source.path) as original,
         named_errors(target, "cannot be written"),

@@ -39,8 +39,8 @@ def noise_levels(model: Any) -> Levels:
     return Border.of(model).levels
 
 
-class ComfyBackbone:
-    """See :class:`diffprivacy.diffusion.model.Backbone`; conditioning is ComfyUI's CONDITIONING."""
+class ComfyModel:
+    """See :class:`diffprivacy.diffusion.model.DiffusionModel`; conditioning is ComfyUI's CONDITIONING."""
 
     def __init__(self, model: Any = None, clip: Any = None, vae: Any = None, clip_vision: Any = None):
         self.model = model

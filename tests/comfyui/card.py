@@ -224,7 +224,7 @@ def attention() -> dict:
         return without_gradient(q)
 
     with torch.inference_mode():
-        denoise = comfy_model.ComfyBackbone(demo_model.load_model()).differentiable_denoiser()
+        denoise = comfy_model.ComfyModel(demo_model.load_model()).differentiable_denoiser()
     conditioning = import_module(f"{prefix}diffprivacy.diffusion.model").TextConditioning
     with patch.object(attention, "optimized_attention", chosen), torch.enable_grad():
         context = torch.randn(1, 77, 256, requires_grad=True)

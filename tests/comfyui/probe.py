@@ -44,24 +44,24 @@ with torch.inference_mode():
         }
     )
     vision.load_sd({key.removeprefix("vision."): value for key, value in inputs.items() if key.startswith("vision.")})
-    backbone = comfy_model.ComfyBackbone(model, clip, vae, vision)
-    words = backbone.text_conditioning("a photo of *, smiling", inputs["pseudo_words"])
-    empty = backbone.text_conditioning("")
-    latents = backbone.encode(inputs["images"])
-    decoded = backbone.decode(inputs["latents"])
-    features = backbone.image_features(inputs["images"], [1, 4])
+    diffusion_model = comfy_model.ComfyModel(model, clip, vae, vision)
+    words = diffusion_model.text_conditioning("a photo of *, smiling", inputs["pseudo_words"])
+    empty = diffusion_model.text_conditioning("")
+    latents = diffusion_model.encode(inputs["images"])
+    decoded = diffusion_model.decode(inputs["latents"])
+    features = diffusion_model.image_features(inputs["images"], [1, 4])
     outputs = {
         "text": words[0][0],
         "empty": empty[0][0],
         "encoded": latents,
         "decoded": decoded,
-        "sigmas": backbone.noise_levels.sigmas,
+        "sigmas": diffusion_model.noise_levels.sigmas,
         "features_1": features[0],
         "features_4": features[1],
-        "denoised_text": backbone.denoise(inputs["x"], inputs["sigma"], words),
-        "denoised_empty": backbone.denoise(inputs["x"], inputs["sigma"], empty),
+        "denoised_text": diffusion_model.denoise(inputs["x"], inputs["sigma"], words),
+        "denoised_empty": diffusion_model.denoise(inputs["x"], inputs["sigma"], empty),
     }
-    outputs["facts"] = torch.tensor([backbone.latent_channels, backbone.downscale])
+    outputs["facts"] = torch.tensor([diffusion_model.latent_channels, diffusion_model.downscale])
     narrow = {"double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32}
     narrow |= {"ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
     kl = comfy.sd.VAE(sd={}, config={"params": {"embed_dim": 4, "ddconfig": narrow}}, dtype=torch.float32)
@@ -69,7 +69,7 @@ with torch.inference_mode():
         weight.normal_(std=0.1)
     with torch.inference_mode(False), torch.enable_grad():
         z = inputs["latents"].clone().requires_grad_()
-        images = backbone.differentiable_decoder()(z)
+        images = diffusion_model.differentiable_decoder()(z)
         (outputs["gradient"],) = torch.autograd.grad(images.square().sum(), z)
         outputs["differentiable"] = images.detach()
 

@@ -51,17 +51,17 @@ for kind, (target, configs) in FAMILIES.items():
         for name, weight in clip.cond_stage_model.named_parameters():
             is_scale = "norm" in name and name.endswith("weight")
             weight.copy_(torch.ones(weight.shape) if is_scale else torch.randn(weight.shape) * 0.05)
-        backbone = host.ComfyBackbone(clip=clip)
-        word = torch.randn(1, sum(backbone.text_encoder_identity.widths)) * 0.05
-        (file,) = msi.textual_inversions(word, backbone.text_encoder_identity)
+        diffusion_model = host.ComfyModel(clip=clip)
+        word = torch.randn(1, sum(diffusion_model.text_encoder_identity.widths)) * 0.05
+        (file,) = msi.textual_inversions(word, diffusion_model.text_encoder_identity)
         save_file(file, Path(folder) / f"{kind}.safetensors")
-        said = backbone.text_conditioning("a photo of *, smiling", word)
+        said = diffusion_model.text_conditioning("a photo of *, smiling", word)
         written = clip.encode_from_tokens_scheduled(clip.tokenize(f"a photo of embedding:{kind}, smiling"))
         plain = clip.encode_from_tokens_scheduled(clip.tokenize("a photo of face, smiling"))
-        face = backbone.text_conditioning("a photo of *, smiling", backbone.word_embedding("face")[None])
+        face = diffusion_model.text_conditioning("a photo of *, smiling", diffusion_model.word_embedding("face")[None])
     with torch.inference_mode(False), torch.enable_grad():
         learnt = word.clone().requires_grad_()
-        differentiable = backbone.differentiable_text_encoder()("a photo of *, smiling", learnt)
+        differentiable = diffusion_model.differentiable_text_encoder()("a photo of *, smiling", learnt)
         (results[f"{kind}.gradient"],) = torch.autograd.grad(differentiable.context.square().sum(), learnt)
     for name, ((context, extra), *_) in {"said": said, "written": written, "plain": plain, "face": face}.items():
         results |= {f"{kind}.{name}": context, f"{kind}.{name}.pooled": extra["pooled_output"]}

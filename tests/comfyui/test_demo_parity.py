@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffprivacy import demo, pipeline
-from diffprivacy.demo.backend import load_backbone
+from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.diffusion.noise import NoiseKey
 from diffprivacy.diffusion.sampling import strength_steps
 from diffprivacy.faces.detectors import load_detector
@@ -82,7 +82,7 @@ def test_one_seed_one_picture(server, photo, tmp_path, guided, largest, mean):
     picture = read_picture(photo).rgb
     faces = load_detector(None).detect(picture)
     how = Regeneration(PRESET, away_from_original if guided else None)
-    (made,) = pipeline.protect(picture, faces, load_backbone(), demo.CROP, how, RandomNoise())
+    (made,) = pipeline.protect(picture, faces, load_diffusion_model(), demo.CROP, how, RandomNoise())
     write_picture(tmp_path / "made.png", Picture(made))
     face = protected_mask(picture.shape, faces, demo.MARGIN).numpy() > 0
     here, there = (rgb[face].astype(int) for rgb in (pixels(tmp_path / "made.png"), through_comfyui(server, guided)))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from diffprivacy.backends.diffusers import DiffusersBackbone, load_backbone
+from diffprivacy.backends.diffusers import DiffusersModel, load_diffusion_model
 from tests.comfyui.conftest import HERE, PACK
 
 TOLERANCE = 1e-3
@@ -36,19 +36,19 @@ def inputs() -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def standalone(tiny_checkpoint: Path) -> DiffusersBackbone:
-    backbone = load_backbone(tiny_checkpoint)
+def standalone(tiny_checkpoint: Path) -> DiffusersModel:
+    diffusion_model = load_diffusion_model(tiny_checkpoint)
     torch.manual_seed(2)
     config = CLIPVisionConfig(
         hidden_size=128, num_hidden_layers=4, num_attention_heads=2, intermediate_size=256, patch_size=32
     )
-    backbone.vision_encoder = CLIPVisionModel(config).eval()
-    return backbone
+    diffusion_model.vision_encoder = CLIPVisionModel(config).eval()
+    return diffusion_model
 
 
 @pytest.fixture(scope="module")
 def comfy_outputs(
-    comfyui: Path, tiny_checkpoint: Path, inputs: dict, standalone: DiffusersBackbone, tmp_path_factory
+    comfyui: Path, tiny_checkpoint: Path, inputs: dict, standalone: DiffusersModel, tmp_path_factory
 ) -> dict[str, Tensor]:
     folder = tmp_path_factory.mktemp("probe")
     vision = standalone.vision_encoder.state_dict()

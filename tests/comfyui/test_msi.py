@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from diffprivacy import demo
 from diffprivacy.backends import diffusers as diffusers_host
-from diffprivacy.demo.backend import load_backbone
+from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import crop_face
 from diffprivacy.msi.module import load_msi, new_msi, save_msi
@@ -118,16 +118,16 @@ def test_it_trains_what_the_library_trains_and_says_it_in_ordinary_embeddings(se
     assert server.picture(outputs[curve[0]]["images"][0]).shape == (432, 768, 3)
     assert {(1, STEPS), (STEPS, STEPS)} <= set(steps)  # ComfyUI itself may leave out what lies between.
 
-    backbone = load_backbone()
-    start = new_msi(backbone)
+    diffusion_model = load_diffusion_model()
+    start = new_msi(diffusion_model)
     settings = Settings(steps=STEPS, batch=BATCH, lr=RATE)
-    there = load_msi(written(server, outputs, saved)).words(backbone, crop)[0]
-    training, shown = Training(start, backbone, prepare(backbone, crop, flips=False), settings), []
-    here = training.run(lambda now: shown.append(now.preview)).words(backbone, crop)[0]
-    reconstruction = backbone.decode(shown[-1])[0].movedim(0, -1)
+    there = load_msi(written(server, outputs, saved)).words(diffusion_model, crop)[0]
+    training, shown = Training(start, diffusion_model, prepare(diffusion_model, crop, flips=False), settings), []
+    here = training.run(lambda now: shown.append(now.preview)).words(diffusion_model, crop)[0]
+    reconstruction = diffusion_model.decode(shown[-1])[0].movedim(0, -1)
     preview = torch.from_numpy(np.asarray(previews[0].resize((demo.IMAGE_SIZE,) * 2, Image.Resampling.BOX)) / 255)
     assert (preview - reconstruction).abs().mean() < 0.03
-    before = start.words(backbone, crop)[0]
+    before = start.words(diffusion_model, crop)[0]
     assert (here - before).norm() > 0.01 * before.norm()
     assert (there - here).norm() < 0.2 * (here - before).norm()
     embeddings = server.base / "models" / "embeddings"
@@ -141,11 +141,11 @@ def test_a_prompt_with_each_stage_s_embedding_in_its_time_range_is_the_same_cond
     server, tiny_checkpoint, checkpoint
 ):
     """Stock blocks alone say the same, `a photo of embedding:NAME-k, smiling` from time step 100 k to 100 k + 99."""
-    backbone = load_backbone()
+    diffusion_model = load_diffusion_model()
     if checkpoint == "tiny":
-        vision, backbone = backbone.vision_encoder, diffusers_host.load_backbone(tiny_checkpoint)
-        backbone.vision_encoder = vision
-    msi = new_msi(backbone)
+        vision, diffusion_model = diffusion_model.vision_encoder, diffusers_host.load_diffusion_model(tiny_checkpoint)
+        diffusion_model.vision_encoder = vision
+    msi = new_msi(diffusion_model)
     torch.nn.init.normal_(msi.out.weight, generator=torch.Generator().manual_seed(1))
     file = f"wild-{checkpoint}.safetensors"
     save_msi(msi, server.base / "models" / "msi" / file)
@@ -281,9 +281,9 @@ def test_interrupting_keeps_what_was_learnt(server, crop):
     _, saved = train(graph, loader, crops, "interrupted", steps=100000, seed=9)
     outputs, steps, _ = watched(server, graph, lambda step: step == 20 and server.post("/interrupt"))
     assert 20 <= steps[-1][0] < 100
-    backbone = load_backbone()
-    learnt = load_msi(written(server, outputs, saved)).words(backbone, crop)
-    untrained = new_msi(backbone, seed=9).words(backbone, crop)
+    diffusion_model = load_diffusion_model()
+    learnt = load_msi(written(server, outputs, saved)).words(diffusion_model, crop)
+    untrained = new_msi(diffusion_model, seed=9).words(diffusion_model, crop)
     assert (learnt - untrained).norm() > 0.01 * untrained.norm()
 
 

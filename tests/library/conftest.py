@@ -39,6 +39,6 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def models_loaded_once():
     """The models are the real ones; a module's tests share them."""
     with pytest.MonkeyPatch.context() as patch:
-        for place, name in ((model, "load_demo_backbone"), (demo, "load_recognizer"), (resources, "load_detector")):
+        for place, name in ((model, "load_demo_model"), (demo, "load_recognizer"), (resources, "load_detector")):
             patch.setattr(place, name, functools.cache(getattr(place, name)))
         yield

@@ -16,7 +16,7 @@ from PIL import Image
 
 from diffprivacy import demo
 from diffprivacy.cli import main
-from diffprivacy.demo.backend import load_backbone
+from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.evaluation.comparison import judge
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import Crop, crop_face, crop_landmarks
@@ -60,10 +60,10 @@ def gradients() -> dict:
     """The gradient of an energy through decoder, views, alignment and recognizer, against the CPU's."""
     made = {}
     for device in (CPU, CARD):
-        backbone, recognizer = load_backbone().to(device), demo.load_recognizer("guide").to(device)
+        diffusion_model, recognizer = load_diffusion_model().to(device), demo.load_recognizer("guide").to(device)
         energy = identity_away(recognizer, recognizer.reference(crop, points), points, form="smooth")
-        gradient = latent_gradient(augmented(energy, points), backbone.differentiable_decoder())
-        latents = backbone.encode(crop.to(device))
+        gradient = latent_gradient(augmented(energy, points), diffusion_model.differentiable_decoder())
+        latents = diffusion_model.encode(crop.to(device))
         made[device.type] = gradient(latents, 7).cpu()
     return {"error": relative(made[CARD.type], made["cpu"])}
 
@@ -72,9 +72,11 @@ def training() -> dict:
     """Two steps of MSI against the CPU's."""
     made = {}
     for device in (CPU, CARD):
-        backbone = load_backbone().to(device)
+        diffusion_model = load_diffusion_model().to(device)
         settings = Settings(steps=2, batch=4, chunk=2, validation=2, validate_every=1)
-        run = Training(new_msi(backbone), backbone, prepare(backbone, crop), settings, device=device)
+        run = Training(
+            new_msi(diffusion_model), diffusion_model, prepare(diffusion_model, crop), settings, device=device
+        )
         run.bfloat16 = False
         learnt = run.run()
         made[device.type] = torch.cat([tensor.flatten().float() for tensor in learnt.state_dict().values()])
@@ -85,10 +87,10 @@ def keys() -> dict:
     """How far faces come back from the keys of each inversion."""
     found = {}
     original = Picture(photo)
-    backbone = load_backbone().to(CARD)
+    diffusion_model = load_diffusion_model().to(CARD)
     for method in ("fixed point", "belm"):
-        key = record(original, [face], backbone, CROP, how=Replay(method=method, steps=8)).bound_to(original)
-        restored = recover(original, [key], backbone).rgb
+        key = record(original, [face], diffusion_model, CROP, how=Replay(method=method, steps=8)).bound_to(original)
+        restored = recover(original, [key], diffusion_model).rgb
         found[method] = [restored.device.type, float((restored - photo).abs().mean())]
     return found
 

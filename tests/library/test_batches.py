@@ -306,7 +306,7 @@ def test_two_processes_do_not_do_the_same_file(tmp_path):
 
 def test_temporaries_are_private_and_names_may_be_long(tmp_path):
     path = tmp_path / ("n" * 251 + ".png")
-    with atomic.appearing(path) as temporary:
+    with atomic.atomic_path(path) as temporary:
         assert temporary.stat().st_mode & 0o777 == 0o600
         temporary.write_bytes(b"x")
     assert path.read_bytes() == b"x"

@@ -17,7 +17,7 @@ from diffprivacy import demo
 from diffprivacy.backends.tokenizer import PLACEHOLDER_TOKEN, tokenize
 from diffprivacy.demo import load
 from diffprivacy.demo.autoencoder import Autoencoder
-from diffprivacy.demo.backend import load_backbone
+from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.demo.recognizers import DlibResNet
 from diffprivacy.demo.text import VOCABULARY_SIZE, CompactEmbedding, full_table
 from diffprivacy.errors import DiffPrivacyError
@@ -177,13 +177,13 @@ def _moved(face: Face, pixels: float) -> Face:
 
 
 def test_unet_takes_most_of_the_noise_off_a_face_it_never_saw(face: Tensor):
-    backbone = load_backbone()
-    clean = backbone.encode(face)
+    diffusion_model = load_diffusion_model()
+    clean = diffusion_model.encode(face)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
-    anyone = backbone.text_conditioning("")
+    anyone = diffusion_model.text_conditioning("")
     for timestep, left in ((100, 0.6), (300, 0.35), (600, 0.15)):
-        sigma = backbone.noise_levels.sigmas[timestep]
-        denoised = backbone.denoise(clean + sigma * noise, sigma, anyone)
+        sigma = diffusion_model.noise_levels.sigmas[timestep]
+        denoised = diffusion_model.denoise(clean + sigma * noise, sigma, anyone)
         assert (denoised - clean).square().mean() < left * sigma**2
 
 
@@ -201,17 +201,17 @@ def test_prompts_draw_faces_and_heed_the_colour():
     assert sum(len(faces) == 1 for faces in found) >= 12
 
 
-def test_backbone_offers_every_part_of_the_method(face: Tensor):
-    backbone = load_backbone()
-    assert (backbone.image_size, backbone.downscale, backbone.latent_channels) == (128, 8, 16)
-    restored = backbone.decode(backbone.encode(face))
+def test_diffusion_model_offers_every_part_of_the_method(face: Tensor):
+    diffusion_model = load_diffusion_model()
+    assert (diffusion_model.image_size, diffusion_model.downscale, diffusion_model.latent_channels) == (128, 8, 16)
+    restored = diffusion_model.decode(diffusion_model.encode(face))
     assert psnr(restored[0].permute(1, 2, 0), face[0].permute(1, 2, 0)) > 27
-    features = backbone.image_features(face, (1, 2, 3, 4, 6))
+    features = diffusion_model.image_features(face, (1, 2, 3, 4, 6))
     assert [f.shape for f in features] == [(1, 65, 192)] * 5
-    plain = backbone.text_conditioning("a photo of a person").context
+    plain = diffusion_model.text_conditioning("a photo of a person").context
     assert plain.shape == (1, 77, 256)
-    pseudo = backbone.text_conditioning("a photo of *", torch.ones(1, 256)).context
-    assert not torch.equal(pseudo, backbone.text_conditioning("a photo of *", -torch.ones(1, 256)).context)
+    pseudo = diffusion_model.text_conditioning("a photo of *", torch.ones(1, 256)).context
+    assert not torch.equal(pseudo, diffusion_model.text_conditioning("a photo of *", -torch.ones(1, 256)).context)
 
 
 def test_words_outside_the_captions_share_one_embedding():

@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 
-from diffprivacy.backends.diffusers import load_backbone
+from diffprivacy.backends.diffusers import load_diffusion_model
 from diffprivacy.backends.tokenizer import END_TOKEN, PLACEHOLDER_TOKEN, START_TOKEN, isolate_placeholders, tokenize
 from diffprivacy.diffusion.model import NoiseLevels
 from diffprivacy.errors import DiffPrivacyError
@@ -19,10 +19,10 @@ from diffprivacy.errors import DiffPrivacyError
 @pytest.mark.parametrize("kind", ["sd2", "sdxl"])
 @pytest.mark.parametrize("timestep", [0, 20, 500, 999])
 def test_denoise_predicts_the_clean_latent_of_diffusers_own_scheduler(folders, kind, timestep):
-    backbone = load_backbone(folders[kind])
+    diffusion_model = load_diffusion_model(folders[kind])
     scheduler = DDIMScheduler.from_pretrained(folders[kind] / "scheduler")
     scheduler.set_timesteps(1000)
-    conditioning = backbone.text_conditioning("a face")
+    conditioning = diffusion_model.text_conditioning("a face")
     x_vp = torch.randn(2, 4, 8, 6, generator=torch.Generator().manual_seed(1))
     sizes = None
     if conditioning.pooled is not None:
@@ -31,58 +31,60 @@ def test_denoise_predicts_the_clean_latent_of_diffusers_own_scheduler(folders, k
             "time_ids": torch.tensor([[64.0, 48, 0, 0, 64, 48]]).expand(2, -1),
         }
     with torch.no_grad():
-        output = backbone.unet(x_vp, timestep, conditioning.context.expand(2, -1, -1), added_cond_kwargs=sizes).sample
+        output = diffusion_model.unet(
+            x_vp, timestep, conditioning.context.expand(2, -1, -1), added_cond_kwargs=sizes
+        ).sample
     expected = scheduler.step(output, timestep, x_vp).pred_original_sample
-    sigma = backbone.noise_levels.sigmas[timestep]
-    found = backbone.denoise(x_vp * (1 + sigma**2).sqrt(), sigma, conditioning)
+    sigma = diffusion_model.noise_levels.sigmas[timestep]
+    found = diffusion_model.denoise(x_vp * (1 + sigma**2).sqrt(), sigma, conditioning)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_two_text_encoders_share_one_context(folders):
-    backbone = load_backbone(folders["sdxl"])
-    conditioning = backbone.text_conditioning("a photo of *", torch.randn(1, 80))
+    diffusion_model = load_diffusion_model(folders["sdxl"])
+    conditioning = diffusion_model.text_conditioning("a photo of *", torch.randn(1, 80))
     assert conditioning.context.shape == (1, 77, 80)
     assert conditioning.pooled is not None
     assert conditioning.pooled.shape == (1, 24)
-    plain = backbone.text_conditioning("a photo of *")
+    plain = diffusion_model.text_conditioning("a photo of *")
     assert not torch.allclose(plain.context[..., :32], conditioning.context[..., :32])
     assert not torch.allclose(plain.context[..., 32:], conditioning.context[..., 32:])
 
 
 def test_pseudo_words_stand_where_the_placeholders_were(folders):
     """A prompt whose placeholder is replaced by an ordinary word's own embedding is that word's prompt."""
-    backbone = load_backbone(folders["sd2"])
-    table = backbone.text_encoders[0].get_input_embeddings().weight
+    diffusion_model = load_diffusion_model(folders["sd2"])
+    table = diffusion_model.text_encoders[0].get_input_embeddings().weight
     face, smile = tokenize("face smile")[1:3]
     words = table[[face, smile]].detach()
-    found = backbone.text_conditioning("a *, and a *", words)
-    torch.testing.assert_close(found.context, backbone.text_conditioning("a face , and a smile").context)
+    found = diffusion_model.text_conditioning("a *, and a *", words)
+    torch.testing.assert_close(found.context, diffusion_model.text_conditioning("a face , and a smile").context)
 
 
 def test_placeholders_and_pseudo_words_must_agree(folders):
-    backbone = load_backbone(folders["sd2"])
+    diffusion_model = load_diffusion_model(folders["sd2"])
     with pytest.raises(DiffPrivacyError, match=r"1 placeholder.* for 2 pseudo-word"):
-        backbone.text_conditioning("a photo of *", torch.randn(2, 48))
+        diffusion_model.text_conditioning("a photo of *", torch.randn(2, 48))
 
 
 def test_latents_are_scaled_and_come_back(folders):
-    backbone = load_backbone(folders["sdxl"])
+    diffusion_model = load_diffusion_model(folders["sdxl"])
     images = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        mode = backbone.autoencoder.model.encode(images * 2 - 1).latent_dist.mode()
-    torch.testing.assert_close(backbone.encode(images), mode * 0.13025)
+        mode = diffusion_model.autoencoder.model.encode(images * 2 - 1).latent_dist.mode()
+    torch.testing.assert_close(diffusion_model.encode(images), mode * 0.13025)
     with torch.no_grad():
-        decoded = backbone.autoencoder.model.decode(mode).sample
-    torch.testing.assert_close(backbone.decode(mode * 0.13025), (decoded / 2 + 0.5).clamp(0, 1))
+        decoded = diffusion_model.autoencoder.model.decode(mode).sample
+    torch.testing.assert_close(diffusion_model.decode(mode * 0.13025), (decoded / 2 + 0.5).clamp(0, 1))
 
 
 def test_gradient_passes_the_decoder_and_only_to_the_latents(folders):
-    backbone = load_backbone(folders["sd2"])
+    diffusion_model = load_diffusion_model(folders["sd2"])
     z = torch.randn(1, 4, 4, 4, requires_grad=True)
-    backbone.differentiable_decoder()(z).sum().backward()
+    diffusion_model.differentiable_decoder()(z).sum().backward()
     assert z.grad is not None
     assert z.grad.abs().sum() > 0
-    assert all(parameter.grad is None for parameter in backbone.autoencoder.parameters())
+    assert all(parameter.grad is None for parameter in diffusion_model.autoencoder.parameters())
 
 
 def test_noise_levels_are_those_of_the_training_schedule():
@@ -135,11 +137,11 @@ def truncated(path: Path) -> None:
 def test_a_file_that_is_no_checkpoint_is_one_clear_error(tmp_path, name, write, message):
     write(tmp_path / name)
     with pytest.raises(DiffPrivacyError, match=message) as caught:
-        load_backbone(tmp_path / name)
+        load_diffusion_model(tmp_path / name)
     assert name in str(caught.value)
 
 
 def test_flow_model_folder(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline", "transformer": []}))
     with pytest.raises(DiffPrivacyError, match=r"FluxPipeline.*flow"):
-        load_backbone(tmp_path)
+        load_diffusion_model(tmp_path)

@@ -8,20 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffprivacy.backends.diffusers import DiffusersBackbone, load_backbone
+from diffprivacy.backends.diffusers import DiffusersModel, load_diffusion_model
 from diffprivacy.diffusion.inversion import invert_belm, invert_ddim, invert_fixed_point, sample_belm
 from diffprivacy.diffusion.sampling import ddim_sigmas, sample_euler
 
 STEPS = 50
 
 
-def round_trip(backbone: DiffusersBackbone, z0: Tensor, method: str, iterations: int = 5, steps: int = STEPS) -> float:
+def round_trip(
+    diffusion_model: DiffusersModel, z0: Tensor, method: str, iterations: int = 5, steps: int = STEPS
+) -> float:
     """RMSE of a latent after inversion and replay, the key kept in float32."""
-    conditioning = backbone.text_conditioning("a photo of a face")
-    sigmas = ddim_sigmas(backbone.noise_levels, steps)
+    conditioning = diffusion_model.text_conditioning("a photo of a face")
+    sigmas = ddim_sigmas(diffusion_model.noise_levels, steps)
 
     def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
-        return backbone.denoise(x, sigma, conditioning)
+        return diffusion_model.denoise(x, sigma, conditioning)
 
     if method == "belm":
         high, low = invert_belm(denoiser, z0, sigmas)
@@ -34,8 +36,8 @@ def round_trip(backbone: DiffusersBackbone, z0: Tensor, method: str, iterations:
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_checkpoint: Path) -> DiffusersBackbone:
-    return load_backbone(tiny_checkpoint)
+def tiny(tiny_checkpoint: Path) -> DiffusersModel:
+    return load_diffusion_model(tiny_checkpoint)
 
 
 def latent(*shape: int) -> Tensor:
@@ -51,11 +53,11 @@ def test_exact_on_the_tiny_checkpoint(tiny, method):
 
 @pytest.mark.parametrize("method", ["fixed_point", "belm"])
 def test_half_precision_costs_at_most_a_hundredfold(tiny_checkpoint, method):
-    half = load_backbone(tiny_checkpoint).to("cpu", torch.float16)
+    half = load_diffusion_model(tiny_checkpoint).to("cpu", torch.float16)
     assert round_trip(half, latent(1, 4, 4, 4), method, steps=20) < 1e-2
 
 
 @pytest.mark.parametrize("kind", ["sd2", "sdxl"])
 @pytest.mark.parametrize("method", ["fixed_point", "belm"])
 def test_exact_with_v_prediction_and_with_two_text_encoders(folders, kind, method):
-    assert round_trip(load_backbone(folders[kind]), latent(2, 4, 8, 6), method, iterations=20) < 1e-4
+    assert round_trip(load_diffusion_model(folders[kind]), latent(2, 4, 8, 6), method, iterations=20) < 1e-4

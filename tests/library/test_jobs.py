@@ -56,7 +56,7 @@ def test_doctor_tells_people_and_programs(tmp_path, capsys, monkeypatch):
     assert f"{tmp_path / 'models' / 'checkpoints'}: sd15.safetensors" in said
     assert f"{tmp_path / 'models' / 'insightface'}: no model; put files here: recognizers" in said
     monkeypatch.setattr(doctor, "PACKAGES", {"nowhere": "some-package"})
-    monkeypatch.setattr(doctor, "load_backbone", lambda: 1 / 0)
+    monkeypatch.setattr(doctor, "load_diffusion_model", lambda: 1 / 0)
     assert run("doctor", "--json") == 1
     found = json.loads(capsys.readouterr().out)
     by_name = {each["name"]: each for each in found["findings"]}

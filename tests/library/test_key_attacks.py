@@ -15,12 +15,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from diffprivacy.cli import main
-from diffprivacy.demo.backend import load_backbone
+from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.faces.geometry import own_pixels, protected_mask
 from diffprivacy.media.images import Picture, decode_picture, encode_png, read_picture
 from diffprivacy.recovery import png
-from diffprivacy.recovery.encryption import Seal
+from diffprivacy.recovery.encryption import Encryptor
 from diffprivacy.recovery.envelope import read_signer, read_signing_key
 from diffprivacy.recovery.key import Patch, RecoveryKey
 from diffprivacy.recovery.keyed import Public
@@ -67,11 +67,11 @@ def test_of_two_equally_deep_faces_one_owns_the_pixel():
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_faces_key_is_the_same_whoever_its_neighbours_are(fidelity, index):
     """Not a bit of it depends on what the original shows of them."""
-    backbone = None if fidelity == "lossless" else load_backbone()
+    diffusion_model = None if fidelity == "lossless" else load_diffusion_model()
     theirs = torch.stack([own(i) for i in range(3) if i != index]).any(0)
     strangers = Picture(torch.where(theirs[..., None], noise(7), ORIGINAL.rgb))
     keys = [
-        record(picture, FACES, backbone, CROP, fidelity, Replay("ddim", steps=2)).bound_to(PROTECTED).only(index)
+        record(picture, FACES, diffusion_model, CROP, fidelity, Replay("ddim", steps=2)).bound_to(PROTECTED).only(index)
         for picture in (ORIGINAL, strangers)
     ]
     assert parts(keys[0].to_bytes()) == parts(keys[1].to_bytes())
@@ -93,16 +93,16 @@ def test_one_key_gives_one_face_and_all_keys_give_all():
 
 
 def test_one_latent_key_changes_its_own_pixels_only():
-    backbone = load_backbone()
-    key = record(ORIGINAL, FACES[:2], backbone, CROP, how=Replay("ddim", steps=2)).bound_to(PROTECTED)
+    diffusion_model = load_diffusion_model()
+    key = record(ORIGINAL, FACES[:2], diffusion_model, CROP, how=Replay("ddim", steps=2)).bound_to(PROTECTED)
     singles = [RecoveryKey.from_bytes(key.only(i).to_bytes()) for i in range(2)]
-    alone = recover(PROTECTED, singles[:1], backbone).rgb
+    alone = recover(PROTECTED, singles[:1], diffusion_model).rgb
     mask = torch.zeros(SHAPE, dtype=torch.bool)
     region, inside = own_pixels(SHAPE, FACES[0], [FACES[1]], MARGIN)
     mask[region] = inside
     assert torch.equal(alone[~mask], PROTECTED.rgb[~mask])
     assert (alone[mask] != PROTECTED.rgb[mask]).any(dim=-1).float().mean() > 0.9
-    both = recover(PROTECTED, singles, backbone).rgb
+    both = recover(PROTECTED, singles, diffusion_model).rgb
     assert torch.equal(both[mask], alone[mask])
 
 
@@ -140,7 +140,7 @@ def published(tmp_path: Path) -> Path:
     """A protected PNG with a lossless key for each face, and the identity that opens it beside."""
     (tmp_path / "identity").write_text(str(IDENTITY))
     key = lossless()
-    png.save(tmp_path / "group.png", PROTECTED, [SEAL.close_key(key.only(i)) for i in range(3)])
+    png.save(tmp_path / "group.png", PROTECTED, [SEAL.encrypt_key(key.only(i)) for i in range(3)])
     return tmp_path / "group.png"
 
 
@@ -158,7 +158,7 @@ def elsewhere() -> RecoveryKey:
     return dataclasses.replace(lossless().only(0), faces=(face_at(2000),))
 
 
-STRANGER = Seal(recipients=[str(pyrage.x25519.Identity.generate().to_public())])
+STRANGER = Encryptor(recipients=[str(pyrage.x25519.Identity.generate().to_public())])
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -166,11 +166,11 @@ STRANGER = Seal(recipients=[str(pyrage.x25519.Identity.generate().to_public())])
     ("content", "reason"),
     [
         (lambda: b"junk", "no sealed key"),
-        (lambda: STRANGER.close(b"x"), "encrypted to other recipients"),
-        (lambda: SEAL.close(b"no key"), "no recovery key"),
-        (lambda: SEAL.close_key(dataclasses.replace(lossless(), picture="0" * 32)), "belongs to another image"),
-        (lambda: SEAL.close_key(forged_key(PROTECTED, FACES[0], MARGIN)), "reach beyond their faces' masks"),
-        (lambda: SEAL.close_key(elsewhere()), "lies outside the image"),
+        (lambda: STRANGER.encrypt(b"x"), "encrypted to other recipients"),
+        (lambda: SEAL.encrypt(b"no key"), "no recovery key"),
+        (lambda: SEAL.encrypt_key(dataclasses.replace(lossless(), picture="0" * 32)), "belongs to another image"),
+        (lambda: SEAL.encrypt_key(forged_key(PROTECTED, FACES[0], MARGIN)), "reach beyond their faces' masks"),
+        (lambda: SEAL.encrypt_key(elsewhere()), "lies outside the image"),
         (lambda: pyrage.passphrase.encrypt(b"x", "y"), "none is given"),
         (lambda: b"age-encryption.org/v1\n-> scrypt " + b"A" * 22 + b" 22\n" + b"A" * 80, "work factor is 22"),
     ],
@@ -188,7 +188,7 @@ def test_a_chunk_of_keyed_mode_in_a_sealed_picture_is_refused(tmp_path, capsys, 
     """It had switched the mode and passed a wrong face off as the original."""
     (tmp_path / "passphrase").write_text("right")
     path = tmp_path / "a.png"
-    sealed = Seal("right").close_key(lossless())
+    sealed = Encryptor("right").encrypt_key(lossless())
     png.save(path, PROTECTED, [sealed], beside)
     inject(path, png.KEYED, Public(bytes(16), (FACES[0],), 64, MARGIN).to_bytes())
     options = ["--passphrase-file", str(tmp_path / "passphrase")]
@@ -209,7 +209,7 @@ def test_two_chunks_of_keyed_mode_are_refused(tmp_path, capsys):
 
 def test_an_appended_forgery_does_not_win(published, capsys):
     forged = record(PROTECTED, [FACES[0]], None, CROP, "lossless").bound_to(PROTECTED)
-    inject(published, png.SEALED_KEY, SEAL.close_key(forged))
+    inject(published, png.SEALED_KEY, SEAL.encrypt_key(forged))
     assert recovered(published) is None
     assert "Two keys are for one face" in capsys.readouterr().err
     assert torch.equal(recovered(published, "--faces", "0,1,2"), ORIGINAL.rgb)
@@ -236,12 +236,12 @@ def test_only_keys_of_the_signer_are_accepted(tmp_path, capsys):
     png.save(
         tmp_path / "a.png",
         PROTECTED,
-        [by["mine"].close_key(lossless()), SEAL.close_key(forged), by["other"].close_key(forged)],
+        [by["mine"].encrypt_key(lossless()), SEAL.encrypt_key(forged), by["other"].encrypt_key(forged)],
     )
     for signer in (public, str(mine.with_suffix(".pub"))):
         assert torch.equal(recovered(tmp_path / "a.png", "--signer", signer), ORIGINAL.rgb)
         assert "2 of 3 keys skipped: The key is not the signer's: it is not signed" in capsys.readouterr().err
-    png.save(tmp_path / "b.png", PROTECTED, [by["other"].close_key(forged)])
+    png.save(tmp_path / "b.png", PROTECTED, [by["other"].encrypt_key(forged)])
     assert recovered(tmp_path / "b.png", "--signer", public) is None
     assert "somebody else signed it" in capsys.readouterr().err
 
@@ -285,7 +285,7 @@ def test_a_video_is_recovered_beside_another_of_nearly_its_name(tmp_path):
     (tmp_path / "identity").write_text(str(IDENTITY))
     for name in ("trip", "trip.part2", "trip.2"):
         (tmp_path / f"{name}.mp4").write_bytes(b"protected")
-        (tmp_path / f"{name}.mov.age").write_bytes(SEAL.close(name.encode()))
+        (tmp_path / f"{name}.mov.age").write_bytes(SEAL.encrypt(name.encode()))
     out = tmp_path / "out"
     for name in ("trip", "trip.part2", "trip.2"):
         command = ["recover", str(tmp_path / f"{name}.mp4"), "-o", str(out)]
@@ -305,7 +305,7 @@ def test_a_byte_order_mark_is_no_part_of_a_secret(tmp_path, published, name, wri
     (tmp_path / "identity").write_bytes(write(str(IDENTITY)))
     assert torch.equal(recovered(published), ORIGINAL.rgb)
     path = tmp_path / "b.png"
-    png.save(path, PROTECTED, [Seal("päss word").close_key(lossless())])
+    png.save(path, PROTECTED, [Encryptor("päss word").encrypt_key(lossless())])
     (tmp_path / "passphrase").write_bytes(write("päss word"))
     assert torch.equal(recovered(path, "--passphrase-file", str(tmp_path / "passphrase")), ORIGINAL.rgb)
 

@@ -18,7 +18,7 @@ from PIL import Image
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.media.images import encode_png
 from diffprivacy.recovery import encryption, png
-from diffprivacy.recovery.encryption import MAX_WORK, Opener, Seal, check_cost
+from diffprivacy.recovery.encryption import MAX_WORK, Decryptor, Encryptor, check_cost
 from diffprivacy.recovery.key import Patch, RecoveryKey
 from diffprivacy.recovery.keyed import Public, recover_keyed
 from diffprivacy.recovery.opening import open_keys
@@ -43,18 +43,18 @@ def test_no_passphrase_is_tried_beyond_the_work_limit(work):
         assert check_cost(scrypt_header(work)) == 2 ** int(work)
         return
     with pytest.raises(DiffPrivacyError):
-        Opener("secret").open(scrypt_header(work))
+        Decryptor("secret").decrypt(scrypt_header(work))
 
 
 def test_many_costly_keys_keep_no_cheap_one_from_opening(monkeypatch):
     tried: list[bytes] = []
 
-    def opens(self: Opener, sealed: bytes) -> bytes:
+    def opens(self: Decryptor, sealed: bytes) -> bytes:
         tried.append(sealed)
         return lossless().to_bytes() if b" 18\n" in sealed else b"nothing"
 
-    monkeypatch.setattr(Opener, "open", opens)
-    keys, skipped = open_keys([scrypt_header("20")] * 200 + [scrypt_header("18")], Opener("secret"), lambda _: None)
+    monkeypatch.setattr(Decryptor, "decrypt", opens)
+    keys, skipped = open_keys([scrypt_header("20")] * 200 + [scrypt_header("18")], Decryptor("secret"), lambda _: None)
     assert len(keys) == 1
     assert len(skipped) == 200
     assert b" 18\n" in tried[0]
@@ -64,7 +64,7 @@ def test_many_costly_keys_keep_no_cheap_one_from_opening(monkeypatch):
 def test_a_header_of_endless_recipients_is_refused():
     stanza = b"-> X25519 " + b"A" * 43 + b"\n" + b"A" * 43 + b"\n"
     with pytest.raises(DiffPrivacyError, match="more recipients than are tried"):
-        Opener(identities=[str(IDENTITY)]).open(b"age-encryption.org/v1\n" + stanza * 5000 + b"--- A\n")
+        Decryptor(identities=[str(IDENTITY)]).decrypt(b"age-encryption.org/v1\n" + stanza * 5000 + b"--- A\n")
 
 
 def test_more_keys_than_a_picture_has_are_refused(tmp_path):
@@ -94,11 +94,11 @@ def test_a_key_that_never_ends_is_refused_unopened(tmp_path, trap):
     with pytest.raises(DiffPrivacyError, match=r"a\.png\.age is a pipe or a device"):
         png.carried(tmp_path / "a.png")
     with pytest.raises(DiffPrivacyError, match=r"b\.mp4\.age is a pipe or a device"):
-        Opener(identities=[str(IDENTITY)]).open_file(tmp_path / "b.mp4.age", tmp_path / "b.mp4")
+        Decryptor(identities=[str(IDENTITY)]).decrypt_file(tmp_path / "b.mp4.age", tmp_path / "b.mp4")
 
 
 class Unread:
-    """A backbone of which nothing is computed: what is refused is refused before."""
+    """A diffusion model of which nothing is computed: what is refused is refused before."""
 
     image_size, downscale, latent_channels = 128, 4, 16
     fingerprints: dict[str, str] = {}  # noqa: RUF012
@@ -154,7 +154,7 @@ def test_a_patch_that_would_decode_to_a_flood_is_refused_undecoded(kind, monkeyp
 
 def test_a_passphrase_opens_on_a_machine_that_was_busy_for_a_moment(monkeypatch):
     """age refuses by its own measure of the machine's speed, which no test can make slow: the refusal is put in."""
-    sealed, refusals = Seal("correct horse").close(b"a key"), iter([True, True, False])
+    sealed, refusals = Encryptor("correct horse").encrypt(b"a key"), iter([True, True, False])
     decrypt = pyrage.passphrase.decrypt
 
     def busy(data: bytes, passphrase: str) -> bytes:
@@ -164,4 +164,4 @@ def test_a_passphrase_opens_on_a_machine_that_was_busy_for_a_moment(monkeypatch)
 
     monkeypatch.setattr(pyrage.passphrase, "decrypt", busy)
     monkeypatch.setattr(encryption, "PAUSE", 0)
-    assert Opener("correct horse").open(sealed) == b"a key"
+    assert Decryptor("correct horse").decrypt(sealed) == b"a key"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffprivacy import demo
-from diffprivacy.demo.backend import load_backbone
+from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.evaluation.fidelity import psnr
 from diffprivacy.faces.detectors import load_detector
@@ -83,11 +83,11 @@ def test_the_secret_brings_the_face_back_and_another_one_does_not(monkeypatch):
     monkeypatch.setitem(keyed.SCRYPT, "n", 2**10)
     original = torch.from_numpy(skimage.data.astronaut().astype(np.float32) / 255)
     faces = load_detector(None).detect(original)
-    backbone = load_backbone()
-    protected, public = anonymize_keyed(original, faces, backbone, demo.IMAGE_SIZE, "right", demo.MARGIN)
+    diffusion_model = load_diffusion_model()
+    protected, public = anonymize_keyed(original, faces, diffusion_model, demo.IMAGE_SIZE, "right", demo.MARGIN)
     protected = torch.from_numpy(levels(protected, 8) / 255).float()
     public = Public.from_bytes(public.to_bytes())
-    right, wrong = (recover_keyed(protected, public, backbone, secret) for secret in ("right", "righu"))
+    right, wrong = (recover_keyed(protected, public, diffusion_model, secret) for secret in ("right", "righu"))
     mask = protected_mask(original.shape, faces, demo.MARGIN)
     for picture in (protected, right, wrong):
         assert np.array_equal(levels(picture, 8)[mask == 0], levels(original, 8)[mask == 0])

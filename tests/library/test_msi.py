@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from diffprivacy import demo
 from diffprivacy.backends import diffusers as diffusers_host
 from diffprivacy.backends.vision import load_vision_encoder
-from diffprivacy.demo.backend import load_backbone
+from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.diffusion.model import EncoderIdentity
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.msi.module import (
@@ -37,8 +37,8 @@ VIT_H = EncoderIdentity((1280,), 32, "vision")
 
 
 @pytest.fixture(scope="module")
-def backbone():
-    return load_backbone()
+def diffusion_model():
+    return load_diffusion_model()
 
 
 @pytest.fixture
@@ -105,18 +105,18 @@ def test_any_encoders_and_stages(text, vision, stages):
         assert torch.allclose(part.norm(dim=-1), of_word.norm().expand(3, stages), rtol=1e-4)
 
 
-def test_an_untrained_module_says_its_word(backbone):
-    words = new_msi(backbone, DEFAULT).words(backbone, torch.rand(1, 3, 128, 128))
+def test_an_untrained_module_says_its_word(diffusion_model):
+    words = new_msi(diffusion_model, DEFAULT).words(diffusion_model, torch.rand(1, 3, 128, 128))
     for prompt in ("a photo of {}", "{}, a portrait"):
-        said = backbone.text_conditioning(prompt.format("*"), words[0, 3:4])
-        written = backbone.text_conditioning(prompt.format("face"))
+        said = diffusion_model.text_conditioning(prompt.format("*"), words[0, 3:4])
+        written = diffusion_model.text_conditioning(prompt.format("face"))
         assert torch.allclose(said.context, written.context, atol=1e-4)
 
 
 @pytest.mark.parametrize(("kind", "width"), [("sd2", 48), ("sdxl", 32 + 48)])
 def test_other_families_say_a_face_and_learn_it(folders, kind, width):
     """Velocity prediction, and two text encoders with a pooled output: the loss is the plain denoiser's there too."""
-    host = diffusers_host.load_backbone(folders[kind])
+    host = diffusers_host.load_diffusion_model(folders[kind])
     host.vision_encoder = demo.load_image_encoder()
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     start = new_msi(host)
@@ -137,8 +137,8 @@ def test_other_families_say_a_face_and_learn_it(folders, kind, width):
     assert (training.msi.cpu().words(host, image)[0] - words).abs().max() > 1e-3
 
 
-def test_the_same_seed_gives_the_same_module(backbone):
-    a, b, c = (new_msi(backbone, PAPER, seed).state_dict() for seed in (1, 1, 2))
+def test_the_same_seed_gives_the_same_module(diffusion_model):
+    a, b, c = (new_msi(diffusion_model, PAPER, seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not torch.equal(a["stages"], c["stages"])
 
@@ -199,36 +199,37 @@ def test_a_file_that_cannot_serve_is_one_clear_error(small, tmp_path, spoil, mes
     assert "a.safetensors" in str(caught.value)
 
 
-def test_another_encoder_is_refused_by_name(backbone):
-    text, image = backbone.text_encoder_identity, backbone.image_encoder_identity
-    MSI(text, image).check(backbone)
+def test_another_encoder_is_refused_by_name(diffusion_model):
+    text, image = diffusion_model.text_encoder_identity, diffusion_model.image_encoder_identity
+    MSI(text, image).check(diffusion_model)
     with pytest.raises(DiffPrivacyError, match=r"another text encoder.*12 layers of 768.*2 layers of 256"):
-        MSI(CLIP_L, image).check(backbone)
+        MSI(CLIP_L, image).check(diffusion_model)
     with pytest.raises(DiffPrivacyError, match=r"another CLIP vision model.*24 layers of 1024.*6 layers of 192"):
-        MSI(text, VIT_L).check(backbone)
+        MSI(text, VIT_L).check(diffusion_model)
 
 
-def test_identity_of_an_encoder_is_that_of_its_weights_in_any_precision(backbone):
-    table = backbone.text_encoders[0].get_input_embeddings().weight
+def test_identity_of_an_encoder_is_that_of_its_weights_in_any_precision(diffusion_model):
+    table = diffusion_model.text_encoders[0].get_input_embeddings().weight
     for dtype in (torch.float16, torch.bfloat16):
         assert EncoderIdentity.of((256,), 2, [table.to(dtype)]) == EncoderIdentity.of((256,), 2, [table])
     assert EncoderIdentity.of((256,), 2, [-table]) != EncoderIdentity.of((256,), 2, [table])
 
 
 def test_without_a_vision_model_the_error_says_how_to_give_one(tiny_checkpoint):
-    host = diffusers_host.load_backbone(tiny_checkpoint)
+    host = diffusers_host.load_diffusion_model(tiny_checkpoint)
     with pytest.raises(DiffPrivacyError, match="MSI needs a CLIP vision model"):
         new_msi(host)
 
 
-def test_a_clip_vision_file_of_the_usual_names_is_read(backbone, tmp_path):
-    state = backbone.vision_encoder.state_dict()
+def test_a_clip_vision_file_of_the_usual_names_is_read(diffusion_model, tmp_path):
+    state = diffusion_model.vision_encoder.state_dict()
     names = {name: name if name.startswith("vision_model.") else f"vision_model.{name}" for name in state}
     save_file({names[name]: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "vision.safetensors")
     encoder = load_vision_encoder(tmp_path / "vision.safetensors")
     pixels = torch.rand(1, 3, 128, 128)
     hidden, expected = (
-        network(pixels, output_hidden_states=True).hidden_states for network in (encoder, backbone.vision_encoder)
+        network(pixels, output_hidden_states=True).hidden_states
+        for network in (encoder, diffusion_model.vision_encoder)
     )
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(hidden, expected, strict=True))
 

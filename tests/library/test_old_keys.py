@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from diffprivacy.cli import main
-from diffprivacy.demo.backend import load_backbone
+from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.evaluation.fidelity import psnr
 from diffprivacy.media.images import read_picture
 from diffprivacy.recovery import png
-from diffprivacy.recovery.encryption import Opener
+from diffprivacy.recovery.encryption import Decryptor
 from diffprivacy.recovery.key import RecoveryKey
 from diffprivacy.recovery.replay import recover
 
@@ -47,12 +47,12 @@ def test_images_of_the_first_format_recover(tmp_path, name, secret, at_least):
 
 
 def opened(name: str) -> RecoveryKey:
-    return RecoveryKey.from_bytes(Opener(identities=[IDENTITY]).open((OLD / name).read_bytes()))
+    return RecoveryKey.from_bytes(Decryptor(identities=[IDENTITY]).decrypt((OLD / name).read_bytes()))
 
 
 def test_a_belm_key_of_the_first_format_replays():
     protected = read_picture(OLD / "latent.png")
-    back = recover(protected, [opened("belm.key.age")], load_backbone()).rgb
+    back = recover(protected, [opened("belm.key.age")], load_diffusion_model()).rgb
     assert psnr(back, read_picture(OLD / "latent.recovered.png").rgb) > 40
 
 
@@ -67,8 +67,8 @@ def test_a_graphs_key_of_the_first_format_opens():
 
 def test_keys_of_neighbours_in_the_first_format_hold_whole_masks():
     """They overlap, and still no two of them count as keys of one face."""
-    opener = Opener(identities=[IDENTITY])
-    keys = [RecoveryKey.from_bytes(opener.open(sealed)) for sealed in png.carried(OLD / "faces.png")]
+    decryptor = Decryptor(identities=[IDENTITY])
+    keys = [RecoveryKey.from_bytes(decryptor.decrypt(sealed)) for sealed in png.carried(OLD / "faces.png")]
     assert [len(key.faces) for key in keys] == [1, 1]
     assert torch.equal(
         recover(read_picture(OLD / "faces.png"), keys[::-1]).rgb, read_picture(OLD / "faces.recovered.png").rgb

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from diffprivacy.cli import main
-from diffprivacy.demo.backend import load_backbone
+from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.faces.prompts import parse_prompts, prompts_of
 from diffprivacy.presets import PRESETS
@@ -43,7 +43,7 @@ def test_two_prompts_for_one_face_and_one_for_no_face_are_errors():
 
 
 def test_predictions_go_from_the_empty_prompt_toward_the_text():
-    backbone = load_backbone()
+    diffusion_model = load_diffusion_model()
     crops, landmarks = torch.rand(1, 3, 64, 64), torch.zeros(1, 5, 2)
     seen = []
 
@@ -52,13 +52,13 @@ def test_predictions_go_from_the_empty_prompt_toward_the_text():
         return x * 0 + (1.0 if conditioning == "an old man" else 0.0)
 
     with (
-        patch.object(backbone, "denoise", denoise),
-        patch.object(backbone, "text_conditioning", lambda prompt: prompt),
-        patch.object(backbone, "decode", lambda z: z),
+        patch.object(diffusion_model, "denoise", denoise),
+        patch.object(diffusion_model, "text_conditioning", lambda prompt: prompt),
+        patch.object(diffusion_model, "decode", lambda z: z),
     ):
-        noise = torch.randn(1, *latent_shape(backbone, 64))
+        noise = torch.randn(1, *latent_shape(diffusion_model, 64))
         made = regenerate_crops(
-            crops, landmarks, noise, backbone, Regeneration(PRESETS["anonymize"]["default"], text="an old man")
+            crops, landmarks, noise, diffusion_model, Regeneration(PRESETS["anonymize"]["default"], text="an old man")
         )
     assert set(seen) == {"", "an old man"}
     torch.testing.assert_close(made, torch.full_like(made, TEXT_SCALE))

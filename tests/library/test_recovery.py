@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from diffprivacy import demo, pipeline
-from diffprivacy.backends.diffusers import DiffusersBackbone
-from diffprivacy.demo.backend import load_backbone
+from diffprivacy.backends.diffusers import DiffusersModel
+from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.diffusion.conditioning import stage_denoiser
 from diffprivacy.diffusion.noise import NoiseKey
 from diffprivacy.diffusion.sampling import sample_euler
@@ -34,8 +34,8 @@ BLUNT = Preset(strength=0.6, steps=5, switch=None)
 
 
 @pytest.fixture(scope="module")
-def backbone() -> DiffusersBackbone:
-    return load_backbone()
+def diffusion_model() -> DiffusersModel:
+    return load_diffusion_model()
 
 
 @dataclasses.dataclass
@@ -47,24 +47,26 @@ class Scene:
     protected: Picture
 
 
-def scene(original: Picture, backbone: DiffusersBackbone) -> Scene:
+def scene(original: Picture, diffusion_model: DiffusersModel) -> Scene:
     faces = load_detector(None).detect(original.rgb)
-    (rgb,) = pipeline.protect(original.rgb, faces, backbone, demo.CROP, Regeneration(BLUNT), NoiseKey.from_seed(1))
+    (rgb,) = pipeline.protect(
+        original.rgb, faces, diffusion_model, demo.CROP, Regeneration(BLUNT), NoiseKey.from_seed(1)
+    )
     return Scene(original, faces, decode_picture(encode_png(dataclasses.replace(original, rgb=rgb)), "protected"))
 
 
 @pytest.fixture(scope="module")
-def astronaut(backbone) -> Scene:
-    return scene(Picture(torch.from_numpy(skimage.data.astronaut().astype(np.float32) / 255)), backbone)
+def astronaut(diffusion_model) -> Scene:
+    return scene(Picture(torch.from_numpy(skimage.data.astronaut().astype(np.float32) / 255)), diffusion_model)
 
 
 @pytest.fixture(scope="module")
-def group(backbone) -> Scene:
-    return scene(read_picture(GROUP), backbone)
+def group(diffusion_model) -> Scene:
+    return scene(read_picture(GROUP), diffusion_model)
 
 
-def key_of(scene: Scene, backbone: DiffusersBackbone | None, fidelity: str = "latent", **options) -> RecoveryKey:
-    key = record(scene.original, scene.faces, backbone, demo.CROP, fidelity, Replay(**options))
+def key_of(scene: Scene, diffusion_model: DiffusersModel | None, fidelity: str = "latent", **options) -> RecoveryKey:
+    key = record(scene.original, scene.faces, diffusion_model, demo.CROP, fidelity, Replay(**options))
     return RecoveryKey.from_bytes(key.bound_to(scene.protected).to_bytes())
 
 
@@ -76,48 +78,53 @@ def crop(rgb: torch.Tensor, scene: Scene) -> torch.Tensor:
     ("fidelity", "method", "loss"),
     [("latent", "fixed point", 0.01), ("latent", "belm", 0.01), ("compact", "belm", 0.2)],
 )
-def test_replay_is_as_good_as_the_autoencoder(astronaut, backbone, fidelity, method, loss):
-    key = key_of(astronaut, backbone, fidelity, method=method)
+def test_replay_is_as_good_as_the_autoencoder(astronaut, diffusion_model, fidelity, method, loss):
+    key = key_of(astronaut, diffusion_model, fidelity, method=method)
     original = crop(astronaut.original.rgb, astronaut)
-    encoded = backbone.encode(original.movedim(-1, 0)[None])
+    encoded = diffusion_model.encode(original.movedim(-1, 0)[None])
     ceiling, found = (
-        psnr(backbone.decode(latent)[0].movedim(0, -1), original) for latent in (encoded, replay(key, backbone))
+        psnr(diffusion_model.decode(latent)[0].movedim(0, -1), original)
+        for latent in (encoded, replay(key, diffusion_model))
     )
     assert found > ceiling - loss
 
 
-def test_replay_in_another_batch_size_is_as_good(astronaut, backbone):
-    key = key_of(astronaut, backbone)
-    batch = sample_euler(stage_denoiser(backbone), key.noise_map.repeat(3, 1, 1, 1), key.sigmas)
+def test_replay_in_another_batch_size_is_as_good(astronaut, diffusion_model):
+    key = key_of(astronaut, diffusion_model)
+    batch = sample_euler(stage_denoiser(diffusion_model), key.noise_map.repeat(3, 1, 1, 1), key.sigmas)
     original = crop(astronaut.original.rgb, astronaut)
-    encoded = backbone.encode(original.movedim(-1, 0)[None])
-    ceiling = psnr(backbone.decode(encoded)[0].movedim(0, -1), original)
-    assert all(psnr(picture.movedim(0, -1), original) > ceiling - 0.1 for picture in backbone.decode(batch))
+    encoded = diffusion_model.encode(original.movedim(-1, 0)[None])
+    ceiling = psnr(diffusion_model.decode(encoded)[0].movedim(0, -1), original)
+    assert all(psnr(picture.movedim(0, -1), original) > ceiling - 0.1 for picture in diffusion_model.decode(batch))
 
 
-def test_recovered_picture_shows_the_original_and_nothing_of_the_strange_face(astronaut, backbone):
-    recovered = recover(astronaut.protected, [key_of(astronaut, backbone, steps=8)], backbone)
+def test_recovered_picture_shows_the_original_and_nothing_of_the_strange_face(astronaut, diffusion_model):
+    recovered = recover(astronaut.protected, [key_of(astronaut, diffusion_model, steps=8)], diffusion_model)
     original, protected = astronaut.original.rgb, astronaut.protected.rgb
     mask = protected_mask(original.shape, astronaut.faces, demo.MARGIN)
     assert torch.equal(recovered.rgb[mask == 0], original[mask == 0])
     # The soft border too comes from the key alone: another protected picture gives the same recovery.
     grey = torch.where(mask[..., None] > 0, 0.5, protected)
-    key = key_of(Scene(astronaut.original, astronaut.faces, Picture(grey)), backbone, steps=8)
-    assert torch.allclose(recover(Picture(grey), [key], backbone).rgb, recovered.rgb, atol=1e-6)
-    round_trip = backbone.decode(backbone.encode(crop(original, astronaut).movedim(-1, 0)[None]))[0].movedim(0, -1)
+    key = key_of(Scene(astronaut.original, astronaut.faces, Picture(grey)), diffusion_model, steps=8)
+    assert torch.allclose(recover(Picture(grey), [key], diffusion_model).rgb, recovered.rgb, atol=1e-6)
+    round_trip = diffusion_model.decode(diffusion_model.encode(crop(original, astronaut).movedim(-1, 0)[None]))[
+        0
+    ].movedim(0, -1)
     ceiling = paste_faces(original, [round_trip], astronaut.faces, demo.MARGIN, opaque=True)
     assert psnr(recovered.rgb, original) > psnr(ceiling, original) - 0.1
     assert psnr(protected, original) < psnr(ceiling, original) - 3
 
 
-def test_pseudo_words_bring_the_picture_back(astronaut, backbone):
-    words = [torch.randn(10, backbone.text_encoders[0].config.hidden_size, generator=torch.Generator().manual_seed(3))]
-    key = key_of(astronaut, backbone, prompt="a photo of *", pseudo_words=words, steps=10)
-    encoded = backbone.encode(crop(astronaut.original.rgb, astronaut).movedim(-1, 0)[None])
-    error = (replay(key, backbone) - encoded).square().mean().sqrt()
+def test_pseudo_words_bring_the_picture_back(astronaut, diffusion_model):
+    words = [
+        torch.randn(10, diffusion_model.text_encoders[0].config.hidden_size, generator=torch.Generator().manual_seed(3))
+    ]
+    key = key_of(astronaut, diffusion_model, prompt="a photo of *", pseudo_words=words, steps=10)
+    encoded = diffusion_model.encode(crop(astronaut.original.rgb, astronaut).movedim(-1, 0)[None])
+    error = (replay(key, diffusion_model) - encoded).square().mean().sqrt()
     plain = dataclasses.replace(key, prompt="", pseudo_words=None)
     assert error < 1e-4
-    assert (replay(plain, backbone) - encoded).square().mean().sqrt() > 100 * error
+    assert (replay(plain, diffusion_model) - encoded).square().mean().sqrt() > 100 * error
 
 
 @pytest.mark.parametrize("bit_depth", [8, 16])
@@ -135,23 +142,23 @@ def test_lossless_brings_every_bit_back_without_a_model(group, bit_depth):
 
 
 @pytest.mark.parametrize("fidelity", ["latent", "lossless"])
-def test_faces_are_released_one_by_one(group, backbone, fidelity):
+def test_faces_are_released_one_by_one(group, diffusion_model, fidelity):
     """A key of one face changes nothing outside its mask, and all keys together bring back what one for all does."""
     chosen = dataclasses.replace(group, faces=group.faces[1:3])
     key = key_of(
         chosen,
-        None if fidelity == "lossless" else backbone,
+        None if fidelity == "lossless" else diffusion_model,
         fidelity,
         **({} if fidelity == "lossless" else {"steps": 4}),
     )
-    one = recover(group.protected, [key.only(0)], backbone).rgb
+    one = recover(group.protected, [key.only(0)], diffusion_model).rgb
     mask = protected_mask(one.shape, chosen.faces[:1], demo.MARGIN)
     assert torch.equal(one[mask == 0], group.protected.rgb[mask == 0])
     assert not torch.equal(one[mask == 1], group.protected.rgb[mask == 1])
     if fidelity == "lossless":
         assert torch.equal(one[mask > 0], group.original.rgb[mask > 0])
-    each = recover(group.protected, key.each(), backbone).rgb
-    assert torch.equal(each, recover(group.protected, [key], backbone).rgb)
+    each = recover(group.protected, key.each(), diffusion_model).rgb
+    assert torch.equal(each, recover(group.protected, [key], diffusion_model).rgb)
 
 
 def test_a_lossless_key_holds_no_pixel_of_other_faces(group):
@@ -182,23 +189,23 @@ def test_a_changed_picture_is_recovered_on_request(astronaut):
     assert torch.equal(recovered[mask], astronaut.original.rgb[mask])
 
 
-def test_another_checkpoint_is_refused_by_name(astronaut, backbone):
-    key = key_of(astronaut, backbone, steps=4)
+def test_another_checkpoint_is_refused_by_name(astronaut, diffusion_model):
+    key = key_of(astronaut, diffusion_model, steps=4)
     for part in key.fingerprints:
         other = dataclasses.replace(key, fingerprints={**key.fingerprints, part: "0" * 32})
         with pytest.raises(DiffPrivacyError, match=f"checkpoint: .* another {part}: name the same one"):
-            recover(astronaut.protected, [other], backbone)
+            recover(astronaut.protected, [other], diffusion_model)
 
 
-def test_fingerprints_tell_weights_apart_and_ignore_precision(backbone):
-    other = load_backbone()
-    assert other.fingerprints == backbone.fingerprints
+def test_fingerprints_tell_weights_apart_and_ignore_precision(diffusion_model):
+    other = load_diffusion_model()
+    assert other.fingerprints == diffusion_model.fingerprints
     half = other.to("cpu", torch.float16)
-    assert half.fingerprints == backbone.fingerprints
+    assert half.fingerprints == diffusion_model.fingerprints
     with torch.no_grad():
         next(other.autoencoder.parameters()).mul_(1.01)
-    assert other.fingerprints["autoencoder"] != backbone.fingerprints["autoencoder"]
-    assert other.fingerprints["checkpoint"] == backbone.fingerprints["checkpoint"]
+    assert other.fingerprints["autoencoder"] != diffusion_model.fingerprints["autoencoder"]
+    assert other.fingerprints["checkpoint"] == diffusion_model.fingerprints["checkpoint"]
 
 
 def huge_patch() -> bytes:

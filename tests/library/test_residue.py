@@ -71,8 +71,8 @@ def sealed(tmp_path: Path) -> tuple[Path, Path]:
     folder = tmp_path / "sealed"
     folder.mkdir()
     (folder / "trip.mp4").write_bytes(b"protected")
-    (folder / "trip.mov.age").write_bytes(SEAL.close(FILM))
-    png.save(folder / "group.png", PROTECTED, [SEAL.close_key(lossless())])
+    (folder / "trip.mov.age").write_bytes(SEAL.encrypt(FILM))
+    png.save(folder / "group.png", PROTECTED, [SEAL.encrypt_key(lossless())])
     (tmp_path / "identity").write_text(str(IDENTITY))
     return folder, tmp_path / "identity"
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffprivacy import demo
 from diffprivacy.cli import main
-from diffprivacy.demo.backend import load_backbone
+from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.diffusion.model import EncoderIdentity
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.evaluation.drawing import loss_curve
@@ -30,8 +30,8 @@ QUICK = Settings(steps=4, batch=4, validate_every=2, validation=6, patience=0, w
 
 
 @pytest.fixture(scope="module")
-def backbone():
-    return load_backbone()
+def diffusion_model():
+    return load_diffusion_model()
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +43,13 @@ def photo() -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def data(backbone, photo):
-    return prepare(backbone, photo, flips=False)
+def data(diffusion_model, photo):
+    return prepare(diffusion_model, photo, flips=False)
 
 
 @pytest.fixture
-def start(backbone):
-    return new_msi(backbone, DEFAULT)
+def start(diffusion_model):
+    return new_msi(diffusion_model, DEFAULT)
 
 
 def same(a, b) -> bool:
@@ -57,29 +57,29 @@ def same(a, b) -> bool:
     return all(torch.equal(tensor, other[name]) for name, tensor in a.state_dict().items())
 
 
-def test_constants_are_those_of_the_picture_and_of_its_mirror_image(backbone, photo):
-    data = prepare(backbone, photo, flips=True)
+def test_constants_are_those_of_the_picture_and_of_its_mirror_image(diffusion_model, photo):
+    data = prepare(diffusion_model, photo, flips=True)
     assert data.features.shape == (2, 5, 192)
     for i, image in enumerate((photo, photo.flip(-1))):
-        assert torch.allclose(data.latents[i : i + 1], backbone.encode(image), atol=1e-4)
-        states = backbone.image_features(image, [1, 6])
+        assert torch.allclose(data.latents[i : i + 1], diffusion_model.encode(image), atol=1e-4)
+        states = diffusion_model.image_features(image, [1, 6])
         assert torch.allclose(data.features[i, 0], states[0].mean(1)[0], atol=1e-4)
         assert torch.allclose(data.features[i, 4], states[1].mean(1)[0], atol=1e-4)
 
 
-def test_the_loss_is_the_diffusion_model_s_own(backbone, data, start):
+def test_the_loss_is_the_diffusion_model_s_own(diffusion_model, data, start):
     """Mean squared error of the predicted noise, from the host's plain denoiser and text encoder."""
-    training = Training(start, backbone, data, QUICK)
+    training = Training(start, diffusion_model, data, QUICK)
     words = start.eval()(data.features)[0]
     generator = torch.Generator().manual_seed(-1)
     noise = torch.randn(6, *data.latents.shape[1:], generator=generator)
     errors = []
     for i, eps in enumerate(noise):
         t = int((i + 0.5) * 1000 / 6)
-        sigma = backbone.noise_levels.sigmas[t]
-        conditioning = backbone.text_conditioning("a photo of *", words[t // 100][None])
+        sigma = diffusion_model.noise_levels.sigmas[t]
+        conditioning = diffusion_model.text_conditioning("a photo of *", words[t // 100][None])
         x = data.latents + sigma * eps
-        predicted = (x - backbone.denoise(x, sigma, conditioning)) / sigma
+        predicted = (x - diffusion_model.denoise(x, sigma, conditioning)) / sigma
         errors.append((predicted - eps).square().mean())
     expected = torch.stack(errors).mean().item()
     assert training.validation_loss(start)[0] == pytest.approx(expected, rel=5e-4)  # Perhaps in bfloat16.
@@ -88,43 +88,50 @@ def test_the_loss_is_the_diffusion_model_s_own(backbone, data, start):
 
 
 @pytest.mark.parametrize("config", [DEFAULT, PAPER])
-def test_training_lowers_the_loss_and_reaches_only_msi(backbone, data, config):
-    start = new_msi(backbone, config)
-    before = [p.clone() for p in backbone.unet.parameters()]
+def test_training_lowers_the_loss_and_reaches_only_msi(diffusion_model, data, config):
+    start = new_msi(diffusion_model, config)
+    before = [p.clone() for p in diffusion_model.unet.parameters()]
     settings = dataclasses.replace(QUICK, steps=8, batch=8, validation=20, ema=0.5)
-    training = Training(start, backbone, data, settings)
+    training = Training(start, diffusion_model, data, settings)
     learnt = training.run()
     assert training.best_loss < training.history[0][2]
     assert not same(learnt, start)
-    for network in (backbone.unet, backbone.text_encoders[0], backbone.vision_encoder, backbone.autoencoder):
+    for network in (
+        diffusion_model.unet,
+        diffusion_model.text_encoders[0],
+        diffusion_model.vision_encoder,
+        diffusion_model.autoencoder,
+    ):
         assert all(parameter.grad is None for parameter in network.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(before, backbone.unet.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, diffusion_model.unet.parameters(), strict=True))
 
 
-def test_gradients_reach_all_of_msi_that_the_batch_reads(backbone, data, start):
+def test_gradients_reach_all_of_msi_that_the_batch_reads(diffusion_model, data, start):
     torch.nn.init.normal_(start.out.weight, std=0.1)
-    training = Training(start, backbone, data, dataclasses.replace(QUICK, batch=10))
+    training = Training(start, diffusion_model, data, dataclasses.replace(QUICK, batch=10))
     training._train_step()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in training.msi.parameters())
 
 
-def test_checkpointing_and_chunks_change_nothing_but_memory(backbone, data, start):
-    plain = Training(start, backbone, data, dataclasses.replace(QUICK, lr=1e-3)).run()
+def test_checkpointing_and_chunks_change_nothing_but_memory(diffusion_model, data, start):
+    plain = Training(start, diffusion_model, data, dataclasses.replace(QUICK, lr=1e-3)).run()
     sparing = dataclasses.replace(QUICK, lr=1e-3, checkpointing=True, chunk=2)
     start.config = plain.config = dataclasses.replace(start.config, dropout=0.0)
-    words = Training(start, backbone, data, sparing).run()(data.features)
+    words = Training(start, diffusion_model, data, sparing).run()(data.features)
     assert torch.allclose(words, plain(data.features), atol=0.02 * words.norm(dim=-1).mean().item())
 
 
 @pytest.mark.parametrize("name", ["012"])
-def test_ten_words_say_a_real_face_better_than_one_and_one_better_than_any_prompt(backbone, data_dir, name, capsys):
-    data = prepare(backbone, photo_of(data_dir, name), flips=False)
+def test_ten_words_say_a_real_face_better_than_one_and_one_better_than_any_prompt(
+    diffusion_model, data_dir, name, capsys
+):
+    data = prepare(diffusion_model, photo_of(data_dir, name), flips=False)
     settings = Settings(steps=20, batch=10, validate_every=20, patience=0)
     losses = {}
     for stages in (1, 10):
-        msi = new_msi(backbone, dataclasses.replace(DEFAULT, stages=stages))
-        training = Training(msi, backbone, data, settings)
-        losses["best fixed prompt"] = min(fixed_prompt(training, backbone, prompt) for prompt in FIXED)
+        msi = new_msi(diffusion_model, dataclasses.replace(DEFAULT, stages=stages))
+        training = Training(msi, diffusion_model, data, settings)
+        losses["best fixed prompt"] = min(fixed_prompt(training, diffusion_model, prompt) for prompt in FIXED)
         training.run()
         losses[f"pseudo-words: {stages}"] = training.best_loss
     with capsys.disabled():
@@ -150,9 +157,9 @@ def test_the_first_step_moves_a_word_by_half_its_size_whatever_its_width(width):
     assert suited_rate(msi) == pytest.approx(rate / 10)
 
 
-def test_learning_rate_rises_and_falls_and_the_average_follows(backbone, data, start):
+def test_learning_rate_rises_and_falls_and_the_average_follows(diffusion_model, data, start):
     settings = dataclasses.replace(QUICK, steps=6, batch=2, lr=0.01, warmup=2, ema=0.3, validate_every=6)
-    training = Training(start, backbone, data, settings)
+    training = Training(start, diffusion_model, data, settings)
     rates, states = [], [start.out.weight.detach().clone()]
 
     def note(_):
@@ -169,15 +176,17 @@ def test_learning_rate_rises_and_falls_and_the_average_follows(backbone, data, s
     assert torch.allclose(training.average["out.weight"], average, atol=1e-6)
 
 
-def test_a_seed_decides_everything(backbone, data, start):
-    a, b, c = (Training(start, backbone, data, dataclasses.replace(QUICK, seed=seed)).run() for seed in (3, 3, 4))
+def test_a_seed_decides_everything(diffusion_model, data, start):
+    a, b, c = (
+        Training(start, diffusion_model, data, dataclasses.replace(QUICK, seed=seed)).run() for seed in (3, 3, 4)
+    )
     assert same(a, b)
     assert not same(a, c)
 
 
-def test_an_interrupted_run_keeps_what_it_learnt_and_goes_on_to_the_same_end(backbone, data, start, tmp_path):
+def test_an_interrupted_run_keeps_what_it_learnt_and_goes_on_to_the_same_end(diffusion_model, data, start, tmp_path):
     settings = dataclasses.replace(QUICK, batch=10, validation=20)
-    whole = Training(start, backbone, data, settings)
+    whole = Training(start, diffusion_model, data, settings)
     whole.run()
     checkpoint = tmp_path / "run"
 
@@ -185,31 +194,31 @@ def test_an_interrupted_run_keeps_what_it_learnt_and_goes_on_to_the_same_end(bac
         if now.step == 2:
             raise KeyboardInterrupt
 
-    broken = Training(start, backbone, data, settings, checkpoint=checkpoint)
+    broken = Training(start, diffusion_model, data, settings, checkpoint=checkpoint)
     with pytest.raises(KeyboardInterrupt):
         broken.run(interrupt)
     assert broken.best_loss < broken.history[0][2]
     assert not same(broken.learnt(), start)
-    resumed = Training(start, backbone, data, settings, checkpoint=checkpoint)
+    resumed = Training(start, diffusion_model, data, settings, checkpoint=checkpoint)
     assert resumed.step == 2
     assert same(resumed.run(), whole.learnt())
     assert [loss for _, _, loss in resumed.history] == [loss for _, _, loss in whole.history]
     with pytest.raises(DiffPrivacyError, match="other images or settings"):
-        Training(start, backbone, data, dataclasses.replace(QUICK, lr=1), checkpoint=checkpoint)
+        Training(start, diffusion_model, data, dataclasses.replace(QUICK, lr=1), checkpoint=checkpoint)
     checkpoint.write_bytes(b"half a file")
     with pytest.raises(DiffPrivacyError, match="cannot be read"):
-        Training(start, backbone, data, settings, checkpoint=checkpoint)
+        Training(start, diffusion_model, data, settings, checkpoint=checkpoint)
 
 
-def test_training_stops_once_nothing_is_gained(backbone, data, start):
+def test_training_stops_once_nothing_is_gained(diffusion_model, data, start):
     settings = dataclasses.replace(QUICK, steps=100, lr=1e-30, patience=2, validate_every=1)
-    training = Training(start, backbone, data, settings)
+    training = Training(start, diffusion_model, data, settings)
     training.run()
     assert training.step == 2
 
 
-def test_out_of_memory_halves_what_runs_at_once_and_says_so(backbone, data, start, caplog):
-    training = Training(start, backbone, data, dataclasses.replace(QUICK, steps=1))
+def test_out_of_memory_halves_what_runs_at_once_and_says_so(diffusion_model, data, start, caplog):
+    training = Training(start, diffusion_model, data, dataclasses.replace(QUICK, steps=1))
     network, sizes = training.denoise, []
 
     def small(x, *others):
@@ -229,8 +238,8 @@ def test_out_of_memory_halves_what_runs_at_once_and_says_so(backbone, data, star
         training.validate()
 
 
-def test_out_of_memory_encodes_fewer_pictures_at_once_and_says_so(backbone, photo, monkeypatch, caplog):
-    encode, sizes, room = backbone.encode, [], 2
+def test_out_of_memory_encodes_fewer_pictures_at_once_and_says_so(diffusion_model, photo, monkeypatch, caplog):
+    encode, sizes, room = diffusion_model.encode, [], 2
 
     def small(images):
         sizes.append(len(images))
@@ -239,24 +248,24 @@ def test_out_of_memory_encodes_fewer_pictures_at_once_and_says_so(backbone, phot
         return encode(images)
 
     pictures = torch.cat([photo, photo.flip(-1), 1 - photo])
-    whole = prepare(backbone, pictures)
-    monkeypatch.setattr(backbone, "encode", small)
+    whole = prepare(diffusion_model, pictures)
+    monkeypatch.setattr(diffusion_model, "encode", small)
     with caplog.at_level(logging.WARNING, "diffprivacy"):
-        parts = prepare(backbone, pictures)
+        parts = prepare(diffusion_model, pictures)
     assert sizes == [6, 6, 4, 2, 2, 2]
     assert "encoding 2 images at once" in caplog.text
     assert torch.allclose(parts.latents, whole.latents, atol=1e-4)
     assert torch.allclose(parts.features, whole.features, atol=1e-4)
     room = 0
     with pytest.raises(DiffPrivacyError, match="smaller crops"):
-        prepare(backbone, photo)
+        prepare(diffusion_model, photo)
 
 
-def test_bad_pictures(backbone, photo, tmp_path, caplog):
+def test_bad_pictures(diffusion_model, photo, tmp_path, caplog):
     with pytest.raises(DiffPrivacyError, match=r"32x32.*at least 64x64"):
-        prepare(backbone, photo[..., :32, :32])
+        prepare(diffusion_model, photo[..., :32, :32])
     with pytest.raises(DiffPrivacyError, match=r"100x100.*multiples of 8"):
-        prepare(backbone, photo[..., :100, :100])
+        prepare(diffusion_model, photo[..., :100, :100])
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "tiny.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     bad = sorted(tmp_path.iterdir())
@@ -283,7 +292,7 @@ def test_command_line(tmp_path, capsys, caplog):
     assert "broken.jpg" in caplog.text
     assert "validation loss" in capsys.readouterr().out
     assert [file.name for file in out.parent.iterdir()] == [out.name]
-    host = load_backbone()
+    host = load_diffusion_model()
     assert load_msi(out).words(host, torch.rand(2, 3, 128, 128)).shape == (2, 10, 256)
     protect = ["anonymize", str(folder / "astronaut.png"), "--steps", "5", "--seed", "1"]
     assert main([*protect, "-o", str(tmp_path / "plain")]) == 0

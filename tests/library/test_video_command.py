@@ -15,7 +15,7 @@ import torch
 from diffprivacy import demo
 from diffprivacy.cli import main
 from diffprivacy.commands import protect_video
-from diffprivacy.demo.backend import load_backbone
+from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.diffusion.temporal import smoothing_weights
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.faces.detectors import load_detector
@@ -160,14 +160,14 @@ def test_frames_flicker_less_than_alone():
     faces = [face_in(frame) for frame in frames]
     crops = torch.stack([crop_face(values(f), a, 128, demo.MARGIN) for f, a in zip(frames, faces, strict=True)])
     landmarks = torch.stack([crop_landmarks(face, 128, demo.MARGIN) for face in faces])
-    backbone = load_backbone()
-    noise = torch.randn(1, *latent_shape(backbone, 128), generator=torch.Generator().manual_seed(0))
+    diffusion_model = load_diffusion_model()
+    noise = torch.randn(1, *latent_shape(diffusion_model, 128), generator=torch.Generator().manual_seed(0))
     preset = dataclasses.replace(PRESETS["anonymize"]["default"], steps=10)
     how = Regeneration(preset)
 
     def jitter(smoothing: torch.Tensor | None) -> float:
         same, smooth = noise.expand(8, -1, -1, -1), dataclasses.replace(how, smoothing=smoothing)
-        new = regenerate_crops(crops.movedim(-1, 1), landmarks, same, backbone, smooth)
+        new = regenerate_crops(crops.movedim(-1, 1), landmarks, same, diffusion_model, smooth)
         return float(new.diff(n=2, dim=0).abs()[..., 32:96, 32:96].mean())
 
     assert jitter(smoothing_weights([i / 25 for i in range(8)], 1 / 25)) < 0.6 * jitter(None)

@@ -15,11 +15,11 @@ from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.recovery.encryption import (
     MAX_SEALED,
     MAX_WITH_PASSPHRASE,
-    Opener,
-    Seal,
+    Decryptor,
+    Encryptor,
     check_source,
+    decryptor,
     needs_passphrase,
-    opener,
     read_secret,
     read_secret_file,
 )
@@ -35,7 +35,7 @@ BY_AGE = base64.b64decode(
 )
 """Written by age 1.1.1 with the recipient above."""
 DATA = b"sealed by the age command line"
-OPENER = Opener(identities=[IDENTITY])
+DECRYPTOR = Decryptor(identities=[IDENTITY])
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def ssh_keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 def test_files_of_the_age_command_line_open():
-    assert OPENER.open(BY_AGE) == DATA
+    assert DECRYPTOR.decrypt(BY_AGE) == DATA
 
 
 @pytest.mark.skipif(
@@ -57,36 +57,36 @@ def test_files_of_the_age_command_line_open():
 )
 def test_the_age_command_line_opens_ours(tmp_path):
     (tmp_path / "identity.txt").write_text(IDENTITY)
-    (tmp_path / "key.age").write_bytes(Seal(recipients=[RECIPIENT]).close(DATA))
+    (tmp_path / "key.age").write_bytes(Encryptor(recipients=[RECIPIENT]).encrypt(DATA))
     command = ["age", "--decrypt", "-i", tmp_path / "identity.txt", tmp_path / "key.age"]
     assert subprocess.run(command, capture_output=True, check=True).stdout == DATA
 
 
 def test_passphrase():
-    sealed = Seal(passphrase="correct horse").close(DATA)
+    sealed = Encryptor(passphrase="correct horse").encrypt(DATA)
     assert needs_passphrase(sealed)
-    assert opener("correct horse").open(sealed) == DATA
+    assert decryptor("correct horse").decrypt(sealed) == DATA
     with pytest.raises(DiffPrivacyError, match=r"^The passphrase is wrong\.$"):
-        opener("correct horsf").open(sealed)
+        decryptor("correct horsf").decrypt(sealed)
     with pytest.raises(DiffPrivacyError, match="sealed to a passphrase, and none is given"):
-        OPENER.open(sealed)
+        DECRYPTOR.decrypt(sealed)
 
 
 def test_each_of_several_recipients_opens_and_nobody_else(ssh_keys):
     other = pyrage.x25519.Identity.generate()
     private, public = ssh_keys
-    sealed = Seal(recipients=[RECIPIENT, str(other.to_public()), public]).close(DATA)
+    sealed = Encryptor(recipients=[RECIPIENT, str(other.to_public()), public]).encrypt(DATA)
     for text in (IDENTITY, str(other), private):
-        assert opener(text).open(sealed) == DATA
+        assert decryptor(text).decrypt(sealed) == DATA
     with pytest.raises(DiffPrivacyError, match="No matching identity"):
-        opener(str(pyrage.x25519.Identity.generate())).open(sealed)
+        decryptor(str(pyrage.x25519.Identity.generate())).decrypt(sealed)
     with pytest.raises(DiffPrivacyError, match="sealed to public keys: give the file of an identity"):
-        opener("a passphrase").open(sealed)
+        decryptor("a passphrase").decrypt(sealed)
 
 
 def test_sealing_twice_shares_nothing_but_the_format():
-    seal = Seal(recipients=[RECIPIENT])
-    first, second = (set(seal.close(DATA).split()) for _ in range(2))
+    encryptor = Encryptor(recipients=[RECIPIENT])
+    first, second = (set(encryptor.encrypt(DATA).split()) for _ in range(2))
     assert first & second <= {b"age-encryption.org/v1", b"->", b"X25519", b"---"}
 
 
@@ -102,42 +102,42 @@ def test_a_changed_seal_never_opens(data):
     else:
         sealed += data.draw(st.binary(min_size=1, max_size=20))
     with pytest.raises(DiffPrivacyError):
-        OPENER.open(bytes(sealed))
+        DECRYPTOR.decrypt(bytes(sealed))
 
 
 @given(st.binary(max_size=300), st.booleans())
 @settings(deadline=None)
 def test_any_bytes_give_a_documented_error(content, with_header):
     with pytest.raises(DiffPrivacyError):
-        OPENER.open(b"age-encryption.org/v1\n" + content if with_header else content)
+        DECRYPTOR.decrypt(b"age-encryption.org/v1\n" + content if with_header else content)
 
 
 def test_too_large_seals_are_not_read():
     with pytest.raises(DiffPrivacyError, match="are not read"):
-        OPENER.open(b"age-encryption.org/v1\n" + bytes(MAX_SEALED))
+        DECRYPTOR.decrypt(b"age-encryption.org/v1\n" + bytes(MAX_SEALED))
 
 
 @pytest.mark.parametrize("recipient", ["age1nonsense", "ssh-ed25519 AAAA", "", "hello"])
 def test_wrong_recipients_are_named(recipient):
     with pytest.raises(DiffPrivacyError, match="is no public key"):
-        Seal(recipients=[recipient])
+        Encryptor(recipients=[recipient])
 
 
 def test_a_secret_key_as_recipient_is_not_repeated():
     secret = IDENTITY.splitlines()[-1]
     with pytest.raises(DiffPrivacyError, match="is a secret key") as caught:
-        Seal(recipients=[secret])
+        Encryptor(recipients=[secret])
     assert secret[:20] not in str(caught.value)
 
 
 def test_a_seal_needs_one_kind_of_lock():
     for arguments in ({}, {"passphrase": "a", "recipients": [RECIPIENT]}):
         with pytest.raises(DiffPrivacyError, match="either to a passphrase or to public keys"):
-            Seal(**arguments)
+            Encryptor(**arguments)
 
 
 def test_secrets_do_not_show():
-    assert "hunter2" not in repr(Seal(passphrase="hunter2")) + repr(Opener("hunter2", ["hunter2"]))
+    assert "hunter2" not in repr(Encryptor(passphrase="hunter2")) + repr(Decryptor("hunter2", ["hunter2"]))
 
 
 def test_secrets_come_from_files_and_the_environment(tmp_path, monkeypatch):
@@ -167,16 +167,16 @@ def test_missing_secrets_are_named(tmp_path, monkeypatch):
             read_secret(f"file:{tmp_path / name}")
 
 
-@pytest.mark.parametrize("seal", [Seal(recipients=[RECIPIENT]), Seal(passphrase="correct horse")])
-def test_whole_files_are_sealed_and_opened(tmp_path, seal):
+@pytest.mark.parametrize("encryptor", [Encryptor(recipients=[RECIPIENT]), Encryptor(passphrase="correct horse")])
+def test_whole_files_are_sealed_and_opened(tmp_path, encryptor):
     content = bytes(range(256)) * 1000
     (tmp_path / "original").write_bytes(content)
-    seal.close_file(tmp_path / "original", tmp_path / "sealed.age")
+    encryptor.encrypt_file(tmp_path / "original", tmp_path / "sealed.age")
     assert content[:256] not in (tmp_path / "sealed.age").read_bytes()
-    secret = OPENER if seal.passphrase is None else Opener(passphrase="correct horse")
-    secret.open_file(tmp_path / "sealed.age", tmp_path / "opened")
+    secret = DECRYPTOR if encryptor.passphrase is None else Decryptor(passphrase="correct horse")
+    secret.decrypt_file(tmp_path / "sealed.age", tmp_path / "opened")
     assert (tmp_path / "opened").read_bytes() == content
-    assert secret.open((tmp_path / "sealed.age").read_bytes()) == content
+    assert secret.decrypt((tmp_path / "sealed.age").read_bytes()) == content
 
 
 @pytest.mark.parametrize(
@@ -189,11 +189,11 @@ def test_whole_files_are_sealed_and_opened(tmp_path, seal):
 )
 def test_a_damaged_file_leaves_what_was_there(tmp_path, change, message):
     (tmp_path / "original").write_bytes(bytes(1000))
-    Seal(recipients=[RECIPIENT]).close_file(tmp_path / "original", tmp_path / "sealed.age")
+    Encryptor(recipients=[RECIPIENT]).encrypt_file(tmp_path / "original", tmp_path / "sealed.age")
     (tmp_path / "sealed.age").write_bytes(change((tmp_path / "sealed.age").read_bytes()))
     (tmp_path / "opened").write_bytes(b"older")
     with pytest.raises(DiffPrivacyError, match=message):
-        OPENER.open_file(tmp_path / "sealed.age", tmp_path / "opened")
+        DECRYPTOR.decrypt_file(tmp_path / "sealed.age", tmp_path / "opened")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["opened", "original", "sealed.age"]
     assert (tmp_path / "opened").read_bytes() == b"older"
 
@@ -203,5 +203,5 @@ def test_large_files_are_not_sealed_to_a_passphrase(tmp_path):
     with (tmp_path / "large").open("wb") as file:
         file.truncate(MAX_WITH_PASSPHRASE + 1)
     with pytest.raises(DiffPrivacyError, match="use --seal-to"):
-        Seal(passphrase="correct horse").close_file(tmp_path / "large", tmp_path / "sealed.age")
+        Encryptor(passphrase="correct horse").encrypt_file(tmp_path / "large", tmp_path / "sealed.age")
     assert not (tmp_path / "sealed.age").exists()
