@@ -9,7 +9,9 @@ import folder_paths
 import torch
 from comfy_api.v0_0_2 import io, ui
 
-from ..diffprivacy.media.images import Picture, read_picture
+from ..diffprivacy.media.atomic import Together
+from ..diffprivacy.media.disclosure import disclose
+from ..diffprivacy.media.images import Picture, encode_png, read_picture
 from ..diffprivacy.recovery import png
 from . import sockets
 
@@ -23,7 +25,7 @@ class SaveProtected(io.ComfyNode):
             node_id="DiffPrivacySaveProtected",
             display_name="Save Protected Image",
             category=CATEGORY,
-            description="Saves PNG files that hold the image and nothing else: no prompt, no workflow, no EXIF. "
+            description="Saves PNG files that hold the image and the mark that a model made a part of it: no prompt, no workflow, no EXIF. "
             "A sealed recovery key goes with them if one is connected.",
             search_aliases=["save without metadata", "save image no workflow", "face privacy"],
             is_output_node=True,
@@ -35,11 +37,25 @@ class SaveProtected(io.ComfyNode):
                     tooltip="Name in the output folder, without the ending; choose one that reveals nothing.",
                 ),
                 sockets.SealedKeys.Input("sealed_key", optional=True, tooltip="From Seal Recovery Key."),
+                io.Boolean.Input(
+                    "disclosure",
+                    default=True,
+                    optional=True,
+                    tooltip="Mark the file as made in part by a model: the IPTC digital source type, as the EU's AI Act asks.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="The image as it came, for further nodes."),
+                io.String.Output(
+                    display_name="filename",
+                    is_output_list=True,
+                    tooltip="Name of each file below the output folder.",
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls, image, filename_prefix, sealed_key=None) -> io.NodeOutput:
+    def execute(cls, image, filename_prefix, sealed_key=None, disclosure=True) -> io.NodeOutput:
         height, width = image.shape[1:3]
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory(), width, height
@@ -48,9 +64,13 @@ class SaveProtected(io.ComfyNode):
         for i, picture in enumerate(image.cpu().float()):
             file = f"{name}_{counter + i:05}_.png"
             sealed, beside = ((), False) if sealed_key is None else (sealed_key.files, sealed_key.beside)
-            png.save(Path(folder) / file, Picture(picture), sealed, beside)
+            data = encode_png(Picture(picture))
+            with Together() as files:
+                png.add(files, Path(folder) / file, disclose(data) if disclosure else data, sealed, beside)
+                files.commit()
             results.append(ui.SavedResult(file, subfolder, io.FolderType.output))
-        return io.NodeOutput(ui=ui.SavedImages(results))
+        names = [str(Path(result.subfolder) / result.filename) for result in results]
+        return io.NodeOutput(image, names, ui=ui.SavedImages(results))
 
 
 class LoadProtected(io.ComfyNode):

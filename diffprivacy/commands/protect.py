@@ -123,6 +123,11 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--quality", type=percent, default=QUALITY, metavar="Q", help=f"of jpg and webp, 1 to 100 (default {QUALITY})")
     add(
+        "--no-disclosure",
+        action="store_true",
+        help="leave out the mark that a model made a part of the image or video (XMP, IPTC digital source type)",
+    )
+    add(
         "--jobs",
         type=positive,
         default=1,
@@ -213,6 +218,7 @@ def _request(options: argparse.Namespace) -> ProtectRequest:
         sealing=seal_request(options),
         output_format=options.output_format,
         quality=options.quality,
+        disclosure=not options.no_disclosure,
         overwrite=options.overwrite,
         jobs=options.jobs,
         dry_run=options.dry_run,

@@ -19,6 +19,7 @@ from ..faces.keeping import check_kept, keep_original, kept_parts
 from ..faces.prompts import parse_prompts, prompts_of
 from ..faces.transparency import flattened
 from ..media.atomic import Together
+from ..media.disclosure import disclose
 from ..media.images import Picture, encode_picture, read_picture
 from ..progress import sampling_progress, say
 from ..recovery import png
@@ -29,7 +30,7 @@ from ..recovery.replay import record
 from ..regeneration import Regeneration, task_energy
 from .batch import Outcome
 from .face_finder import for_programs
-from .requests import ProtectRequest
+from .requests import ProtectRequest, SealRequest
 from .resources import Resources
 from .sealing import write_sealed
 
@@ -49,7 +50,12 @@ def protect_picture(
             raise
     with sampling_progress(source.name) as progress:
         pictures, key = _protected(source, picture, found, faces, request, use, progress, covered)
-    said = [_write(made, file, next(pictures), key, use.encryptor, request) for file in files]
+    said = []
+    for file in files:
+        data = encode_picture(next(pictures), file.suffix, request.quality)
+        if request.disclosure and len(covered) < len(faces):
+            data = disclose(data)
+        said.append(_write(made, file, data, key, use.encryptor, request.sealing))
     which = ", ".join(f"face {number}" for number in covered)
     return Outcome(said, covered, which, {"faces": for_programs(found, faces)})
 
@@ -57,12 +63,11 @@ def protect_picture(
 def _write(
     made: Together,
     file: Path,
-    picture: Picture,
+    data: bytes,
     key: RecoveryKey | Public | None,
     encryptor: Encryptor | None,
-    request: ProtectRequest,
+    sealing: SealRequest,
 ) -> str:
-    data = encode_picture(picture, file.suffix, request.quality)
     if isinstance(key, Public):
         png.add(made, file, data, [key.to_bytes()], kind=png.KEYED)
         print(f"warning: {EXPERIMENTAL}", file=sys.stderr)
@@ -70,7 +75,7 @@ def _write(
     if encryptor is None or key is None:
         png.add(made, file, data)
         return str(file)
-    return write_sealed(made, file, data, key, encryptor, request.sealing)
+    return write_sealed(made, file, data, key, encryptor, sealing)
 
 
 def _protected(

@@ -21,6 +21,7 @@ from ..faces.keeping import check_kept, kept_parts
 from ..faces.prompts import parse_prompts, prompts_of
 from ..faces.regions import faces_in_boxes, upright_face
 from ..media.atomic import Together
+from ..media.disclosure import disclose_video
 from ..progress import progress_bar, say
 from ..regeneration import Regeneration, task_energy
 from ..video.files import open_video
@@ -85,21 +86,21 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
         protect_pieces(video, todo, chosen, regenerate, Pasting(model.crop, request.keep, cover))
     if use.encryptor is not None:
         use.encryptor.encrypt_file(source, made.add(sealed_beside(target, source)))
-    join([path for _, path in plan], video, made.add(target), sound=request.sound)
+    joined = made.add(target)
+    join([path for _, path in plan], video, joined, sound=request.sound)
+    if request.disclosure and tracks:
+        disclose_video(joined)
     made.afterwards.append(state.remove)
     _warn_of_gaps(source, followed)
     said = [f"{target} ({_summary(followed.frames, tracks)})"]
     if use.encryptor is not None:
         said.append(f"{sealed_beside(target, source)} (the original, sealed)")
     spans = _spans(state)
-    details = {
-        "frames": followed.frames,
-        "people": len({track.person for track in tracks}),
-        "covered frames": [
-            {"person": person, "first": first, "last": stop - 1} for person in spans for first, stop in spans[person]
-        ],
-    }
-    return Outcome(said, list(spans), _in_words(spans, followed), details)
+    details = {"frames": followed.frames, "people": len({track.person for track in tracks})}
+    covered = [
+        {"person": person, "first": first, "last": stop - 1} for person in spans for first, stop in spans[person]
+    ]
+    return Outcome(said, list(spans), _in_words(spans, followed), details | {"covered frames": covered})
 
 
 def _texts(prompt: str, followed: Followed, tracks: Sequence[Track]) -> list[str]:

@@ -86,7 +86,7 @@ class ProtectRequest:
     min_score, min_size: of a face, see :class:`..faces.detectors.Detector`. boxes: JSON file of faces that it misses.
     keep: parts of the face that stay. prompt: what new faces are to be, see :mod:`..faces.prompts`. if_impossible: what
     becomes of a face that cannot be made new, None for an error in images and a cover in videos. output_format: of
-    images; "same" is the input's, PNG where it is none of them.
+    images; "same" is the input's, PNG where it is none of them. disclosure: mark what a model made a part of.
     """
 
     task: Task
@@ -113,6 +113,7 @@ class ProtectRequest:
     sealing: SealRequest = SealRequest()
     output_format: OutputFormat = "png"
     quality: int = QUALITY
+    disclosure: bool = True
     overwrite: bool = field(default=False, metadata=ASIDE)
     jobs: int = field(default=1, metadata=ASIDE)
     dry_run: bool = field(default=False, metadata=ASIDE)

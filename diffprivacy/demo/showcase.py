@@ -20,7 +20,8 @@ from ..faces.detectors import load_detector
 from ..faces.geometry import Face, crop_face
 from ..faces.selection import select_faces
 from ..media.atomic import write_atomically
-from ..media.images import Picture, read_picture, write_picture
+from ..media.disclosure import disclose
+from ..media.images import Picture, encode_png, read_picture, write_picture
 from ..pipeline import protect
 from ..presets import PRESETS
 from ..progress import sampling_progress
@@ -101,7 +102,7 @@ def _protect(
         key = record(original, [face], diffusion_model, demo.CROP, callback=bar)
 
     def write(version: str, picture: Picture) -> None:
-        write_picture(_file(output, version), picture)
+        write_atomically(_file(output, version), disclose(encode_png(picture)))
         write_atomically(_file(output, version, ".png.age"), encryptor.encrypt(key.bound_to(picture).to_bytes()))
 
     made = chain(variants, hidden)

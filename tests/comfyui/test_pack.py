@@ -12,6 +12,7 @@ import torch
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import protected_mask
 from diffprivacy.faces.preview import CHOSEN, COVER
+from diffprivacy.media.disclosure import SOURCE_TYPE
 from tests.comfyui.conftest import PACK
 from tests.comfyui.photos import pixels, write_astronaut, write_group, write_landscape
 from tests.comfyui.server import ComfyServer, PromptError
@@ -89,10 +90,13 @@ def test_workflow_runs_twice_with_new_noise(server, object_info, photos):
     assert not np.array_equal(*pictures)
 
 
-def test_saved_picture_holds_nothing_but_the_picture(server, object_info, photos):
-    prompt = load_prompt(WORKFLOW, object_info, LoadImage__image=photos["astronaut"].name, **SMALL)
+@pytest.mark.parametrize("disclosure", [True, False])
+def test_saved_picture_holds_nothing_but_the_picture_and_the_mark(server, object_info, photos, disclosure):
+    settings = {"LoadImage__image": photos["astronaut"].name, "DiffPrivacySaveProtected__disclosure": disclosure}
+    prompt = load_prompt(WORKFLOW, object_info, **settings, **SMALL)
     content = server.file(saved(server.run(prompt), prompt))
-    assert chunks(content) == {b"IHDR", b"IDAT", b"IEND"}
+    assert chunks(content) == {b"IHDR", b"IDAT", b"IEND"} | ({b"iTXt"} if disclosure else set())
+    assert (SOURCE_TYPE.encode() in content) == disclosure
     assert b"astronaut" not in content
 
 

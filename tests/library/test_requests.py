@@ -70,6 +70,7 @@ CHANGES = {
     "variants": 2,
     "seed": 1,
     "sound": False,
+    "disclosure": False,
     "output_format": "jpg",
     "quality": 50,
     "sealing": SealRequest(fidelity="compact"),

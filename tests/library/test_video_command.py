@@ -20,6 +20,7 @@ from diffprivacy.diffusion.temporal import smoothing_weights
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import crop_face, crop_landmarks, protected_mask
+from diffprivacy.media.disclosure import SOURCE_TYPE
 from diffprivacy.media.images import Picture, values, write_picture
 from diffprivacy.presets import PRESETS
 from diffprivacy.regeneration import Regeneration, latent_shape, regenerate_crops
@@ -82,11 +83,13 @@ def test_a_face_that_the_detector_misses_is_protected_all_the_same(clip, protect
         assert change(before[number], after[number], place) > 4
 
 
-def test_the_sound_is_copied_or_left_out(clip, protected, tmp_path):
+def test_the_sound_and_the_mark_are_there_or_left_out(clip, protected, tmp_path):
     heard = [unsigned_aac(data) for _, data in sound_packets(clip)]
     assert heard
     assert [data for _, data in sound_packets(protected)] == heard
-    assert main(["anonymize", str(clip), "-o", str(tmp_path), *QUICK, "--no-sound"]) == 0
+    assert main(["anonymize", str(clip), "-o", str(tmp_path), *QUICK, "--no-sound", "--no-disclosure"]) == 0
+    marked = [SOURCE_TYPE.encode() in path.read_bytes() for path in (protected, tmp_path / "clip.mp4")]
+    assert marked == [True, False]
     with av.open(str(tmp_path / "clip.mp4")) as container:
         assert [stream.type for stream in container.streams] == ["video"]
 
