@@ -6,8 +6,8 @@ import io
 import json
 import shutil
 import subprocess
-from xml.etree import ElementTree
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
