@@ -9,10 +9,10 @@ Registering is for the life of a process: use it in one of its own.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 MOVES = ("aten::_to_copy", "aten::copy_", "aten::_copy_from")
@@ -36,30 +36,49 @@ class CardTensor(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return computed(function, args, kwargs or {})
+        if _composed(function):  # Comes whole in inference mode.
+            return function.decompose(*args, **kwargs or {})
+        return computed(function, *args, **kwargs or {})
 
     def __repr__(self, *_: Any, **__: Any) -> str:
         return f"CardTensor({self.raw})"
 
 
-def computed(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+def computed(function: Any, *args: Any, **kwargs: Any) -> Any:
     """An operation of the card, computed by the CPU. Numbers without dimensions may come from the CPU, as on CUDA."""
     name = function.name()
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    tensors: list[torch.Tensor] = []
+    inside = _mapped((args, kwargs), functools.partial(_inside, tensors))
     mixed = [tensor for tensor in tensors if not isinstance(tensor, CardTensor) and tensor.ndim > 0]
     indexed = name.startswith(("aten::index.", "aten::index_put", "aten::_index_put"))  # By the CPU's: allowed on CUDA.
     if mixed and not name.startswith(MOVES) and not (indexed and isinstance(args[0], CardTensor)):
         raise RuntimeError(f"{name} expects all tensors on one device, but found some on the card and some on the CPU")
     there = kwargs.get("device")
-    result = function(*tree_map(_inside, args), **tree_map(_inside, kwargs))
+    result = function(*inside[0], **inside[1])
     if name.startswith("aten::_to_copy") and there is not None and torch.device(there).type != "card":
         return result
     same = {id(tensor.raw): tensor for tensor in tensors if isinstance(tensor, CardTensor)}
-    return tree_map(lambda x: _card(x, same) if isinstance(x, torch.Tensor) else x, result)
+    inference = torch.is_inference_mode_enabled()
+    if function.is_view and isinstance(args[0], CardTensor):
+        inference = args[0].is_inference()  # As PyTorch's own views: what their base is.
+    with torch.inference_mode(inference):
+        return _mapped(result, lambda x: _card(x, same) if isinstance(x, torch.Tensor) else x)
 
 
-def _made(function: Any, *args: Any, **kwargs: Any) -> Any:
-    return computed(function, args, kwargs)
+def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+    """What an operation takes or gives with a function applied to each leaf; PyTorch's own way takes longer than the
+    operations."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(each, function) for each in value)
+    if isinstance(value, dict):
+        return {name: _mapped(each, function) for name, each in value.items()}
+    return function(value)
+
+
+@functools.cache
+def _composed(function: Any) -> bool:
+    """Whether an operation is made of others alone."""
+    return function._can_decompose()
 
 
 def _card(raw: torch.Tensor, same: dict[int, CardTensor]) -> CardTensor:
@@ -67,10 +86,11 @@ def _card(raw: torch.Tensor, same: dict[int, CardTensor]) -> CardTensor:
     return same[id(raw)] if id(raw) in same else CardTensor(raw)
 
 
-def _inside(value: Any) -> Any:
-    """What the CPU computes with."""
-    if isinstance(value, CardTensor):
-        return value.raw
+def _inside(seen: list[torch.Tensor], value: Any) -> Any:
+    """What the CPU computes with; tensors are noted as seen."""
+    if isinstance(value, torch.Tensor):
+        seen.append(value)
+        return value.raw if isinstance(value, CardTensor) else value
     return torch.device("cpu") if isinstance(value, torch.device) and value.type == "card" else value
 
 
@@ -79,12 +99,12 @@ def install() -> torch.device:
     _setup_privateuseone_for_python_backend("card")
     torch.get_device_module("card").get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
     library = torch.library.Library("_", "IMPL")
-    library.fallback(lambda operation, *args, **kwargs: computed(operation, args, kwargs), "PrivateUse1")
+    library.fallback(computed, "PrivateUse1")
     made = torch.library.Library("aten", "IMPL")
     for name in MADE:
         packet, _, overload = name.partition(".")
         function = getattr(getattr(torch.ops.aten, packet), overload or "default")
-        made.impl(name, functools.partial(_made, function), "PrivateUse1")
+        made.impl(name, functools.partial(computed, function), "PrivateUse1")
     KEPT.extend([library, made])
     plain = torch.tensor
     torch.tensor = lambda data, *, device=None, **options: plain(data, **options).to(device or "cpu")

@@ -15,9 +15,17 @@ import pytest
 
 from tests.comfyui.conftest import HERE, PACK
 
+PROMPTS, STEPS = 3, 2
+"""Guided prompts of a round of rounds.py, and steps of each and of training."""
+ROUNDS = {
+    **{("dynamic", memory): rounds for memory, rounds in (("half", 3), ("all", 1), ("little", 1))},
+    **{("legacy", memory): 1 for memory in ("half", "all", "little")},
+}
+"""Rounds under each of ComfyUI's patchers, with memory on the card for all, for half and for almost nothing."""
 
-def run(comfyui: Path, *scenarios: str) -> dict[str, Any]:
-    command = [sys.executable, "-X", "faulthandler", HERE / "card.py", comfyui, PACK, *scenarios]
+
+def run(comfyui: Path, *arguments: str | Path, script: str = "card.py") -> dict[str, Any]:
+    command = [sys.executable, "-X", "faulthandler", HERE / script, comfyui, PACK, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "memory leak" not in done.stderr.lower()
@@ -38,6 +46,26 @@ def test_a_decoder_comes_and_goes_beside_a_vae_that_comfyui_holds_in_pages(comfy
     assert found["left"] == []
     assert found["encoder"]
     assert found["gradient"] > 0
+
+
+@pytest.fixture(scope="module")
+def rounds(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    runs = [f"{patcher}:{memory}:{count}" for (patcher, memory), count in ROUNDS.items()]
+    return run(comfyui, tmp_path_factory.mktemp("decoder"), *runs, script="rounds.py")
+
+
+@pytest.mark.parametrize(("patcher", "memory"), ROUNDS)
+def test_prompts_and_training_one_after_the_other(rounds, patcher: str, memory: str):
+    """On a card that computes, whose memory is enough or not: every gradient is the one of plain modules, and nothing
+    stays behind."""
+    made = rounds[f"{patcher}, {memory}"]
+    assert made["dynamic"] == (patcher == "dynamic")
+    assert made["refused"] == []
+    for errors, count in ((made["gradients"], PROMPTS), (made["training"], 1)):
+        assert len(errors) >= ROUNDS[patcher, memory] * count * STEPS
+        assert all(error < 1e-3 for error in errors)
+    assert made["left"] == []
+    assert made["loaded"] == 0
 
 
 def test_gradients_hold_after_comfyui_has_moved_the_network_off_and_on_again(found):
