@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 COMFYUI_PATH ?= $(patsubst %/comfy/sd.py,%,$(firstword $(wildcard ../../comfy/sd.py $(HOME)/comfy/ComfyUI/comfy/sd.py)))
 export COMFYUI_PATH
 
-.PHONY: demo test test-library test-graphs lint comfyui clean
+.PHONY: demo test test-library test-graphs lint release-check comfyui clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m diffprivacy demo -o demo-output
@@ -30,6 +30,11 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+
+# Before a release: the registry's own checks, what a release must hold, and its notes.
+release-check: lint
+	$(BIN)/uv tool run --from comfy-cli comfy --skip-prompt node validate
+	$(BIN)/python -m testing.release
 
 # For a machine with a network: puts a ComfyUI into ~/comfy/ComfyUI.
 comfyui: $(VENV)/.installed

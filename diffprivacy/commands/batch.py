@@ -144,6 +144,8 @@ def reason(error: Exception) -> str:
     """One line that says what went wrong."""
     if isinstance(error, DiffPrivacyError):
         return option_at_fault(error)
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package {error.name} is missing: run pip install {error.name}"
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "memory" in str(error).lower():
         return "memory ran out; a smaller image, a smaller --size or fewer --variants take less."
     if isinstance(error, OSError) and error.strerror:

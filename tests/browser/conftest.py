@@ -49,7 +49,12 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
 def server(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     comfyui = find_comfyui()
     assert comfyui is not None
-    with ComfyServer(comfyui, PACK, tmp_path_factory.mktemp("base"), tiny_checkpoint) as running:
+    """A ComfyUI without diffusers, which neither it nor the pack's requirements install."""
+    absent = tmp_path_factory.mktemp("absent")
+    (absent / "diffusers.py").write_text("raise ModuleNotFoundError(\"No module named 'diffusers'\")")
+    server = ComfyServer(comfyui, PACK, tmp_path_factory.mktemp("base"), tiny_checkpoint)
+    server.environment = {"PYTHONPATH": str(absent)}
+    with server as running:
         shutil.copy(comfyui / "input" / "example.png", running.base / "input")
         # Without it the page opens the template browser for the first visitor.
         setting = urllib.request.Request(f"{running.url}/settings/Comfy.TutorialCompleted", b"true", method="POST")

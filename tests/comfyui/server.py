@@ -31,6 +31,7 @@ class ComfyServer:
     def __init__(self, comfyui: Path, pack: Path | None, base: Path, checkpoint: Path, *options: str):
         self.base = base
         self.log_file = base / "comfyui.log"
+        self.environment: dict[str, str] = {}
         for folder in ("custom_nodes", "models/checkpoints", "input", "output"):
             (base / folder).mkdir(parents=True)
         if pack:
@@ -47,7 +48,7 @@ class ComfyServer:
 
     def __enter__(self) -> ComfyServer:
         # One thread: on these small tensors more of them only wait for each other, badly so on a busy machine.
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **self.environment}
         self.process = subprocess.Popen(
             self.command, stdout=self.log_file.open("w"), stderr=subprocess.STDOUT, env=environment
         )

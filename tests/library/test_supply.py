@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+from diffprivacy import __version__
 from testing import sbom
 
 PACKAGES = {
@@ -17,7 +18,7 @@ PACKAGES = {
     "sklearn": "scikit-learn",
 }
 """Names of packages by what is imported, where they differ."""
-EXTRAS = {"torch", "av", "cryptography"}
+EXTRAS = {"torch", "diffusers", "av", "cryptography"}
 
 
 def test_every_shipped_binary_has_a_licence_and_its_text():
@@ -47,3 +48,17 @@ def test_what_is_imported_is_listed():
     needed = {PACKAGES.get(name, name) for name in imported() - set(sys.stdlib_module_names)} - {"diffprivacy"}
     assert needed - EXTRAS <= listed
     assert re.search(r"^onnx>=1\.21", (sbom.ROOT / "requirements.txt").read_text(), re.MULTILINE)
+
+
+def test_requirements_are_listed_alike_for_pip_for_comfyui_manager_and_for_its_registry():
+    """The registry reads static dependencies alone, ComfyUI Manager requirements.txt alone."""
+    project = (sbom.ROOT / "pyproject.toml").read_text()
+    (listed,) = re.findall(r"^dependencies = \[\n(.*?)^\]", project, re.MULTILINE | re.DOTALL)
+    assert re.findall(r'"(.+)"', listed) == (sbom.ROOT / "requirements.txt").read_text().split()
+
+
+def test_version_and_changelog_agree():
+    (version,) = re.findall(r'^version = "(.+)"$', (sbom.ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version == __version__
+    releases = re.findall(r"^## \[?([0-9.]+)\]?", (sbom.ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert releases[0] == version
