@@ -11,13 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 TEXT_CONFIG = {
-    "l": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12},
-    "h": {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24},
-    "g": {
-        **{"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20, "num_hidden_layers": 32},
-        "projection_dim": 1280,
-    },
+    "l": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
+    "h": {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16},
+    "g": {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20, "projection_dim": 1280},
 }
+"""Text encoders of full width."""
 
 
 def write_tiny_sd1(path: Path, seed: int = 0) -> Path:
@@ -36,7 +34,7 @@ def write_tiny_sd1(path: Path, seed: int = 0) -> Path:
         cross_attention_dim=768,
         attention_head_dim=8,
     )
-    text = CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG["l"]))
+    text = CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG["l"], num_hidden_layers=12))
     state = {
         **{f"model.diffusion_model.{key}": value for key, value in ldm_unet(unet.state_dict()).items()},
         **{f"first_stage_model.{key}": value for key, value in taesd(AutoencoderTiny().state_dict()).items()},
@@ -47,9 +45,9 @@ def write_tiny_sd1(path: Path, seed: int = 0) -> Path:
 
 
 def write_tiny_single_file(path: Path, kind: str, seed: int = 0) -> Path:
-    """A single file that CheckpointLoaderSimple takes for SD 2.x ("sd2") or SDXL ("sdxl", in KOALA's layout), in float16.
+    """A single file that ComfyUI takes for SD 2.x ("sd2") or SDXL ("sdxl", in KOALA's layout), in float16.
 
-    Narrow UNets, a TAESD, and the text encoders of full size, which these families' configurations fix.
+    Narrow UNets, a TAESD, and text encoders of full width and three layers, of which the loader must be told.
     """
     from diffusers import AutoencoderTiny, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -81,7 +79,7 @@ def write_tiny_single_file(path: Path, kind: str, seed: int = 0) -> Path:
     with torch.device("meta"):
         networks = {"": UNet2DConditionModel(in_channels=4, out_channels=4, **attention, **unet)}
         for prefix, (network, size) in encoders.items():
-            networks[prefix] = network(CLIPTextConfig(**TEXT_CONFIG[size]))
+            networks[prefix] = network(CLIPTextConfig(**TEXT_CONFIG[size], num_hidden_layers=3))
     torch.manual_seed(seed)
     state = {f"first_stage_model.{key}": value for key, value in taesd(AutoencoderTiny().state_dict()).items()}
     noise = torch.randn(1_000_003).half()
@@ -92,22 +90,6 @@ def write_tiny_single_file(path: Path, kind: str, seed: int = 0) -> Path:
         else:
             state |= {f"model.diffusion_model.{key}": value for key, value in ldm_unet(weights).items()}
     save_file({key: value.half().contiguous() for key, value in state.items()}, path)
-    return path
-
-
-def write_vit_h(path: Path, seed: int = 0) -> Path:
-    """A CLIP vision model of ViT-H/14's size, as CLIPVisionLoader takes it, in float16."""
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    size = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 16, "num_hidden_layers": 32}
-    with torch.device("meta"):
-        network = CLIPVisionModelWithProjection(
-            CLIPVisionConfig(patch_size=14, image_size=224, projection_dim=1024, **size)
-        )
-    torch.manual_seed(seed)
-    noise = torch.randn(1_000_003).half()
-    state = {key: _filled(key, value.shape, noise) for key, value in network.state_dict().items() if "_ids" not in key}
-    save_file(state, path)
     return path
 
 

@@ -36,6 +36,7 @@ class ComfyServer:
             (base / folder).mkdir(parents=True)
         if pack:
             (base / "custom_nodes" / "diff-privacy").symlink_to(pack, target_is_directory=True)
+            (base / "custom_nodes" / "extra_nodes.py").symlink_to(Path(__file__).with_name("extra_nodes.py"))
         (base / "models" / "checkpoints" / "tiny.safetensors").symlink_to(checkpoint)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from diffprivacy.backends.single_file import UNET_PREFIX, part
 from diffprivacy.msi.module import load_msi
-from testing.checkpoints import write_tiny_single_file, write_vit_h
+from testing.checkpoints import write_tiny_single_file
 from tests.comfyui.graphs import Graph, saved_latent, slot, write_controlnet, write_lora
 from tests.comfyui.server import ComfyServer
 
@@ -31,9 +31,9 @@ def extras(server: ComfyServer, tiny_checkpoint: Path) -> None:
 class Redrawing:
     """The face of the example photo, cropped, encoded and redrawn under guidance; parts may be exchanged before run()."""
 
-    def __init__(self, checkpoint: str = "tiny.safetensors", scale: float = 0.1):
+    def __init__(self, checkpoint: str = "tiny.safetensors", loader: str = "CheckpointLoaderSimple"):
         self.graph = graph = Graph()
-        self.loader = graph.add("CheckpointLoaderSimple", ckpt_name=checkpoint)
+        self.loader = graph.add(loader, ckpt_name=checkpoint)
         self.model, clip, self.vae = self.loader, slot(self.loader, 1), slot(self.loader, 2)
         self.photo = graph.add("DiffPrivacyExamplePhoto")
         detector = graph.add("DiffPrivacyLoadDetector", file="built-in (no file needed)")
@@ -47,7 +47,7 @@ class Redrawing:
             **{"recognizer": slot(graph.add("DiffPrivacyLoadDemoModel"), 4), "reference": self.crops},
             **{"faces": self.faces, "identity": 1.0, "diversity": 1.0, "form": "smooth", "augmentations": 0},
         )
-        self.scale = scale
+        self.scale = 0.1
         self.early = graph.add("CLIPTextEncode", clip=clip, text="a photo of a face")
         self.late = graph.add("ConditioningZeroOut", conditioning=self.early)
         self.positive = graph.add(
@@ -134,13 +134,10 @@ def test_inpainting_mask_keeps_the_rest_of_the_crop(server):
 
 @pytest.mark.parametrize("kind", ["sd2", "sdxl"])
 def test_other_families_of_checkpoints(server, kind):
-    """Schedule, guidance, exact inversion and replay, and MSI, with the widths of SD 2.x and SDXL.
-
-    MSI looks through ViT-H with the former and through the demo model's image encoder with the latter.
-    """
+    """Schedule, guidance, exact inversion and replay, and MSI, with the widths of SD 2.x and SDXL."""
     file = server.base / "models" / "checkpoints" / f"{kind}.safetensors"
     write_tiny_single_file(file, kind)
-    guided = Redrawing(file.name)
+    guided = Redrawing(file.name, "LoadThinCheckpoint")
     graph = guided.graph
     sampled = graph.add("SaveLatent", samples=guided.sample(), filename_prefix="latents/guided")
     guided.scale = 0.0
@@ -149,7 +146,7 @@ def test_other_families_of_checkpoints(server, kind):
     inverted = graph.add(
         "DiffPrivacyInvertLatent",
         **{"model": guided.model, "positive": guided.positive, "latent_image": guided.latent, "sigmas": sigmas},
-        **{"method": "fixed point", "iterations": 40},
+        **{"method": "belm", "iterations": 1},
     )
     replayed = graph.add(
         "SamplerCustomAdvanced",
@@ -161,16 +158,11 @@ def test_other_families_of_checkpoints(server, kind):
         name: graph.add("SaveLatent", samples=samples, filename_prefix=f"latents/{name}")
         for name, samples in {"original": guided.latent, "noise": inverted, "replayed": replayed}.items()
     }
-    vision = slot(graph.add("DiffPrivacyLoadDemoModel"), 3)
-    if kind == "sd2":
-        folder = server.base / "models" / "clip_vision"
-        folder.mkdir(exist_ok=True)
-        vision = graph.add("CLIPVisionLoader", clip_name=write_vit_h(folder / "tiny-vit-h.safetensors").name)
-    clip = slot(guided.loader, 1)
+    vision, clip = slot(graph.add("DiffPrivacyLoadDemoModel"), 3), slot(guided.loader, 1)
     msi = graph.add(
         "DiffPrivacyTrainMSI",
         **{"images": guided.crops, "model": guided.model, "clip": clip, "vae": guided.vae, "clip_vision": vision},
-        **{"steps": 2, "seed": 0, "batch": 1, "chunk": 0, "learning_rate": 0.1},
+        **{"steps": 1, "seed": 0, "batch": 8, "chunk": 0, "learning_rate": 0.1},
         **{"checkpointing": True, "flips": False},
     )
     module = graph.add("DiffPrivacySaveMSI", msi=msi, filename_prefix=f"families/{kind}")
@@ -188,7 +180,6 @@ def test_other_families_of_checkpoints(server, kind):
     assert error(saved_latent(server, outputs, sampled), saved_latent(server, outputs, unguided)) > 1e-3
     learnt = load_msi(server.base / "models" / "msi" / outputs[module[0]]["text"][0].removeprefix("saved "))
     assert learnt.text_encoder.widths == {"sd2": (1024,), "sdxl": (768, 1280)}[kind]
-    assert learnt.image_encoder.depth == {"sd2": 32, "sdxl": 6}[kind]
     assert learnt.out.weight.any() and learnt.out.weight.isfinite().all()
     assert error(latents["said"], latents["prompt"]) > 3e-4
     file.unlink()

@@ -9,7 +9,6 @@ import pytest
 import scipy.stats
 import torch
 
-from tests.comfyui.conftest import PACK
 from tests.comfyui.graphs import Graph, saved_latent
 from tests.comfyui.guided import anonymized, run
 from tests.comfyui.photos import write_astronaut
@@ -18,42 +17,25 @@ from tests.comfyui.test_msi import face_graph, train
 
 WARM_UP = 10
 """Runs after which the allocators have what they want; measured: up to eight, by 120 MiB in all, and then none more."""
-LOADED_MODELS = '''
-import comfy.model_management
 
 
-class LoadedModels:
-    """Counts what ComfyUI's memory management holds."""
-
-    INPUT_TYPES = classmethod(lambda cls: {"required": {"when": ("INT",)}})
-    RETURN_TYPES = ("INT",)
-    FUNCTION = "count"
-    CATEGORY = "tests"
-
-    def count(self, when):
-        comfy.model_management.cleanup_models_gc()
-        return (len(comfy.model_management.current_loaded_models),)
-
-
-NODE_CLASS_MAPPINGS = {"LoadedModels": LoadedModels}
-'''
+@pytest.fixture(scope="module", autouse=True)
+def photo(server: ComfyServer) -> None:
+    write_astronaut(server.base / "input")
 
 
 @pytest.fixture(scope="module")
-def servers(comfyui: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
-    """A ComfyUI with the pack, which can also count its loaded models, and one without the pack."""
-    mine = ComfyServer(comfyui, PACK, tmp_path_factory.mktemp("pack"), tiny_checkpoint)
-    (mine.base / "custom_nodes" / "loaded_models.py").write_text(LOADED_MODELS)
-    write_astronaut(mine.base / "input")
-    with mine, ComfyServer(comfyui, None, tmp_path_factory.mktemp("plain"), tiny_checkpoint) as plain:
-        yield mine, plain
+def plain(comfyui: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A ComfyUI without the pack."""
+    with ComfyServer(comfyui, None, tmp_path_factory.mktemp("plain"), tiny_checkpoint) as running:
+        yield running
 
 
 def guided(seed: int) -> Graph:
     graph = anonymized(scale=0.015)
     for node in graph.values():
         if node["class_type"] == "KSampler":
-            node["inputs"].update(seed=seed, steps=2)
+            node["inputs"].update(seed=seed, steps=1)
     return graph
 
 
@@ -81,9 +63,8 @@ def loaded_models(server: ComfyServer, when: int) -> int:
     return int(server.run(graph)[shown[0]]["text"][0])
 
 
-def test_ten_runs_leave_memory_where_it_was(servers):
+def test_ten_runs_leave_memory_where_it_was(server):
     """A kept copy of the decoder alone would be 12 MiB a run."""
-    server, _ = servers
     memory, models = [], []
     for seed in range(WARM_UP + 10):
         run(server, guided(seed))
@@ -93,13 +74,12 @@ def test_ten_runs_leave_memory_where_it_was(servers):
     assert max(models[WARM_UP:]) <= max(models[:WARM_UP])
 
 
-def test_training_gives_all_memory_back(servers):
+def test_training_gives_all_memory_back(server):
     """A kept copy of the UNet's 9 million weights would be 17 MiB a run even in half precision."""
-    server, _ = servers
     memory, models = [], []
     for seed in range(WARM_UP + 5):
-        graph, loader, crops = face_graph()
-        train(graph, loader, crops, "memory", steps=1, batch=1, seed=seed)
+        graph, loader, crops = face_graph(size=64)
+        train(graph, loader, crops, "memory", steps=1, batch=8, seed=seed)
         server.run(graph)
         memory.append(resident(server))
         models.append(loaded_models(server, 100 + seed))
@@ -131,8 +111,7 @@ def latents(server: ComfyServer) -> list[torch.Tensor]:
     return [saved_latent(server, outputs, node) for node in nodes]
 
 
-def test_plain_nodes_compute_the_same_with_and_without_the_pack(servers):
-    server, plain = servers
+def test_plain_nodes_compute_the_same_with_and_without_the_pack(server, plain):
     expected = latents(plain)
     before = latents(server)
     run(server, guided(99))

@@ -261,7 +261,7 @@ def test_training_sees_the_loras_of_model_and_clip_and_leaves_no_trace(server):
             strengths = {"strength_model": 1.0, "strength_clip": 1.0}
             model = graph.add("LoraLoader", model=model, clip=clip, lora_name=lora, **strengths)
             clip = slot(model, 1)
-        _, saved = train(graph, loader, crops, "lora", model, clip, vae, steps=1, batch=2)
+        _, saved = train(graph, loader, crops, "lora", model, clip, vae, steps=1, batch=8)
         inputs = {"seed": 1, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
         latent = graph.add("EmptyLatentImage", width=64, height=64, batch_size=1)
         samples = graph.add(

@@ -1,0 +1,35 @@
+"""Nodes that only tests need, beside the pack's in the ComfyUI of the tests."""
+
+import comfy.model_management
+import comfy.sd
+import folder_paths
+
+
+class LoadedModels:
+    """Counts what ComfyUI's memory management holds."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"when": ("INT",)}})
+    RETURN_TYPES = ("INT",)
+    FUNCTION = "count"
+    CATEGORY = "tests"
+
+    def count(self, when):
+        comfy.model_management.cleanup_models_gc()
+        return (len(comfy.model_management.current_loaded_models),)
+
+
+class LoadThinCheckpoint:
+    """Load Checkpoint for files whose text encoders have the width of their family and three layers."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"ckpt_name": (folder_paths.get_filename_list("checkpoints"),)}})
+    RETURN_TYPES = ("MODEL", "CLIP", "VAE")
+    FUNCTION = "load"
+    CATEGORY = "tests"
+
+    def load(self, ckpt_name):
+        thin = {f"clip_{encoder}_model_config": {"num_hidden_layers": 3} for encoder in "lgh"}
+        file = folder_paths.get_full_path("checkpoints", ckpt_name)
+        return comfy.sd.load_checkpoint_guess_config(file, te_model_options=thin)[:3]
+
+
+NODE_CLASS_MAPPINGS = {"LoadedModels": LoadedModels, "LoadThinCheckpoint": LoadThinCheckpoint}
