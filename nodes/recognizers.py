@@ -14,6 +14,7 @@ from .comfy.memory import ManagedRecognizer
 CATEGORY = "Diff-Privacy/guidance"
 RECOGNIZER_FOLDERS = ("insightface",)
 NO_FILE = "none"
+BY_EXPERIMENT = "by experiment"
 
 
 class LoadRecognizer(io.ComfyNode):
@@ -37,12 +38,12 @@ class LoadRecognizer(io.ComfyNode):
                 io.Combo.Input("third_file", options=[NO_FILE, *files], default=NO_FILE, optional=True),
                 io.Combo.Input(
                     "channels",
-                    options=["RGB", "BGR"],
-                    default="RGB",
+                    options=[BY_EXPERIMENT, "RGB", "BGR"],
+                    default=BY_EXPERIMENT,
                     optional=True,
                     advanced=True,
-                    tooltip="Channel order of the files, which none of them states: RGB for insightface's, BGR for AdaFace's. "
-                    "The log warns where the other order is clearly better.",
+                    tooltip="Channel order of the files. By experiment: RGB, or BGR where that is clearly better, and a file that "
+                    "tells nobody apart is an error. With an order stated it is used with a warning in the log.",
                 ),
             ],
             outputs=[
@@ -60,10 +61,15 @@ class LoadRecognizer(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, file, second_file=NO_FILE, third_file=NO_FILE, channels: Literal["RGB", "BGR"] = "RGB"
+        cls,
+        file,
+        second_file=NO_FILE,
+        third_file=NO_FILE,
+        channels: Literal["by experiment", "RGB", "BGR"] = BY_EXPERIMENT,
     ) -> io.NodeOutput:
         chosen = [name for name in (file, second_file, third_file) if name != NO_FILE]
-        networks = [load_recognizer(_recognizer_path(name), channels) for name in chosen]
+        stated = None if channels == BY_EXPERIMENT else channels
+        networks = [load_recognizer(_recognizer_path(name), stated) for name in chosen]
         recognizer = networks[0] if len(networks) == 1 else Ensemble([(network, 1.0) for network in networks])
         fed = "\n".join(f"{network.name}: {network.feeding}" for network in networks)
         return io.NodeOutput(ManagedRecognizer(recognizer), fed)

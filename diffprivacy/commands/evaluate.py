@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
         action="append",
         default=[],
         type=recognizer_file,
-        metavar="FILE[:BGR]",
+        metavar="FILE[:RGB|:BGR]",
         help="ONNX recognizer that judges; may be repeated; never one that guided (default: the embedded judge)",
     )
     add_detector_option(parser)

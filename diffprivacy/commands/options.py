@@ -102,9 +102,11 @@ def whole(text: str) -> int:
 
 
 def recognizer_file(text: str) -> RecognizerFile:
-    """``FILE``, or ``FILE:BGR`` for a recognizer that takes its images in BGR."""
-    file = text.removesuffix(":BGR")
-    return RecognizerFile(Path(file), "RGB" if file == text else "BGR")
+    """``FILE``, or ``FILE:RGB`` or ``FILE:BGR`` where the order in which it takes colours is stated."""
+    for order in ("RGB", "BGR"):
+        if text.endswith(f":{order}"):
+            return RecognizerFile(Path(text.removesuffix(f":{order}")), order)
+    return RecognizerFile(Path(text))
 
 
 def add_detector_option(parser: argparse.ArgumentParser) -> None:
@@ -144,9 +146,9 @@ def add_guide_options(parser: argparse.ArgumentParser) -> None:
         "--recognizer",
         action="append",
         type=recognizer_file,
-        metavar="FILE[:BGR]",
-        help="ONNX recognizer to guide with (default: the embedded one); repeat for an ensemble; :BGR for one that takes "
-        "BGR, such as AdaFace",
+        metavar="FILE[:RGB|:BGR]",
+        help="ONNX recognizer to guide with (default: the embedded one); repeat for an ensemble; how it is fed is found by "
+        "experiment, or state its order of channels",
     )
     parser.add_argument(
         "--unguided",

@@ -25,10 +25,10 @@ ASIDE: Any = {"aside": True}
 
 @dataclass(frozen=True)
 class RecognizerFile:
-    """An ONNX recognizer, and the order in which it takes colours."""
+    """An ONNX recognizer, and the order in which it takes colours; None: found by experiment."""
 
     path: Path
-    channels: Literal["RGB", "BGR"] = "RGB"
+    channels: Literal["RGB", "BGR"] | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import DiffPrivacyError
 from ..faces.alignment import align
-from .feeding import find_feeding
+from .feeding import Channels, find_feeding
 from .strangers import ASSUMED, Strangers
 from .thresholds import Threshold, read_strangers, read_thresholds
 
@@ -75,7 +75,7 @@ class Recognizer(FaceMatcher):
         input_size: int = 112,
         scale: float = 2.0,
         offset: float = -1.0,
-        channels: Literal["RGB", "BGR"] = "RGB",
+        channels: Channels = "RGB",
         thresholds: Sequence[Threshold] = (),
         name: str = "recognizer",
         points: Tensor | None = None,
@@ -158,15 +158,17 @@ class _OneByOne(nn.Module):
         return torch.cat([self.network(picture[None]) for picture in x])
 
 
-def load_recognizer(path: str | Path, channels: Literal["RGB", "BGR"] = "RGB") -> Recognizer:
+def load_recognizer(path: str | Path, channels: Channels | None = None) -> Recognizer:
     """A recognizer from an ONNX file that maps (N,3,s,s) to one vector a face, such as insightface's ArcFace models.
 
     The input's size is read from the graph, and the range of its values too where the graph begins with plain
-    arithmetic; else it is found by experiment, see :mod:`.feeding`. Insightface's models, and most others, take RGB;
-    ports of AdaFace take BGR. Thresholds are read from <name>.thresholds.json beside the file.
+    arithmetic; else it is found by experiment, and so is the order of channels where it is not stated, see
+    :mod:`.feeding`. Insightface's models, and most others, take RGB; ports of AdaFace take BGR. Thresholds are read from
+    <name>.thresholds.json beside the file.
     The weights are ordinary tensors, fit for autograd, even when this is called in torch.inference_mode.
 
-    Raises DiffPrivacyError for a missing file, a file that is no ONNX model, and a model that is no recognizer.
+    Raises DiffPrivacyError for a missing file, a file that is no ONNX model, a model that is no recognizer, and, unless
+    channels are stated, one that tells nobody apart.
     """
     try:
         return _read_recognizer(path, channels)
@@ -178,7 +180,7 @@ def load_recognizer(path: str | Path, channels: Literal["RGB", "BGR"] = "RGB") -
         ) from error
 
 
-def _read_recognizer(path: str | Path, channels: Literal["RGB", "BGR"]) -> Recognizer:
+def _read_recognizer(path: str | Path, channels: Channels | None) -> Recognizer:
     try:
         import onnx
         from google.protobuf.message import DecodeError
@@ -219,7 +221,7 @@ def _read_recognizer(path: str | Path, channels: Literal["RGB", "BGR"]) -> Recog
     log.info("%s is fed %s", path, fed.reason)
     return Recognizer(
         network,
-        *(size, fed.scale, fed.offset, channels),
+        *(size, fed.scale, fed.offset, fed.channels),
         thresholds=read_thresholds(path),
         name=path.name,
         strangers=read_strangers(path),

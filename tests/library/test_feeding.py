@@ -13,8 +13,13 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from diffprivacy import demo
+from diffprivacy.cli import main
+from diffprivacy.commands.options import recognizer_file
+from diffprivacy.commands.requests import RecognizerFile
+from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.identity.feeding import find_feeding
 from diffprivacy.identity.recognizers import load_recognizer
+from testing.onnx_files import write_onnx
 
 ARITHMETIC = (
     helper.make_node("Sub", ["in", "mean"], ["centred"]),
@@ -110,10 +115,29 @@ def test_the_embedded_recognizer_is_fed_right_in_either_range(scale, words):
     assert fed.reason.startswith(f"{words}, RGB: by experiment")
 
 
-def test_a_network_that_tells_nobody_apart_is_warned_about(caplog):
-    torch.manual_seed(0)
-    random = nn.Sequential(nn.Conv2d(3, 4, 5, 5), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 22 * 22, 32))
+def test_the_order_of_channels_is_found_where_one_is_clearly_better():
+    guide = demo.load_recognizer("guide")
+
+    class OfBGR(nn.Module):
+        """Sees faces whose last channel is red; all others are one to it."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            blind = x[:, 0].mean(dim=(1, 2)) > x[:, 2].mean(dim=(1, 2))
+            return torch.where(blind[:, None], 1.0, guide.network(x.flip(1)))
+
+    assert find_feeding(OfBGR(), guide.input_size, None, None, "adaface.onnx").channels == "BGR"
+    assert find_feeding(guide.network, guide.input_size, None, None, "arcface.onnx").channels == "RGB"
+
+
+def test_a_network_that_tells_nobody_apart_is_refused_unless_the_channels_are_stated(tmp_path, caplog, capsys):
+    file = write_onnx(tmp_path / "any.onnx", size=112)
+    with pytest.raises(DiffPrivacyError, match=r"any\.onnx tells nobody apart.*FILE:RGB"):
+        load_recognizer(file)
+    command = ["anonymize", str(file), "-o", str(tmp_path / "out"), "--recognizer"]
+    assert main([*command, str(file)]) == 1
+    assert "any.onnx tells nobody apart" in capsys.readouterr().err
     with caplog.at_level(logging.WARNING):
-        fed = find_feeding(random, 112, None, "RGB", "any.onnx")
-    assert "any.onnx hardly tells people apart, however it is fed" in caplog.text
-    assert (fed.scale, fed.offset) == (2, -1)
+        known = load_recognizer(file, "BGR")
+    assert "any.onnx tells nobody apart" in caplog.text and "It is used" in caplog.text
+    assert (known.scale, known.offset, known.channels) == (2, -1, "BGR")
+    assert recognizer_file(f"{file}:RGB") == RecognizerFile(file, "RGB")

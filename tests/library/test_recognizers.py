@@ -52,7 +52,7 @@ def crops(count: int = 3, size: int = 32) -> torch.Tensor:
 )
 def test_normalisation_is_read_from_the_graph(tmp_path, before, scale, offset, constant_nodes):
     path = write_onnx(tmp_path / "any.onnx", before=before, constant_nodes=constant_nodes)
-    recognizer = load_recognizer(path)
+    recognizer = load_recognizer(path, "RGB")
     expected = run_onnx(path, (crops() * scale + offset).numpy())
     np.testing.assert_allclose(recognizer(crops()).numpy(), expected, atol=1e-6)
     assert recognizer.input_size == 32
@@ -60,17 +60,17 @@ def test_normalisation_is_read_from_the_graph(tmp_path, before, scale, offset, c
 
 def test_bgr_networks_get_bgr(tmp_path):
     path = write_onnx(tmp_path / "any.onnx")
-    assert torch.equal(load_recognizer(path, "BGR")(crops()), load_recognizer(path)(crops().flip(1)))
+    assert torch.equal(load_recognizer(path, "BGR")(crops()), load_recognizer(path, "RGB")(crops().flip(1)))
 
 
 def test_network_exported_for_one_picture_takes_batches(tmp_path):
-    single = load_recognizer(write_onnx(tmp_path / "single.onnx", batch=1))
-    torch.testing.assert_close(single(crops()), load_recognizer(write_onnx(tmp_path / "any.onnx"))(crops()))
+    single, many = (load_recognizer(write_onnx(tmp_path / f"{n}.onnx", batch=n), "RGB") for n in (1, "N"))
+    torch.testing.assert_close(single(crops()), many(crops()))
 
 
 def test_weights_loaded_in_inference_mode_carry_gradients(tmp_path):
     with torch.inference_mode():
-        recognizer = load_recognizer(write_onnx(tmp_path / "any.onnx"))
+        recognizer = load_recognizer(write_onnx(tmp_path / "any.onnx"), "RGB")
     pictures = crops().requires_grad_()
     assert torch.autograd.grad(recognizer(pictures)[:, 0].sum(), pictures)[0].any()
 
@@ -212,9 +212,9 @@ def scores(count: int, mean: float) -> np.ndarray:
 def test_threshold_comes_back_with_the_model(tmp_path):
     path = write_onnx(tmp_path / "any.onnx")
     with pytest.raises(DiffPrivacyError, match=r"no threshold at FAR 0\.001 in any\.thresholds\.json"):
-        load_recognizer(path).threshold(1e-3)
+        load_recognizer(path, "RGB").threshold(1e-3)
     written = [write_threshold(path, scores(50, 0.6), scores(2000, 0), far, "a test") for far in (1e-2, 1e-3)]
-    recognizer = load_recognizer(path)
+    recognizer = load_recognizer(path, "RGB")
     assert [recognizer.threshold(far) for far in (1e-2, 1e-3)] == written
     assert (scores(2000, 0) >= written[1].cosine).sum() == 2
     assert (written[1].same_pairs, written[1].different_pairs, written[1].source) == (50, 2000, "a test")
@@ -234,7 +234,7 @@ def test_thresholds_of_another_model_are_refused(tmp_path):
     write_threshold(path, scores(50, 0.6), scores(2000, 0), 1e-3, "a test")
     write_onnx(path, length=96)
     with pytest.raises(DiffPrivacyError, match="measured on another model"):
-        load_recognizer(path)
+        load_recognizer(path, "RGB")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "[" * 10**5, json.dumps({"sha256": "", "thresholds": [{"far": 1}]})])
@@ -242,7 +242,7 @@ def test_damaged_thresholds_are_refused(tmp_path, content):
     path = write_onnx(tmp_path / "any.onnx")
     thresholds_path(path).write_text(content)
     with pytest.raises(DiffPrivacyError, match=r"any\.thresholds\.json is no file of thresholds"):
-        load_recognizer(path)
+        load_recognizer(path, "RGB")
 
 
 @pytest.mark.parametrize("name", ["far", "cosine", "tar", "mean", "std"])
