@@ -17,6 +17,7 @@ from .diffusion.out_of_memory import halving, in_parts
 from .diffusion.sampling import Callback, ddim_sigmas, noise_to, sample_euler
 from .diffusion.temporal import smoothed
 from .errors import DiffPrivacyError
+from .faces.colors import match_colors
 from .identity.energies import (
     ACCEPTED,
     STRUCTURE,
@@ -60,7 +61,8 @@ class Regeneration:
     text: what the new face is to be, such as "an old man"; where it is given it takes the empty prompt's place, by
     classifier-free guidance (Ho and Salimans, arXiv 2207.12598) of ``TEXT_SCALE``.
     variants: how many new faces are made of one. smoothing: of consecutive frames of one face, the weights
-    (F,F) with which predictions are averaged over time; None for no average.
+    (F,F) with which predictions are averaged over time; None for no average. match_colors: the new faces take the
+    original's colours at their border, see :mod:`.faces.colors`.
     """
 
     preset: Preset
@@ -70,6 +72,7 @@ class Regeneration:
     text: str = ""
     variants: int = 1
     smoothing: Tensor | None = None
+    match_colors: bool = False
 
 
 def task_energy(
@@ -160,7 +163,11 @@ def regenerate_crops(
         denoiser = smoothed(denoiser, how.smoothing)
     latents = in_parts(diffusion_model.encode, at_once)(crops).repeat_interleave(variants, dim=0)
     samples = sample_euler(denoiser, noise_to(latents, sigmas[0], noise.to(latents)), sigmas, callback)
-    return in_parts(diffusion_model.decode, at_once)(samples)
+    new = in_parts(diffusion_model.decode, at_once)(samples)
+    if not how.match_colors:
+        return new
+    originals, points = (each.repeat_interleave(variants, dim=0) for each in (crops, landmarks))
+    return torch.stack([match_colors(*of_one) for of_one in zip(new, originals, points, strict=True)])
 
 
 def _under_text(diffusion_model: DiffusionModel, text: str) -> Denoiser:

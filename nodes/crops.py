@@ -8,8 +8,16 @@ import torch
 from comfy_api.v0_0_2 import io
 
 from ..diffprivacy.errors import DiffPrivacyError, NoFaceError, at_field
+from ..diffprivacy.faces import colors
 from ..diffprivacy.faces.covering import cover_faces
-from ..diffprivacy.faces.geometry import MARGIN, crop_face, face_mask, paste_faces, protected_mask
+from ..diffprivacy.faces.geometry import (
+    MARGIN,
+    crop_face,
+    crop_landmarks,
+    face_mask,
+    paste_faces,
+    protected_mask,
+)
 from ..diffprivacy.faces.keeping import check_kept, keep_original, kept_parts, parse_parts
 from . import sockets
 from .faces import CATEGORY, check_pictures
@@ -127,6 +135,13 @@ class PasteFaces(io.ComfyNode):
                     tooltip="If a crop is empty or missing: stop with an error, or cover its face with the skin's mean "
                     "colour.",
                 ),
+                io.Boolean.Input(
+                    "match_colors",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Give each new face the colours that the original has at the border of the mask.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="With several variants: all of image 1 first."),
@@ -135,7 +150,7 @@ class PasteFaces(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, crops, faces, keep_mask=None, if_impossible="error") -> io.NodeOutput:
+    def execute(cls, image, crops, faces, keep_mask=None, if_impossible="error", match_colors=False) -> io.NodeOutput:
         check_pictures(image, faces)
         if faces.margin is None:
             raise DiffPrivacyError("Connect the output of Crop Faces, which knows how faces were cropped.", "faces")
@@ -150,6 +165,8 @@ class PasteFaces(io.ComfyNode):
                 mask = mask * (1 - kept[i])
             for variant in range(faces.variants):
                 new = [variants[variant] for variants in of_picture]
+                if match_colors:
+                    new = [_matched(picture, crop, face, faces.margin) for crop, face in zip(new, found, strict=True)]
                 pictures.append(_pasted(picture, new, found, faces, None if kept is None else kept[i]))
                 masks.append(mask)
         return io.NodeOutput(torch.stack(pictures), torch.stack(masks))
@@ -173,6 +190,14 @@ def _crops_of_faces(crops, faces, covers):
         )
     given += [None] * (expected - len(given))
     return [given[i : i + faces.variants] for i in range(0, expected, faces.variants)]
+
+
+def _matched(picture, crop, face, margin):
+    """A crop (S,S,3) in the colours of the picture at its border; None stays None."""
+    if crop is None:
+        return None
+    original, points = crop_face(picture, face, len(crop), margin), crop_landmarks(face, len(crop), margin)
+    return colors.match_colors(crop.movedim(-1, 0), original.movedim(-1, 0), points).movedim(0, -1)
 
 
 def _is_picture(crop) -> bool:

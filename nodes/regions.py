@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -167,8 +166,7 @@ def _of_meshes(landmarks: Any, count: int, size: tuple[int, int]) -> list[list[F
     return [[face_of_mesh(points, score) for points, score in of_image] for of_image in meshes]
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """A face as Impact Pack's nodes read it: cropped_mask (h,w) in [0,1] of crop_region; both boxes x0, y0, x1, y1."""
 
     cropped_image: None

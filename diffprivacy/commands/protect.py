@@ -177,6 +177,11 @@ def _add_face_options(parser: argparse.ArgumentParser) -> None:
         help=f"parts of each face to keep, such as eyes,mouth ({', '.join(PARTS)})",
     )
     add(
+        "--match-colors",
+        action="store_true",
+        help="give new faces the colours that the original has at their border (default: the model's own)",
+    )
+    add(
         "--prompt",
         type=prompts,
         default="",
@@ -206,6 +211,7 @@ def _request(options: argparse.Namespace) -> ProtectRequest:
         people=people_request(options),
         without_face=options.without_face,
         keep=options.keep,
+        match_colors=options.match_colors,
         prompt=options.prompt,
         if_impossible=options.if_impossible,
         preset=options.preset,

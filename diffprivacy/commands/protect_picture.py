@@ -148,4 +148,6 @@ def _regeneration(picture: Tensor, face: Face, text: str, request: ProtectReques
         words = use.msi.words(model.diffusion_model, crop.movedim(-1, 0)[None])[0]
     guide = None if request.model.unguided else model.recognizer
     energy = task_energy(request.task, guide, use.preset.form, request.variants)
-    return Regeneration(use.preset, energy, words, variants=request.variants, text=text)
+    return Regeneration(
+        use.preset, energy, words, text=text, variants=request.variants, match_colors=request.match_colors
+    )

@@ -76,7 +76,9 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
 
         def how(person: int, target: Sequence[Tensor] | None) -> Regeneration:
             energy = task_energy(request.task, guide, use.preset.form, target=target)
-            return Regeneration(use.preset, energy, words.get(person), text=texts[person])
+            return Regeneration(
+                use.preset, energy, words.get(person), text=texts[person], match_colors=request.match_colors
+            )
 
         keep = guide if request.task == "anonymize" else None
         regenerate = one_face_each(state, model.diffusion_model, model.crop, how, keep, lambda _: bar.update(1))

@@ -84,9 +84,10 @@ class ProtectRequest:
     """``anonymize`` or ``hide``. detector: None for the built-in one.
 
     min_score, min_size: of a face, see :class:`..faces.detectors.Detector`. boxes: JSON file of faces that it misses.
-    keep: parts of the face that stay. prompt: what new faces are to be, see :mod:`..faces.prompts`. if_impossible: what
-    becomes of a face that cannot be made new, None for an error in images and a cover in videos. output_format: of
-    images; "same" is the input's, PNG where it is none of them. disclosure: mark what a model made a part of.
+    keep: parts of the face that stay. match_colors: of new faces, at their border. prompt: what new faces are to be, see
+    :mod:`..faces.prompts`. if_impossible: what becomes of a face that cannot be made new, None for an error in images and a
+    cover in videos. output_format: of images; "same" is the input's, PNG where it is none of them. disclosure: mark what a
+    model made a part of.
     """
 
     task: Task
@@ -100,6 +101,7 @@ class ProtectRequest:
     faces: str = "all"
     people: PeopleRequest = PeopleRequest()
     keep: tuple[str, ...] = ()
+    match_colors: bool = False
     prompt: str = ""
     if_impossible: Literal["error", "cover"] | None = None
     without_face: Literal["error", "copy"] = "error"

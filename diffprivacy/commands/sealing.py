@@ -34,6 +34,7 @@ def load_encryptor(request: ProtectRequest) -> Encryptor | None:
     given = {
         "--prompt": request.prompt,
         "--keep": request.keep,
+        "--match-colors": request.match_colors,
         "--msi": request.msi,
         "--if-impossible": request.if_impossible,
     }

@@ -51,5 +51,7 @@ def comfyui() -> Path:
 @pytest.fixture(scope="session")
 def server(comfyui: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
     """One ComfyUI for all tests that do not need options of their own."""
-    with ComfyServer(comfyui, PACK, tmp_path_factory.mktemp("base"), tiny_checkpoint) as running:
+    prepared = ComfyServer(comfyui, PACK, tmp_path_factory.mktemp("base"), tiny_checkpoint)
+    (prepared.base / "custom_nodes" / "segs_nodes.py").symlink_to(HERE / "segs_nodes.py")
+    with prepared as running:
         yield running

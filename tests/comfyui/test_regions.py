@@ -1,12 +1,20 @@
-"""Faces by boxes, masks and segments of other nodes; parts kept; faces covered: in a real ComfyUI."""
+"""Faces by boxes, masks, segments and meshes of other nodes; parts kept; faces covered: in a real ComfyUI."""
 
 from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
 import skimage.data
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from diffprivacy.faces.geometry import ARCFACE_TEMPLATE
+from diffprivacy.faces.regions import MESH_POINTS
 from tests.comfyui.graphs import Graph, slot
 from tests.comfyui.server import ComfyServer, PromptError
 
@@ -69,6 +77,99 @@ def test_core_boxes_masks_and_segments_of_our_own_go_in_and_out(server, astronau
     assert changed(astronaut, result, {"x": 0, "y": 0, "width": 120, "height": 512}) == 0
 
 
+def test_segments_of_other_nodes_go_in_and_ours_go_out_to_them(server, astronaut):
+    """A hand-made segment and a detected face; a node that filters segments leaves one of the two on either side."""
+    graph = Graph()
+    base = start(graph)
+    found = graph.add("DiffPrivacyDetectFaces", **base, select="all", without_face="error")
+    made = graph.add(
+        "TestMakeSegs", image=base["image"], box=graph.add("PrimitiveBoundingBox", **BESIDE), width=0, height=0
+    )
+    both = graph.add("DiffPrivacyFacesFromRegions", **base, faces=found, segs=made)
+    out = slot(graph.add("DiffPrivacyFacesToRegions", faces=both), 2)
+    for side, there, elsewhere in (("left", HEAD, BESIDE), ("right", BESIDE, HEAD)):
+        one = Graph(graph)
+        kept = one.add("TestFilterSegs", segs=out, side=side)
+        result = covered(server, one, base["image"], one.add("DiffPrivacyFacesFromRegions", **base, segs=kept))
+        assert changed(astronaut, result, there) > 0.8 and changed(astronaut, result, elsewhere) == 0
+
+
+def write_landmarker(comfyui: Path, path: Path) -> None:
+    """A MediaPipe model for the core nodes that sees one mesh in the middle of any image.
+
+    All weights are zero, so that what the networks give are the biases of their last layers.
+    """
+    source = comfyui / "comfy_extras" / "mediapipe" / "face_landmarker.py"
+    spec = importlib.util.spec_from_file_location("face_landmarker", source)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    network = module.FaceLandmarker()
+    state = {name: torch.zeros_like(value) for name, value in network.state_dict().items()}
+    random = np.random.default_rng(0)
+    points = random.uniform(40, 150, (478, 2)).astype(np.float32)
+    for place, vertices in zip(ARCFACE_TEMPLATE + 40, MESH_POINTS, strict=True):
+        points[list(vertices)] = place
+    mesh = np.concatenate((points, random.uniform(-9, 9, (478, 1)).astype(np.float32)), axis=1)
+    state["mesh.head_landmarks.bias"] = torch.from_numpy(mesh.ravel())
+    state["detector.cls_16.bias"][0], state["detector.cls_16.bias"][1] = 3, -9
+    state["detector.cls_8.bias"][:] = -9
+    box = torch.tensor([60.0, 60.0, 60.0, 60.0, 45.0, 50.0, 75.0, 50.0] + [60.0] * 8)
+    state["detector.reg_16.bias"] = box.repeat(2)
+    parts = ("face_oval", "left_eye", "right_eye", "left_eyebrow", "right_eyebrow", "lips", "irises", "nose")
+    save_file(
+        {name.replace("detector.", "detector_short."): value.contiguous() for name, value in state.items()}
+        | {f"topology.{part}": torch.tensor([[0, 1]], dtype=torch.int32) for part in parts}
+        | {
+            "canonical_vertices": torch.from_numpy(mesh[:468] / 20).contiguous(),
+            "procrustes_indices": torch.tensor([4, 6, 10, 33, 263]),
+            "procrustes_weights": torch.full((5,), 0.2),
+        },
+        path,
+    )
+
+
+@pytest.fixture(scope="module")
+def landmarker(server: ComfyServer, comfyui: Path) -> None:
+    folder = server.base / "models" / "detection"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_landmarker(comfyui, folder / "mesh.safetensors")
+
+
+def meshes(graph: Graph, image: list) -> list:
+    """The core node's; its second output says them as boxes."""
+    return graph.add(
+        "MediaPipeFaceLandmarker",
+        face_detection_model=graph.add("LoadMediaPipeFaceLandmarker", model_name="mesh.safetensors"),
+        image=image,
+        detector_variant="short",
+        num_faces=1,
+        min_confidence=0.5,
+        missing_frame_fallback="empty",
+    )
+
+
+def test_meshes_of_the_core_landmarker_are_faces(server, astronaut, landmarker):
+    """Where the core node sees its mesh, which it also says as a box, a face is covered."""
+    graph = Graph()
+    base = start(graph)
+    seen = meshes(graph, base["image"])
+    faces = graph.add("DiffPrivacyFacesFromRegions", **base, landmarks=seen)
+    count = graph.add("PreviewAny", source=slot(faces, 1))
+    theirs = graph.add("PreviewAny", source=slot(seen, 1))
+    ours = graph.add("PreviewAny", source=graph.add("DiffPrivacyFacesToRegions", faces=faces))
+    save = graph.add(
+        "SaveImage",
+        images=graph.add("DiffPrivacyCoverFaces", image=base["image"], faces=faces),
+        filename_prefix="mesh",
+    )
+    outputs = server.run(graph)
+    assert outputs[count[0]]["text"] == ["1"]
+    ((box,),), ((given,),) = (ast.literal_eval(outputs[node[0]]["text"][0]) for node in (theirs, ours))
+    assert all(abs(given[name] - box[name]) <= 1 for name in ("x", "y", "width", "height"))
+    result = server.picture(outputs[save[0]]["images"][0])
+    assert changed(astronaut, result, given) > 0.5
+
+
 def test_a_hand_drawn_box_joins_the_detected_faces_once(server, astronaut):
     graph = Graph()
     base = start(graph)
@@ -81,33 +182,97 @@ def test_a_hand_drawn_box_joins_the_detected_faces_once(server, astronaut):
     assert server.run(graph)[shown[0]]["text"] == ["2"]
 
 
-@pytest.mark.parametrize(
-    ("inputs", "words"),
-    [
-        (
-            {"boxes": {"x": 600, "y": 0, "width": 50, "height": 50}},
-            ["Socket `boxes`", "outside the image of 512x512"],
-        ),
-        ({"mask": ("empty.png", 512, [])}, ["Socket `mask`", "empty"]),
-        ({"mask": ("small.png", 256, [{"x": 10, "y": 10, "width": 50, "height": 50}])}, ["Socket `mask`", "256x256"]),
-        ({}, ["connect", "boxes"]),
-    ],
-)
-def test_bad_regions_are_one_error_that_names_the_socket(server, astronaut, inputs, words):
+def mask_from(server: ComfyServer, graph: Graph, *boxes: dict, size: int = 512) -> list:
+    name = write_mask(server, f"mask-{len(boxes)}-{size}.png", *boxes, size=size)
+    return slot(graph.add("LoadImage", image=name), 1)
+
+
+def two_frames(graph: Graph, base: dict) -> dict:
+    return base | {"image": graph.add("RepeatImageBatch", image=base["image"], amount=2)}
+
+
+def boxes_of_two_frames(graph: Graph, base: dict) -> list:
+    box = graph.add("PrimitiveBoundingBox", **HEAD)
+    faces = graph.add("DiffPrivacyFacesFromRegions", **two_frames(graph, base), boxes=box)
+    return graph.add("DiffPrivacyFacesToRegions", faces=faces)
+
+
+def segs_of_another_image(graph: Graph, base: dict) -> list:
+    box = graph.add("PrimitiveBoundingBox", **HEAD)
+    return graph.add("TestMakeSegs", image=base["image"], box=box, width=256, height=256)
+
+
+CORNER = {"x": 10, "y": 10, "width": 50, "height": 50}
+BAD = {
+    "box outside": (
+        lambda _, graph, base: {"boxes": graph.add("PrimitiveBoundingBox", x=600, y=0, width=50, height=50)},
+        ["Socket `boxes`", "outside the image of 512x512"],
+    ),
+    "empty mask": (lambda server, graph, _: {"mask": mask_from(server, graph)}, ["Socket `mask`", "empty"]),
+    "mask of another size": (
+        lambda server, graph, _: {"mask": mask_from(server, graph, CORNER, size=256)},
+        ["Socket `mask`", "256x256"],
+    ),
+    "boxes of more frames": (
+        lambda _, graph, base: {"boxes": boxes_of_two_frames(graph, base)},
+        ["Socket `boxes`", "Boxes for 2 images, but `image` holds 1"],
+    ),
+    "segments of another image": (
+        lambda _, graph, base: {"segs": segs_of_another_image(graph, base)},
+        ["Socket `segs`", "an image of 256x256, but `image` is 512x512"],
+    ),
+    "meshes of more frames": (
+        lambda _, graph, base: {"landmarks": meshes(graph, two_frames(graph, base)["image"])},
+        ["Socket `landmarks`", "Landmarks of 2 images", "holds 1"],
+    ),
+    "nothing": (lambda *_: {}, ["connect", "boxes"]),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_regions_are_one_error_that_names_the_socket(server, astronaut, landmarker, kind):
     graph = Graph()
-    given = {}
-    if "boxes" in inputs:
-        given["boxes"] = graph.add("PrimitiveBoundingBox", **inputs["boxes"])
-    if "mask" in inputs:
-        name, size, boxes = inputs["mask"]
-        given["mask"] = slot(graph.add("LoadImage", image=write_mask(server, name, *boxes, size=size)), 1)
     base = start(graph)
-    faces = graph.add("DiffPrivacyFacesFromRegions", **base, **given)
+    give, words = BAD[kind]
+    refused(
+        server,
+        covered_graph(
+            graph, base["image"], graph.add("DiffPrivacyFacesFromRegions", **base, **give(server, graph, base))
+        ),
+        words,
+    )
+
+
+@pytest.mark.parametrize("node", ["DiffPrivacyCropFaces", "DiffPrivacyPasteFaces"])
+def test_a_mask_to_keep_of_another_size_is_one_error_that_names_the_socket(server, astronaut, node):
+    graph = Graph()
+    base = start(graph)
+    mask = mask_from(server, graph, CORNER, size=256)
+    keep = {
+        name: {"keep_mask": mask} if name == node else {} for name in ("DiffPrivacyCropFaces", "DiffPrivacyPasteFaces")
+    }
+    faces = graph.add("DiffPrivacyFacesFromRegions", **base, boxes=graph.add("PrimitiveBoundingBox", **HEAD))
+    crops = graph.add(
+        "DiffPrivacyCropFaces",
+        image=base["image"],
+        faces=faces,
+        size=64,
+        margin=1.8,
+        variants=1,
+        **keep["DiffPrivacyCropFaces"],
+    )
+    pasted = graph.add(
+        "DiffPrivacyPasteFaces", image=base["image"], crops=crops, faces=slot(crops, 2), **keep["DiffPrivacyPasteFaces"]
+    )
+    graph.add("SaveImage", images=pasted, filename_prefix="no")
+    refused(server, graph, ["Socket `keep_mask`", "1 masks of 256x256", "512x512"])
+
+
+def refused(server: ComfyServer, graph: Graph, words: list[str]) -> None:
     with pytest.raises(PromptError) as caught:
-        server.run(covered_graph(graph, base["image"], faces))
-    message = str(caught.value)
+        server.run(graph)
     for word in words:
-        assert word.lower() in message.lower()
+        assert word.lower() in str(caught.value).lower()
 
 
 def covered_graph(graph: Graph, image: list, faces: list) -> Graph:
@@ -133,8 +298,48 @@ def test_what_is_kept_keeps_its_bits_and_the_crops_mask_leaves_it_out(server, as
     )
     inverted = graph.add("ImageInvert", image=crops)
     pasted = graph.add("DiffPrivacyPasteFaces", image=base["image"], crops=inverted, faces=slot(crops, 2))
-    save = graph.add("SaveImage", images=pasted, filename_prefix="kept")
-    result = server.picture(server.run(graph)[save[0]]["images"][0])
+    black = graph.add("EmptyImage", width=128, height=128, batch_size=1, color=0)
+    dark = graph.add("ImageBlend", image1=crops, image2=black, blend_factor=0.3, blend_mode="normal")
+    darker, matched = (
+        graph.add("DiffPrivacyPasteFaces", image=base["image"], crops=dark, faces=slot(crops, 2), match_colors=match)
+        for match in (False, True)
+    )
+    saves = [graph.add("SaveImage", images=images, filename_prefix="kept") for images in (pasted, darker, matched)]
+    outputs = server.run(graph)
+    result, *of_dark = (server.picture(outputs[save[0]]["images"][0]) for save in saves)
+    hair = (slice(60, 80), slice(200, 250))
+    steps = [abs(image[hair].mean() - astronaut[hair].mean()) for image in of_dark]
+    assert steps[1] < 0.3 * steps[0]
+    assert all(changed(astronaut, image, hand) == 0 for image in of_dark)
     assert changed(astronaut, result, hand) == 0
     assert changed(astronaut, result, {"x": 200, "y": 98, "width": 8, "height": 6}) == 0
     assert changed(astronaut, result, {"x": 218, "y": 118, "width": 12, "height": 10}) > 0.9
+
+
+def test_each_face_has_the_prompt_of_its_number(server, astronaut):
+    """Two faces drawn at once under two prompts are what each is where both have its prompt, by the stock node."""
+    graph = Graph()
+    base = start(graph)
+    demo = graph.add("DiffPrivacyLoadDemoModel")
+    beside = graph.add("DiffPrivacyFacesFromRegions", **base, boxes=graph.add("PrimitiveBoundingBox", **BESIDE))
+    head = graph.add("PrimitiveBoundingBox", **HEAD)
+    faces = graph.add("DiffPrivacyFacesFromRegions", **base, faces=beside, boxes=head)
+    crops = graph.add("DiffPrivacyCropFaces", image=base["image"], faces=faces, size=128, margin=1.45, variants=1)
+    first, second = "a photo of a face", "a black and white photo"
+    clip = slot(demo, 1)
+    conditionings = [
+        graph.add("DiffPrivacyPromptFaces", clip=clip, faces=slot(crops, 2), prompts=f"0: {first}; 1: {second}"),
+        *(graph.add("CLIPTextEncode", clip=clip, text=text) for text in (first, second)),
+    ]
+    latents = graph.add("VAEEncode", pixels=crops, vae=slot(demo, 2))
+    common = {"model": demo, "latent_image": latents, "negative": graph.add("CLIPTextEncode", clip=clip, text="")}
+    settings = {"seed": 1, "steps": 3, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+    saves = []
+    for positive in conditionings:
+        drawn = graph.add("KSampler", **common, **settings, positive=positive)
+        images = graph.add("VAEDecode", samples=drawn, vae=slot(demo, 2))
+        saves.append(graph.add("SaveImage", images=images, filename_prefix="prompts"))
+    outputs = server.run(graph)
+    both, one, other = ([server.picture(image).astype(int) for image in outputs[save[0]]["images"]] for save in saves)
+    assert np.abs(both[0] - one[0]).max() <= 1 and np.abs(both[1] - other[1]).max() <= 1
+    assert np.abs(both[0] - other[0]).mean() > 3 and np.abs(both[1] - one[1]).mean() > 3

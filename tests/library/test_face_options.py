@@ -7,6 +7,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import pyrage
 import pytest
 import skimage.data
 import torch
@@ -72,6 +73,24 @@ def test_kept_eyes_keep_their_pixels(photo, tmp_path):
     assert torch.equal(before[kept == 1], after[kept == 1])
     new = (protected_mask(before.shape, faces) == 1) & (kept == 0)
     assert (before[new] != after[new]).any(dim=-1).float().mean() > 0.8
+
+
+def test_matched_colours_change_the_new_face_alone_and_recovery_stays_exact(photo, tmp_path):
+    owner, seed = pyrage.x25519.Identity.generate(), ["--seed", "1"]
+    (tmp_path / "owner.txt").write_text(str(owner))
+    sealed = ["--seal-to", str(owner.to_public()), "--fidelity", "lossless"]
+    assert main(["anonymize", str(photo), "-o", str(tmp_path / "plain"), *seed, *QUICK]) == 0
+    assert main(["anonymize", str(photo), "-o", str(tmp_path / "out"), *seed, *QUICK, "--match-colors", *sealed]) == 0
+    before, plain, after = (
+        pixels(file) for file in (photo, tmp_path / "plain" / "astronaut.png", tmp_path / "out" / "astronaut.png")
+    )
+    mask = protected_mask(before.shape, load_detector(None).detect(before), demo.MARGIN)
+    assert torch.equal(before[mask == 0], after[mask == 0])
+    assert (plain != after)[mask == 1].any(dim=-1).float().mean() > 0.5
+    assert (
+        main(["recover", str(tmp_path / "out"), "-o", str(tmp_path / "back"), "-i", str(tmp_path / "owner.txt")]) == 0
+    )
+    assert torch.equal(pixels(tmp_path / "back" / "astronaut.png"), before)
 
 
 def test_a_face_that_cannot_be_made_new_is_covered_when_asked(photo, tmp_path, capsys):
