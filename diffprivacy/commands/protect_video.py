@@ -66,25 +66,22 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
     todo = [(piece, path) for piece, path in plan if not path.exists()]
     for piece, _ in todo:
         state.forget_covered(piece)
-    steps = sum(len(tracks_in(tracks, piece)) for piece, _ in todo) * strength_steps(
-        use.preset.steps, use.preset.strength
-    )
+    per_piece = strength_steps(use.preset.steps, use.preset.strength)
+    steps = per_piece * sum(len(tracks_in(tracks, piece)) for piece, _ in todo)
     guide = None if request.model.unguided else model.recognizer
     texts = _texts(request.prompt, followed, tracks)
     with progress_bar(source.name, steps) as bar:
+        common = Regeneration(use.preset, match_colors=request.match_colors)
         words = words_of_people(video, tracks, model.diffusion_model, model.crop, use.msi)
 
         def how(person: int, target: Sequence[Tensor] | None) -> Regeneration:
             energy = task_energy(request.task, guide, use.preset.form, target=target)
-            return Regeneration(
-                use.preset, energy, words.get(person), text=texts[person], match_colors=request.match_colors
-            )
+            return dataclasses.replace(common, energy=energy, words=words.get(person), text=texts[person])
 
         keep = guide if request.task == "anonymize" else None
         regenerate = one_face_each(state, model.diffusion_model, model.crop, how, keep, lambda _: bar.update(1))
         chosen = dataclasses.replace(followed, tracks=tracks)
-        covers = request.if_impossible != "error"
-        cover = functools.partial(_say_covered, source, followed, state) if covers else None
+        cover = None if request.if_impossible == "error" else functools.partial(_say_covered, source, followed, state)
         protect_pieces(video, todo, chosen, regenerate, Pasting(model.crop, request.keep, cover))
     if use.encryptor is not None:
         use.encryptor.encrypt_file(source, made.add(sealed_beside(target, source)))

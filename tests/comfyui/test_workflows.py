@@ -143,17 +143,12 @@ def run_and_check(server: ComfyServer, prompt: dict) -> list[float]:
     cosines = []
     for i, protected in enumerate(saved):
         original, found = originals[i // variants], found_in[i // variants]
-        chosen = [face for select in selects for face in selected(found, select)]
+        chosen = found if selects[0] in ("all", "largest") else [found[int(n)] for n in ",".join(selects).split(",")]
         margin = prompt[crop]["inputs"]["margin"]
         check_protected(original, protected, chosen, max(margin, MARGIN) if covers else margin, elsewhere)
         check_kept(prompt, crop, original, protected, found)
         cosines += [likeness(original, protected, face) for face in chosen]
     return cosines
-
-
-def selected(found: list, select: str) -> list:
-    """Those of the faces that the widget ``select`` names."""
-    return found if select in ("all", "largest") else [found[int(number)] for number in select.split(",")]
 
 
 def on_checkpoint(prompt: dict) -> dict:

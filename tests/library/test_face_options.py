@@ -78,6 +78,7 @@ def test_kept_eyes_keep_their_pixels(photo, tmp_path):
 def test_matched_colours_change_the_new_face_alone_and_recovery_stays_exact(photo, tmp_path):
     owner, seed = pyrage.x25519.Identity.generate(), ["--seed", "1"]
     (tmp_path / "owner.txt").write_text(str(owner))
+    key = str(tmp_path / "owner.txt")
     sealed = ["--seal-to", str(owner.to_public()), "--fidelity", "lossless"]
     assert main(["anonymize", str(photo), "-o", str(tmp_path / "plain"), *seed, *QUICK]) == 0
     assert main(["anonymize", str(photo), "-o", str(tmp_path / "out"), *seed, *QUICK, "--match-colors", *sealed]) == 0
@@ -87,9 +88,7 @@ def test_matched_colours_change_the_new_face_alone_and_recovery_stays_exact(phot
     mask = protected_mask(before.shape, load_detector(None).detect(before), demo.MARGIN)
     assert torch.equal(before[mask == 0], after[mask == 0])
     assert (plain != after)[mask == 1].any(dim=-1).float().mean() > 0.5
-    assert (
-        main(["recover", str(tmp_path / "out"), "-o", str(tmp_path / "back"), "-i", str(tmp_path / "owner.txt")]) == 0
-    )
+    assert main(["recover", str(tmp_path / "out"), "-o", str(tmp_path / "back"), "--identity-file", key]) == 0
     assert torch.equal(pixels(tmp_path / "back" / "astronaut.png"), before)
 
 

@@ -218,7 +218,13 @@ def test_keyed_mode_needs_a_passphrase_and_one_variant(photos, tmp_path, capsys,
 
 @pytest.mark.parametrize(
     "option",
-    [["--prompt", "an old man"], ["--keep", "eyes"], ["--msi", "none.safetensors"], ["--if-impossible", "cover"]],
+    [
+        ["--prompt", "an old man"],
+        ["--keep", "eyes"],
+        ["--msi", "none.safetensors"],
+        ["--if-impossible", "cover"],
+        ["--match-colors"],
+    ],
 )
 def test_keyed_mode_names_the_options_it_would_not_heed(photos, tmp_path, capsys, monkeypatch, option):
     monkeypatch.setenv("SECRET", "correct horse")

@@ -59,6 +59,7 @@ CHANGES = {
     "boxes": Path("boxes.json"),
     "faces": "largest",
     "keep": ("eyes",),
+    "match_colors": True,
     "prompt": "an old man",
     "if_impossible": "cover",
     "people": PeopleRequest(threshold=0.3),
