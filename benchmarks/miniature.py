@@ -32,8 +32,9 @@ from diffprivacy import demo, pipeline
 from diffprivacy.backends.diffusers import DiffusersModel
 from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.diffusion.noise import NoiseKey
-from diffprivacy.evaluation.comparison import FaceComparison, clean_pairs, judge, table
+from diffprivacy.evaluation.comparison import FaceComparison, clean_pairs, judge
 from diffprivacy.evaluation.drawing import contact_sheet
+from diffprivacy.evaluation.table import table
 from diffprivacy.faces.detectors import Detector, load_detector
 from diffprivacy.faces.geometry import Face, crop_face, crop_landmarks, paste_faces
 from diffprivacy.identity.energies import visual_distance

@@ -9,8 +9,9 @@ import torch
 from comfy_api.v0_0_2 import io, ui
 
 from ..diffprivacy.errors import DiffPrivacyError, at_field
-from ..diffprivacy.evaluation.comparison import FaceComparison, judge, table
+from ..diffprivacy.evaluation.comparison import FaceComparison, judge
 from ..diffprivacy.evaluation.drawing import cosine_plot
+from ..diffprivacy.evaluation.table import table
 from ..diffprivacy.faces.detectors import Detector
 from ..diffprivacy.identity.recognizers import FaceMatcher
 from ..diffprivacy.identity.thresholds import kept_thresholds

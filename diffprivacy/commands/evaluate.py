@@ -5,23 +5,34 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import demo
 from ..errors import DiffPrivacyError, UsageError
-from ..evaluation.comparison import FaceComparison, clean_pairs, judge, table
+from ..evaluation.comparison import clean_pairs, judge
 from ..evaluation.drawing import cosine_plot
-from ..faces.detectors import load_detector
+from ..evaluation.report import Evidence
+from ..evaluation.table import table
+from ..faces.detectors import Detector, load_detector
 from ..identity.recognizers import Recognizer, load_recognizer
 from ..identity.thresholds import FAR, kept_thresholds, write_threshold
 from ..identity.verification import operating_point
 from ..media.images import Picture, read_picture, write_picture
 from ..progress import progress_over
+from .evaluate_report import Case, broken_bounds, worst_cases, write_report
 from .inputs import layout, pictures_in
-from .options import add_detector_option, recognizer_file
-from .requests import EvaluateRequest, RecognizerFile
+from .manifest import Manifest
+from .options import add_detector_option, recognizer_file, score
+from .requests import EvaluateRequest, RecognizerFile, content_digest
+
+ENDINGS = (".png", ".jpg", ".webp")
+"""Of protected and recovered images."""
+MOST_NAMED = 10
+"""Missing files that an error names."""
 
 
 def add_parser(commands: Any) -> None:
@@ -53,6 +64,25 @@ def add_parser(commands: Any) -> None:
         help="write the thresholds measured on --clean beside the recognizers, for later runs",
     )
     add("--plot", type=Path, metavar="PNG", help="write a plot of all cosines")
+    add(
+        "--report",
+        type=Path,
+        metavar="FOLDER",
+        help="write report.html (table, ROC curves, histograms, worst cases) and report.json there; they show originals",
+    )
+    add(
+        "--judge-guides",
+        action="store_true",
+        help="judge also with recognizers that guided these images; the report marks their figures",
+    )
+    bound = {"type": score, "metavar": "SHARE"}
+    add("--max-tar", **bound, help="exit with 1 if a judge accepts more of the protected faces than this, such as 0.01")
+    add("--min-found", **bound, help="exit with 1 if the detector finds fewer of the protected faces than this")
+    add(
+        "--max-link",
+        **bound,
+        help="exit with 1 if a judge takes more pairs of two protections of one face for one person than this",
+    )
     parser.set_defaults(run=lambda options: evaluate(_request(options)))
 
 
@@ -66,51 +96,99 @@ def _request(options: argparse.Namespace) -> EvaluateRequest:
         clean=options.clean,
         keep_thresholds=options.keep_thresholds,
         plot=options.plot,
+        judge_guides=options.judge_guides,
+        report=options.report,
+        max_tar=options.max_tar,
+        min_found=options.min_found,
+        max_link=options.max_link,
     )
 
 
 def evaluate(request: EvaluateRequest) -> int:
-    """Print the table; returns the exit code."""
+    """Print the table and write the report; returns the exit code, 1 where a bound is broken."""
     if request.keep_thresholds and not (request.clean and request.recognizers):
         raise UsageError("--keep-thresholds needs --clean, the photos, and --recognizer, the file to keep it beside.")
-    detector = load_detector(request.detector)
     judges = _judges(request.recognizers)
-    thresholds = kept_thresholds(judges)
-    if request.clean:
-        pairs = clean_pairs(pictures_in(request.clean), judges, detector)
-        points = {name: operating_point(*cosines, FAR) for name, cosines in pairs.items()}
-        for name, point in points.items():
-            print(f"{name}: threshold {point.threshold:.3f}, TAR of clean pairs {100 * point.tar:.1f} %")
-        thresholds = {name: point.threshold for name, point in points.items()}
-    if request.keep_thresholds and request.clean:
-        detected_by = "builtin" if request.detector is None else request.detector.name
-        photos = f"photos of {request.clean.resolve().name}, {detected_by} detector"
-        for file, (name, cosines) in zip(request.recognizers, pairs.items(), strict=True):
-            source = f"{photos}, {judges[name].channels}, embeddings fused with the mirror image's"
-            write_threshold(file.path, *cosines, FAR, source)
+    guides = _guides(request, list(judges))
+    detector = load_detector(request.detector)
+    clean = clean_pairs(pictures_in(request.clean), judges, detector) if request.clean else {}
+    thresholds = _thresholds(request, judges, clean)
     folders = {"protected": request.protected} | ({"recovered": request.recovered} if request.recovered else {})
-    versions: dict[str, list[FaceComparison]] = {}
-    for name, folder in folders.items():
-        judged = versions.setdefault(name, [])
-        for original, others in progress_over(_matches(request.originals, folder), name, "image"):
-            picture = read_picture(original).rgb
-            faces = detector.detect(picture)
-            if not faces:
-                print(f"warning: {original} is left out: no face was found in it", file=sys.stderr)
-            people = [f"{original}, face {i}" for i in range(len(faces))]
-            for other in others:
-                try:
-                    judged += judge(picture, read_picture(other).rgb, faces, people, judges, detector)
-                except DiffPrivacyError as error:
-                    raise DiffPrivacyError(f"{other}: {error}") from error
-        if not judged:
-            raise DiffPrivacyError(f"No face was found in {request.originals}; name a better one with --detector.")
+    cases, left_out = _compared(request.originals, folders, judges, detector)
+    versions = {name: [case.comparison for case in of] for name, of in cases.items()}
     print(table(versions, thresholds))
     for name in judges.keys() - thresholds.keys():
         print(f"no TAR for {name}: no threshold at FAR {FAR:g} is kept beside it; give --clean", file=sys.stderr)
     if request.plot:
         write_picture(request.plot, Picture(cosine_plot(versions, thresholds)))
-    return 0
+    if request.report:
+        protected = cases["protected"]
+        missing = [case.name for case in protected if case.comparison.found is False]
+        worst = worst_cases(protected, list(judges))
+        write_report(request.report, Evidence(versions, thresholds, clean, guides, worst, missing, left_out))
+    broken = broken_bounds(versions["protected"], thresholds, request)
+    for line in broken:
+        print(f"error: {line}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def _guides(request: EvaluateRequest, judges: Sequence[str]) -> list[str]:
+    """The judges that guided, by the record of the folder. Raises DiffPrivacyError for them unless they are asked for."""
+    if not request.protected.is_dir():
+        return []
+    record = Manifest(request.protected, b"")
+    digests = [content_digest(file.path) for file in request.recognizers] or [demo.recognizer_digest("judge")]
+    guides = [name for name, digest in zip(judges, digests, strict=True) if record.is_guide(digest)]
+    if guides and not request.judge_guides:
+        raise DiffPrivacyError(
+            f"{', '.join(guides)} guided when {request.protected} was made, and is fooled by construction: name another "
+            "with --recognizer, or add --judge-guides to see its figures marked."
+        )
+    return guides
+
+
+def _thresholds(
+    request: EvaluateRequest, judges: Mapping[str, Recognizer], clean: Mapping[str, tuple[np.ndarray, np.ndarray]]
+) -> dict[str, float]:
+    """Measured on clean pairs if there are any, and kept where that is wanted; else those kept."""
+    if not clean:
+        return kept_thresholds(judges)
+    points = {name: operating_point(*cosines, FAR) for name, cosines in clean.items()}
+    for name, point in points.items():
+        print(f"{name}: threshold {point.threshold:.3f}, TAR of clean pairs {100 * point.tar:.1f} %")
+    if request.keep_thresholds and request.clean:
+        detected_by = "builtin" if request.detector is None else request.detector.name
+        photos = f"photos of {request.clean.resolve().name}, {detected_by} detector"
+        for file, (name, cosines) in zip(request.recognizers, clean.items(), strict=True):
+            source = f"{photos}, {judges[name].channels}, embeddings fused with the mirror image's"
+            write_threshold(file.path, *cosines, FAR, source)
+    return {name: point.threshold for name, point in points.items()}
+
+
+def _compared(
+    originals: Path, folders: Mapping[str, Path], judges: Mapping[str, Recognizer], detector: Detector
+) -> tuple[dict[str, list[Case]], list[str]]:
+    """Every face of every original in each of the folders, and the originals without a face."""
+    cases: dict[str, list[Case]] = {name: [] for name in folders}
+    left_out: list[str] = []
+    matches = {name: _matches(originals, folder) for name, folder in folders.items()}
+    for name, of_originals in matches.items():
+        for original, others in progress_over(of_originals, name, "image"):
+            picture = read_picture(original).rgb
+            faces = detector.detect(picture)
+            if not faces and str(original) not in left_out:
+                print(f"warning: {original} is left out: no face was found in it", file=sys.stderr)
+                left_out.append(str(original))
+            people = [f"{original}, face {i}" for i in range(len(faces))]
+            for other in others:
+                try:
+                    judged = judge(picture, read_picture(other).rgb, faces, people, judges, detector)
+                except DiffPrivacyError as error:
+                    raise DiffPrivacyError(f"{other}: {error}") from error
+                cases[name] += [Case(original, other, face, each) for face, each in zip(faces, judged, strict=True)]
+        if not cases[name]:
+            raise DiffPrivacyError(f"No face was found in {originals}; name a better one with --detector.")
+    return cases, left_out
 
 
 def _judges(files: Sequence[RecognizerFile]) -> dict[str, Recognizer]:
@@ -126,19 +204,25 @@ def _judges(files: Sequence[RecognizerFile]) -> dict[str, Recognizer]:
 
 
 def _matches(originals: Path, folder: Path) -> list[tuple[Path, list[Path]]]:
-    """Every original with its versions in a folder: ``name.png``, or ``name-1.png`` and so on for variants.
+    """Every original with its versions in a folder: under its own name, or ``name-1`` and so on for variants.
 
-    Raises DiffPrivacyError for an original without one.
+    Raises DiffPrivacyError that lists the originals without one.
     """
-    return [(source, list(_versions(file))) for source, (file,) in layout([originals], folder).targets.items()]
+    matches = [(source, _versions(file)) for source, (file,) in layout([originals], folder).targets.items()]
+    if missing := [str(source) for source, versions in matches if not versions]:
+        more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
+        raise DiffPrivacyError(
+            f"{folder} holds nothing under the names of {', '.join(missing[:MOST_NAMED])}{more} ({len(missing)} of "
+            f"{len(matches)}): name the folder that they were written to, or take these out."
+        )
+    return matches
 
 
-def _versions(file: Path) -> Iterator[Path]:
-    if file.exists():
-        yield file
-        return
-    variant = re.compile(re.escape(file.stem) + r"-\d+\.png")
-    found = sorted(path for path in file.parent.glob("*.png") if variant.fullmatch(path.name))
-    if not found:
-        raise DiffPrivacyError(f"{file} does not exist, and no variant of it such as {file.stem}-1.png does.")
-    yield from found
+def _versions(file: Path) -> list[Path]:
+    """The file itself, or its variants, in any format that images are written in."""
+    endings = "|".join(re.escape(ending) for ending in ENDINGS)
+    name = re.compile(rf"{re.escape(file.stem)}(-\d+)?({endings})")
+    there = sorted(file.parent.iterdir()) if file.parent.is_dir() else []
+    found = [path for path in there if name.fullmatch(path.name)]
+    alone = [path for path in found if path.stem == file.stem]
+    return alone or found

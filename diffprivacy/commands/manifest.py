@@ -40,14 +40,16 @@ def no_empty_folders(folder: Path) -> Iterator[None]:
 class Manifest:
     """The record of one output folder.
 
-    settings: digest of what the files depend on besides their sources. remake: do finished files again.
+    settings: digest of what the files depend on besides their sources. remake: do finished files again. guides: digests of
+    the recognizers that guide.
     """
 
-    def __init__(self, folder: Path, settings: bytes, remake: bool = False):
+    def __init__(self, folder: Path, settings: bytes, remake: bool = False, guides: Sequence[bytes] = ()):
         self._folder = folder
         self._key = _own_key()
         self._settings = self._hash("settings", settings)
         self._remake = remake
+        self.guides = [self._hash("guide", guide) for guide in guides]
 
     @contextmanager
     def source(self, source: Path, files: Sequence[Path]) -> Iterator[Entry]:
@@ -61,6 +63,11 @@ class Manifest:
     def read(self) -> dict[str, Any]:
         """This user's entries, by the hashes of the files' names; none where the record is missing or damaged."""
         return self._read_all().get(self._owner, {})
+
+    def is_guide(self, recognizer: bytes) -> bool:
+        """Whether a recognizer of this digest guided any of the folder's files, as far as this user made them."""
+        mark = self._hash("guide", recognizer)
+        return any(mark in entry.get("guides", []) for entry in self.read().values())
 
     def update(self, entries: dict[str, Any]) -> None:
         """Add entries. Other processes' and other users' are kept."""
@@ -158,6 +165,8 @@ class Entry:
                 beside = [other.name.removeprefix(file.stem) for other in made.files if _lies_beside(other, file)]
                 content = self._manifest.content_of(temporary)
                 entries[name] = self._made | {"contents": [*before, content], "beside": beside}
+                if self._manifest.guides:
+                    entries[name]["guides"] = self._manifest.guides
             self._manifest.update(entries)
             made.commit()
 

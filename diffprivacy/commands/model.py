@@ -13,7 +13,7 @@ from ..demo.backend import load_diffusion_model as load_demo_model
 from ..errors import UsageError
 from ..faces.geometry import Crop
 from ..identity.recognizers import Ensemble, FaceMatcher, load_recognizer
-from .requests import ModelRequest
+from .requests import ModelRequest, content_digest
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,13 @@ def load_guides(request: ModelRequest) -> FaceMatcher:
     device = device_of(request)
     members = [load_recognizer(file.path, file.channels).to(device) for file in request.recognizers]
     return Ensemble([(member, 1.0) for member in members]) if members else demo.load_recognizer("guide").to(device)
+
+
+def guide_digests(request: ModelRequest) -> list[bytes]:
+    """What tells the recognizers that guide from others."""
+    if request.unguided:
+        return []
+    return [content_digest(file.path) for file in request.recognizers] or [demo.recognizer_digest("guide")]
 
 
 def crop_of(request: ModelRequest, diffusion_model: DiffusersModel) -> Crop:

@@ -22,7 +22,7 @@ from .dry_run import dry_run
 from .face_finder import warn_of_boxes
 from .inputs import Names, Plan, folder_of, is_video, plan
 from .manifest import Manifest, no_empty_folders
-from .model import device_of
+from .model import device_of, guide_digests
 from .options import (
     DEMO_NOTE,
     SEED_WARNING,
@@ -239,7 +239,7 @@ def protect(request: ProtectRequest) -> int:
     if request.dry_run:
         return dry_run(request, found)
     batch = Batch("protected", found, request.as_json)
-    manifest = Manifest(folder_of(request.output), digest(request), request.overwrite)
+    manifest = Manifest(folder_of(request.output), digest(request), request.overwrite, guide_digests(request.model))
     if request.jobs > 1 and len(found.targets) > 1:
         _check_jobs(request)
         _announce(request, found)

@@ -141,7 +141,10 @@ class RecoverRequest:
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """``evaluate``. recognizers: that judge, none for the demo model's judge."""
+    """``evaluate``. recognizers: that judge, none for the demo model's judge. judge_guides: also those that guided.
+
+    report: folder for report.html and report.json. max_tar, min_found, max_link: bounds in [0,1] for the protected faces.
+    """
 
     originals: Path
     protected: Path
@@ -151,6 +154,11 @@ class EvaluateRequest:
     clean: Path | None = None
     keep_thresholds: bool = False
     plot: Path | None = None
+    judge_guides: bool = False
+    report: Path | None = None
+    max_tar: float | None = None
+    min_found: float | None = None
+    max_link: float | None = None
 
 
 @dataclass(frozen=True)

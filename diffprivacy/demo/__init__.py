@@ -12,6 +12,7 @@ from .load import (
     load_recognizer,
     load_text_encoder,
     load_unet,
+    recognizer_digest,
     weights,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "load_recognizer",
     "load_text_encoder",
     "load_unet",
+    "recognizer_digest",
     "weights",
 ]

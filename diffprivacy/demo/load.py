@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent
 WEIGHTS = FOLDER / "weights"
 CHECKSUMS = "checksums.json"
+RECOGNIZERS = {"guide": WEIGHTS / "mobileface.safetensors", "judge": WEIGHTS / "dlib.safetensors"}
 IMAGE_SIZE = 128
 LATENT_CHANNELS = 16
 MARGIN = 1.45
@@ -116,7 +117,7 @@ def load_image_encoder() -> CLIPVisionModel:
 
 def load_recognizer(which: Literal["guide", "judge"]) -> Recognizer:
     """The recognizer that guides, or the independent one that judges, with what was measured for it."""
-    file = WEIGHTS / f"{'mobileface' if which == 'guide' else 'dlib'}.safetensors"
+    file = RECOGNIZERS[which]
     measured: Any = {"thresholds": read_thresholds(file), "strangers": read_strangers(file)}
     if which == "guide":
         _filled(network := MobileFace(), weights("mobileface"))
@@ -124,6 +125,11 @@ def load_recognizer(which: Literal["guide", "judge"]) -> Recognizer:
     _filled(network := DlibResNet(), weights("dlib"))
     points = torch.tensor(DlibResNet.POINTS)
     return Recognizer(network, 150, 255.0, 0.0, name="demo judge", points=points, **measured)
+
+
+def recognizer_digest(which: Literal["guide", "judge"]) -> bytes:
+    """SHA-256 of the file of a recognizer."""
+    return hashlib.sha256(RECOGNIZERS[which].read_bytes()).digest()
 
 
 def load_msi() -> MSI:

@@ -15,7 +15,7 @@ from ..faces.geometry import Face, crop_face, crop_landmarks
 from ..identity.embedding import embed_face
 from ..identity.energies import visual_distance
 from ..identity.recognizers import FaceMatcher
-from ..identity.verification import accept_rate, link_auc, pair_cosines, rank1, strangers_cosine
+from ..identity.verification import pair_cosines
 from ..media.images import read_picture
 from .fidelity import psnr, ssim
 
@@ -106,56 +106,6 @@ def clean_pairs(
     if len(set(people)) == len(people):
         raise DiffPrivacyError("Clean pairs need two photos of one person: keep each person's photos in one folder.")
     return {name: pair_cosines(np.stack(rows), people) for name, rows in vectors.items()}
-
-
-def table(versions: Mapping[str, Sequence[FaceComparison]], thresholds: Mapping[str, float]) -> str:
-    """A Markdown table with one line for each version of the same faces.
-
-    Of every judge: the mean cosine to the original and, beside it, to the other people's originals, which a stranger's
-    equals; the share accepted as the same person (TAR) where it has a threshold; the shares whose nearest and whose
-    farthest face among all originals is the same person's (re-identification rank-1 from both ends); and how surely two
-    protections of one face are linked (AUC). "–" stands for what the faces or thresholds do not tell.
-    """
-    names = list(next(iter(versions.values()))[0].original)
-    head = [
-        "",
-        *(f"{name}: cosine (others), TAR, nearest, farthest, link" for name in names),
-        "found",
-        "NME",
-        "PSNR",
-        "SSIM",
-        "structure similarity",
-    ]
-    lines = [head, ["---"] * len(head)]
-    for version, faces in versions.items():
-        cells = [_verdict(faces, name, thresholds.get(name)) for name in names]
-        found = [face.found for face in faces if face.found is not None]
-        errors = [face.nme for face in faces if np.isfinite(face.nme)]
-        cells.append(f"{100 * np.mean(found):.1f} %" if found else "–")
-        cells.append(f"{np.mean(errors):.3f}" if errors else "–")
-        cells.append(f"{np.mean([face.psnr for face in faces]):.1f} dB")
-        cells += [f"{np.mean([getattr(face, measure) for face in faces]):.3f}" for measure in ("ssim", "similarity")]
-        lines.append([version, *cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _verdict(faces: Sequence[FaceComparison], judge: str, threshold: float | None) -> str:
-    cosines = [face.cosine(judge) for face in faces]
-    tar = None if threshold is None else accept_rate(cosines, threshold)
-    people = [face.person for face in faces]
-    versions, originals = (
-        np.stack([getattr(face, which)[judge] for face in faces]) for which in ("version", "original")
-    )
-    compared = versions, people, originals, people
-    several = len(set(people)) > 1
-    ends = [rank1(*compared, opposite=opposite) if several else None for opposite in (False, True)]
-    others, link = strangers_cosine(*compared), link_auc(versions, people)
-    shares = ["–" if share is None else f"{100 * share:.1f} %" for share in (tar, *ends)]
-    return ", ".join([f"{np.mean(cosines):.2f} ({_number(others)})", *shares, _number(link)])
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}" if np.isfinite(value) else "–"
 
 
 def _in_its_place(face: Face, there: Iterable[Face]) -> Face | None:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..identity.verification import Scores, roc
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -53,6 +55,42 @@ def cosine_plot(versions: Mapping[str, Sequence[FaceComparison]], thresholds: Ma
         if name in thresholds:
             axes.axvline(thresholds[name], color="black", linewidth=1, linestyle="--")
     axes.set_xlabel("cosine to the original; dashed: threshold for the same person")
+    return _rendered(figure)
+
+
+def roc_plot(curves: Mapping[str, tuple[Scores, Scores]], far: float) -> Tensor:
+    """ROC curves as an image (H,W,3). curves: of each name the cosines of pairs of one person, and of two people.
+
+    A line marks the false accept rate in use. On the diagonal the pairs are not told apart.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 4), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for name, (same, different) in curves.items():
+        accepted_different, accepted_same, _ = roc(same, different)
+        axes.plot(accepted_different, accepted_same, label=name)
+    rates = np.geomspace(1e-4, 1)
+    axes.plot(rates, rates, color="grey", linewidth=1, linestyle=":", label="chance")
+    axes.axvline(far, color="black", linewidth=1, linestyle="--")
+    axes.set(xscale="log", xlim=(1e-4, 1), ylim=(0, 1.02))
+    axes.set(xlabel="false accept rate", ylabel="true accept rate")
+    axes.legend(fontsize=8)
+    return _rendered(figure)
+
+
+def histogram(groups: Mapping[str, Scores], threshold: float | None) -> Tensor:
+    """How often each cosine occurs in each group, as an image (H,W,3); a line marks the threshold."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 4), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for name, cosines in groups.items():
+        axes.hist(cosines, bins=60, range=(-1, 1), density=True, alpha=0.5, label=name)
+    if threshold is not None:
+        axes.axvline(threshold, color="black", linewidth=1, linestyle="--")
+    axes.set(xlim=(-1, 1), xlabel="cosine", ylabel="density")
+    axes.legend(fontsize=8)
     return _rendered(figure)
 
 

@@ -46,7 +46,7 @@ def operating_point(same: Scores, different: Scores, far: float) -> OperatingPoi
             f"FAR {far:g} needs at least {int(np.ceil(1 / far))} pairs of different people, got {len(different)}: "
             "add photos or ask for a higher rate."
         )
-    accepted_different, accepted_same, thresholds = _roc(same, different)
+    accepted_different, accepted_same, thresholds = roc(same, different)
     best = np.flatnonzero(accepted_different <= far)[-1]
     return OperatingPoint(far, float(thresholds[best]), float(accepted_same[best]))
 
@@ -65,12 +65,26 @@ def rank1(
 ) -> float:
     """Share of probes whose nearest face in the gallery is the same person: re-identification rank-1.
 
+    As :func:`rank1_hits`.
+    """
+    return float(np.mean(rank1_hits(probes, probe_people, gallery, gallery_people, opposite)))
+
+
+def rank1_hits(
+    probes: ArrayLike,
+    probe_people: Sequence[str],
+    gallery: ArrayLike,
+    gallery_people: Sequence[str],
+    opposite: bool = False,
+) -> np.ndarray:
+    """Of each probe, whether its nearest face in the gallery is the same person, (N,) bool.
+
     probes: (N,D), gallery: (M,D) unit vectors, in two disjoint sets of photos. opposite: the farthest face instead of
     the nearest, which finds those that guidance drove beyond strangers.
     """
     cosines = np.asarray(probes) @ np.asarray(gallery).T
     found = cosines.argmin(axis=1) if opposite else cosines.argmax(axis=1)
-    return float(np.mean(np.asarray(gallery_people)[found] == np.asarray(probe_people)))
+    return np.asarray(gallery_people)[found] == np.asarray(probe_people)
 
 
 def strangers_cosine(
@@ -97,7 +111,8 @@ def link_auc(embeddings: ArrayLike, people: Sequence[str]) -> float:
     return float(roc_auc_score(labels, np.concatenate((same, different))))
 
 
-def _roc(same: Scores, different: Scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def roc(same: Scores, different: Scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """False accept rates, true accept rates and thresholds of the ROC curve, a point for each cosine."""
     from sklearn.metrics import roc_curve
 
     labels = np.concatenate((np.ones(len(same)), np.zeros(len(different))))
