@@ -14,7 +14,7 @@ def test_the_report_shows_its_pictures_and_asks_nobody(page, tmp_path):
     faces = [FaceComparison(f"photo {i}", {"a": v}, {"a": v}, True, 0.1, 20.0, 0.5, 0.3) for i, v in enumerate(vectors)]
     worst = [Worst("photo 0", torch.zeros(9, 9, 3), torch.ones(9, 9, 3))]
     (tmp_path / "report.html").write_text(as_html(Evidence({"protected": faces}, {"a": 0.3}, worst=worst)))
-    tab, asked = page.page.context.new_page(), []
+    tab, asked = page.page.context.browser.new_page(), []
     tab.on("request", lambda request: asked.append(request.url))
     tab.goto((tmp_path / "report.html").as_uri())
     widths = tab.eval_on_selector_all("img", "images => images.map(image => image.naturalWidth)")
