@@ -28,7 +28,8 @@ from diffprivacy import demo
 from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.diffusion.model import DiffusionModel
 from diffprivacy.diffusion.noise import NoiseKey
-from diffprivacy.evaluation.comparison import FaceComparison, clean_pairs, judge, table
+from diffprivacy.evaluation.comparison import FaceComparison, clean_pairs, judge
+from diffprivacy.evaluation.table import table
 from diffprivacy.faces.colors import match_colors
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import (
