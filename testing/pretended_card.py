@@ -19,6 +19,10 @@ MOVES = ("aten::_to_copy", "aten::copy_", "aten::_copy_from")
 """Operations that may see tensors of both devices."""
 MADE = ("arange", "arange.start", "arange.start_step", "eye", "eye.m", "linspace", "randperm", "randperm.generator")
 """Operations that PyTorch would make by resizing an empty tensor, which a tensor around another one cannot follow."""
+READ = ("aten::_local_scalar_dense", "aten::nonzero")
+"""Operations whose results the CPU waits for."""
+WAITS: list[str] = []
+"""Names of the operations so far at which a program would have waited for a card."""
 KEPT: list[torch.library.Library] = []
 
 
@@ -53,6 +57,8 @@ def computed(function: Any, *args: Any, **kwargs: Any) -> Any:
     indexed = name.startswith(("aten::index.", "aten::index_put", "aten::_index_put"))  # By the CPU's: allowed on CUDA.
     if mixed and not name.startswith(MOVES) and not (indexed and isinstance(args[0], CardTensor)):
         raise RuntimeError(f"{name} expects all tensors on one device, but found some on the card and some on the CPU")
+    if name.startswith(READ) or (name.startswith(MOVES) and not _queued(args, kwargs)):
+        WAITS.append(name)
     there = kwargs.get("device")
     result = function(*inside[0], **inside[1])
     if name.startswith("aten::_to_copy") and there is not None and torch.device(there).type != "card":
@@ -63,6 +69,13 @@ def computed(function: Any, *args: Any, **kwargs: Any) -> Any:
         inference = args[0].is_inference()  # As PyTorch's own views: what their base is.
     with torch.inference_mode(inference):
         return _mapped(result, lambda x: _card(x, same) if isinstance(x, torch.Tensor) else x)
+
+
+def _queued(args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether a copy is one within a device, or need not be over when it returns."""
+    device = kwargs.get("device") or args[0].device
+    between = any(torch.device(device).type != each.device.type for each in args if isinstance(each, torch.Tensor))
+    return not between or bool(kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
 
 
 def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:

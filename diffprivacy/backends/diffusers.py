@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..devices import upload
 from ..diffusion.model import (
     DifferentiableDenoiser,
     DifferentiableTextEncoder,
@@ -85,12 +86,12 @@ class DiffusersModel:
 
     def _denoised(self, x: Tensor, sigma: Tensor, conditioning: TextConditioning) -> Tensor:
         """z0 for x (B,C,h,w) at noise levels sigma, 0-d or (B,); on x's device, wherever the weights are."""
-        timestep = self.noise_levels.timestep(sigma.to(x))
-        sigma = sigma.to(x).view(-1, 1, 1, 1)
+        timestep = self.noise_levels.timestep(sigma.to(x.dtype))
+        sigma = upload(sigma, x.device, x.dtype).view(-1, 1, 1, 1)
         norm = (sigma**2 + 1).sqrt()
         output = self.unet(
             (x / norm).to(self.device, self.dtype),
-            timestep.to(self.device),
+            upload(timestep, self.device),
             encoder_hidden_states=conditioning.context.to(self.dtype).expand(len(x), -1, -1),
             added_cond_kwargs=self._size_conditioning(x, conditioning),
         ).sample.to(x)

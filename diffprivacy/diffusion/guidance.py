@@ -121,14 +121,16 @@ def guide(
         spans = guidance.spans(upper, sigmas, noise_levels)
         repeats = max(1, min(guidance.repeats, round(spans)))
         scale *= spans / repeats
+    finite = []
     for i in range(repeats):
         slope = gradient(denoised, timestep + TIME_STEPS * i).to(denoised)
-        if not slope.isfinite().all():
-            raise DiffPrivacyError(
-                f"The energy's gradient holds NaN or infinity at sigma {float(sigma):.4g}: "
-                "check that its recognizer and VAE run in float32 on an image with a face."
-            )
+        finite.append(slope.isfinite().all())
         denoised = guide_denoised(denoised, slope, upper, lower, guidance.rule, scale)
+    if not torch.stack(finite).all():  # The one time in a guided step that a card is waited for.
+        raise DiffPrivacyError(
+            f"The energy's gradient holds NaN or infinity at sigma {float(sigma):.4g}: "
+            "check that its recognizer and VAE run in float32 on an image with a face."
+        )
     return denoised
 
 

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..devices import upload
+
 FINGERPRINT_SAMPLES = 64
 """Values of each tensor that a fingerprint looks at."""
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -41,7 +43,7 @@ class NoiseLevels:
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """Nearest training time step in log sigma, as int64 of sigma's shape; the step the network is told."""
-        distance = sigma.log()[..., None] - self.sigmas.to(sigma).log()
+        distance = sigma.log()[..., None] - upload(self.sigmas, sigma.device, sigma.dtype).log()
         return distance.abs().argmin(dim=-1)
 
     def sigma(self, timestep: Tensor | float) -> Tensor:

@@ -116,11 +116,11 @@ def check_sigmas(sigmas: Tensor) -> None:
 
 
 def prepare(x: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor]:
-    """The checked state in float32 or higher, and the checked sigmas beside it."""
+    """The checked state in float32 or higher, and the checked sigmas in the same on the CPU, where nobody waits for them."""
     check_latent(x)
     check_sigmas(sigmas)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return x, sigmas.to(x)
+    return x, sigmas.to("cpu", x.dtype)
 
 
 def predict(

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..devices import upload
 from .geometry import ARCFACE_TEMPLATE, TEMPLATE_SIZE
 from .similarity import similarity
 
@@ -30,7 +31,7 @@ def warp(images: Tensor, to_source: Tensor, height: int, width: int, padding: st
     device = images.device
     if device.type in WITHOUT_GRADIENT:
         images = images.cpu()
-    to_source = to_source.to(images.device)
+    to_source = upload(to_source, images.device)
     y, x = torch.meshgrid(
         torch.arange(height, dtype=to_source.dtype, device=to_source.device),
         torch.arange(width, dtype=to_source.dtype, device=to_source.device),
@@ -38,7 +39,7 @@ def warp(images: Tensor, to_source: Tensor, height: int, width: int, padding: st
     )
     pixels = torch.stack((x, y, torch.ones_like(x)), dim=-1).view(1, -1, 3)
     positions = (pixels @ to_source[:, :2].transpose(1, 2)).view(-1, height, width, 2)
-    extent = torch.tensor([images.shape[3] - 1, images.shape[2] - 1]).to(positions)
+    extent = upload(torch.tensor([images.shape[3] - 1, images.shape[2] - 1]), positions.device, positions.dtype)
     grid = (positions * 2 / extent - 1).to(images.dtype)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=True).to(device)
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..devices import upload
 from ..faces.alignment import template, warp
 from ..faces.geometry import TEMPLATE_SIZE
 from ..faces.similarity import similarity
@@ -66,7 +67,8 @@ def blur(images: Tensor, unit: Tensor, generator: torch.Generator) -> Tensor:
     radius = int(torch.ceil(3 * unit.max()))
     offsets = torch.arange(-radius, radius + 1)
     kernels = torch.exp(-offsets.square() / (2 * sigma[:, None].square()))
-    kernels = (kernels / kernels.sum(dim=1, keepdim=True)).to(images).repeat_interleave(3, dim=0)[:, None]
+    kernels = upload(kernels / kernels.sum(dim=1, keepdim=True), images.device, images.dtype)
+    kernels = kernels.repeat_interleave(3, dim=0)[:, None]
     channels = images.reshape(1, -1, *images.shape[2:])
     channels = F.conv2d(
         F.pad(channels, (radius, radius, 0, 0), mode="replicate"), kernels[:, :, None], groups=channels.shape[1]
@@ -82,7 +84,7 @@ def recolour(images: Tensor, generator: torch.Generator) -> Tensor:
 
     def around(centre: float, spread: float, *shape: int) -> Tensor:
         draws = torch.randn(len(images), *shape, 1, 1, generator=generator)
-        return (centre + spread * draws).to(images.device, images.dtype)
+        return upload(centre + spread * draws, images.device, images.dtype)
 
     images = images * around(1, 0.05, 3)
     grey = images.mean(dim=1, keepdim=True)
@@ -100,11 +102,11 @@ def compress(images: Tensor, generator: torch.Generator) -> Tensor:
     count, _, height, width = images.shape
     quality = torch.rand(count, generator=generator) * 45 + 50
     table = torch.tensor(LUMINANCE_TABLE, dtype=torch.float32) * (2 - quality / 50)[:, None, None]
-    table = (table.clamp(min=1) / 255).to(images.device, images.dtype)[:, None, None, None]
+    table = upload(table.clamp(min=1) / 255, images.device, images.dtype)[:, None, None, None]
     k = torch.arange(8.0)
     dct = torch.cos(torch.pi / 8 * (k + 0.5) * k[:, None]) / 2
     dct[0] /= 2**0.5
-    dct = dct.to(images.device, images.dtype)
+    dct = upload(dct, images.device, images.dtype)
 
     padded = F.pad(images, (0, -width % 8, 0, -height % 8), mode="replicate")
     blocks = padded.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..devices import upload
 from ..errors import DiffPrivacyError
 from ..faces.alignment import align, template
 from ..faces.geometry import TEMPLATE_SIZE
@@ -133,7 +134,7 @@ def diversity(
         cosines = [(e @ e.mT).flatten(0, 1).T for e in grouped]  # (V,F * V): of every row with the v-th of its face
         terms = []
         for values in _repulsions(cosines, recognizer, aims, form):
-            others = 1 - torch.eye(variants).to(values).repeat(1, len(landmarks))
+            others = 1 - upload(torch.eye(variants), values.device, values.dtype).repeat(1, len(landmarks))
             terms.append((values * others).sum(dim=0) / max(variants - 1, 1))
         return weighted_sum(recognizer.weights, terms)
 
@@ -156,7 +157,9 @@ def visual_distance(reference: Tensor, reference_landmarks: Tensor, landmarks: T
     def energy(images: Tensor, _: int) -> Tensor:
         variants = _variants(images, len(landmarks))
         view = _structure_view(images, landmarks.repeat_interleave(variants, dim=0))
-        similarity = _structural_similarity(view, original.to(view).repeat_interleave(variants, dim=0))
+        similarity = _structural_similarity(
+            view, upload(original, view.device, view.dtype).repeat_interleave(variants, dim=0)
+        )
         return (similarity.clamp(min=0).square().mean(dim=(1, 2, 3)) - aim).clamp(min=0)
 
     return Energy(energy, landmarks)
@@ -270,7 +273,10 @@ def _repulsions(
     if form == "paper":
         return [cosine.clamp(min=0) for cosine in cosines]
     ends = [torch.tensor(kind.mean) for kind in recognizer.strangers] if aims is None else aims
-    return [(cosine - end.to(cosine)).clamp(min=0) for cosine, end in zip(cosines, ends, strict=True)]
+    return [
+        (cosine - upload(end, cosine.device, cosine.dtype)).clamp(min=0)
+        for cosine, end in zip(cosines, ends, strict=True)
+    ]
 
 
 def _cosines(recognizer: FaceMatcher, reference: Embeddings, landmarks: Tensor, images: Tensor) -> list[Tensor]:
@@ -278,7 +284,7 @@ def _cosines(recognizer: FaceMatcher, reference: Embeddings, landmarks: Tensor, 
     variants = _variants(images, len(landmarks))
     embeddings = recognizer.embed(images, landmarks.repeat_interleave(variants, dim=0))
     return [
-        (e * r.to(e).repeat_interleave(len(e) // len(r), dim=0)).sum(dim=1)
+        (e * upload(r, e.device, e.dtype).repeat_interleave(len(e) // len(r), dim=0)).sum(dim=1)
         for e, r in zip(embeddings, reference, strict=True)
     ]
 

@@ -56,9 +56,8 @@ class Run:
         self.sigmas = self.border.sigma(self.schedule)
         self._shares: dict[tuple[float, float], float] = {}
 
-    def prediction(self, denoised: Tensor, sigma: Tensor) -> Prediction:
-        """sigma: ComfyUI's. Reading it is the one time in a step that the device is waited for."""
-        level = sigma.flatten()[0].float().cpu()
+    def prediction(self, denoised: Tensor, level: Tensor) -> Prediction:
+        """level: ComfyUI's sigma, 0-d, on the CPU."""
         return Prediction(
             denoised, self.border.sigma(level), self.sigmas, self.levels, functools.partial(self.share, level)
         )
@@ -156,8 +155,9 @@ def guide_model(
         executor: Any, x: Tensor, sigma: Tensor, model_options: dict, *arguments: Any, **options: Any
     ) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
+        level = sigma.flatten()[0].float().cpu()  # Waits for the card: before it is given work.
         denoised = executor(x, sigma, model_options, *arguments, **options)
-        return function(model_options["transformer_options"][RUN].prediction(denoised, sigma))
+        return function(model_options["transformer_options"][RUN].prediction(denoised, level))
 
     def prepare(executor: Any, model: Any, shape: Sequence[int], *arguments: Any, **options: Any) -> Any:
         prepared = executor(model, shape, *arguments, **options)

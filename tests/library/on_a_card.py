@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,12 @@ import skimage.data
 import torch
 from PIL import Image
 
-from diffprivacy import demo
+from diffprivacy import demo, devices
 from diffprivacy.cli import main
 from diffprivacy.demo.backend import load_diffusion_model
+from diffprivacy.diffusion.guidance import Guidance, guided
+from diffprivacy.diffusion.model import NoiseLevels
+from diffprivacy.diffusion.sampling import ddim_sigmas
 from diffprivacy.evaluation.comparison import judge
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import Crop, crop_face, crop_landmarks
@@ -26,6 +30,7 @@ from diffprivacy.msi.module import new_msi
 from diffprivacy.msi.training import Settings, Training
 from diffprivacy.msi.training_data import prepare
 from diffprivacy.recovery.replay import Replay, record, recover
+from diffprivacy.regeneration import anonymizing, hiding
 from testing import pretended_card
 
 name, folder, *scenarios = sys.argv[1:]
@@ -66,6 +71,29 @@ def gradients() -> dict:
         latents = diffusion_model.encode(crop.to(device))
         made[device.type] = gradient(latents, 7).cpu()
     return {"error": relative(made[CARD.type], made["cpu"])}
+
+
+def waits() -> dict:
+    """How often a guided step waits for the card, its network being free."""
+    devices.QUEUING.append("card")
+    recognizer = demo.load_recognizer("guide").to(CARD)
+    noise = torch.randn(2, 4, 4, 4)
+    energy = anonymizing(recognizer, variants=2)(crop, points, noise) + hiding(recognizer)(crop, points, noise)
+    decoder = load_diffusion_model().to(CARD).differentiable_decoder()
+    levels, sigmas = NoiseLevels.scaled_linear(), ddim_sigmas(NoiseLevels.scaled_linear(), 50)
+    guidance = Guidance(repeats=1)
+    latents = torch.randn(2, demo.LATENT_CHANNELS, 16, 16).to(CARD)
+    step = guided(lambda x, sigma: x, latent_gradient(energy, decoder), sigmas, guidance, levels)
+    step(latents, sigmas[0])
+    if CARD.type == "cuda":
+        torch.cuda.set_sync_debug_mode("warn")
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            step(latents, sigmas[1])
+        return {"waits": [str(warning.message) for warning in said]}
+    pretended_card.WAITS.clear()
+    step(latents, sigmas[1])
+    return {"waits": pretended_card.WAITS}
 
 
 def training() -> dict:

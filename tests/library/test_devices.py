@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 PACK = Path(__file__).parents[2]
-SCENARIOS = ("gradients", "training", "keys", "judging", "commands")
+SCENARIOS = ("gradients", "waits", "training", "keys", "judging", "commands")
 
 
 def run(device: str, folder: Path, *scenarios: str) -> dict[str, Any]:
@@ -40,6 +40,11 @@ def test_mistakes_are_noticed(tmp_path):
 def test_gradients_are_the_cpus(found):
     """Through decoder, random views, alignment and recognizer."""
     assert found["gradients"]["error"] < 1e-3
+
+
+def test_a_guided_step_waits_for_the_card_once(found):
+    """To read whether the gradient is finite; small tensors are sent without waiting, which had been a hundred waits."""
+    assert len(found["waits"]["waits"]) == 1, found["waits"]["waits"]
 
 
 def test_training_msi_learns_the_same(found):
