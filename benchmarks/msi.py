@@ -254,10 +254,10 @@ MEMORY_SETTINGS = (
 """Name, time steps at once and checkpointing."""
 
 
-def full_size(device: torch.device, steps: int, side: int) -> None:
+def full_size(diffusion_model: DiffusersModel, side: int, settings: Settings) -> None:
     """Time and peak memory of training on one face at SD 1.5's size, as it is and sparing memory."""
+    device = diffusion_model.device
     cuda = device.type == "cuda"
-    diffusion_model = full_size_model().to(device, torch.bfloat16 if cuda else None)
     image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     print("| setting | steps | seconds, all | seconds a step | peak GB |\n|---|---|---|---|---|")
     for name, chunk, checkpointing in MEMORY_SETTINGS:
@@ -265,11 +265,11 @@ def full_size(device: torch.device, steps: int, side: int) -> None:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         began = time.monotonic()
-        settings = Settings(steps=steps, chunk=chunk, checkpointing=checkpointing, patience=0)
+        spared = dataclasses.replace(settings, chunk=chunk, checkpointing=checkpointing, patience=0)
         data = prepare(diffusion_model, image, flips=False)
-        training = Training(new_msi(diffusion_model), diffusion_model, data, settings, device=device)
+        training = Training(new_msi(diffusion_model), diffusion_model, data, spared, device=device)
         training.run()
-        seconds = time.monotonic() - began
+        seconds, steps = time.monotonic() - began, settings.steps
         peak = f"{torch.cuda.max_memory_allocated() / 1e9:.1f}" if cuda else ""
         print(f"| {name} | {steps} | {seconds:.1f} | {seconds / steps:.2f} | {peak} |", flush=True)
 
@@ -318,7 +318,8 @@ def main() -> None:
         full_size_footprint(options.side)
         return
     if options.full_size:
-        full_size(device, min(options.steps, 60), options.side)
+        diffusion_model = full_size_model().to(device, torch.bfloat16 if device.type == "cuda" else None)
+        full_size(diffusion_model, options.side, Settings(steps=min(options.steps, 60)))
         return
     data = Path(os.environ["DIFFPRIVACY_DATA"])
     diffusion_model = load_diffusion_model().to(device)

@@ -25,6 +25,10 @@ from .options import option_at_fault
 log = logging.getLogger(__name__)
 
 
+NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "alloc_failed")
+"""What errors of no type of their own say when there is no memory left."""
+
+
 class StopBatch(Exception):
     """Something that no input can do without has failed, for the reason in its cause."""
 
@@ -146,12 +150,13 @@ def reason(error: Exception) -> str:
         return option_at_fault(error)
     if isinstance(error, ModuleNotFoundError):
         return f"the package {error.name} is missing: run pip install {error.name}"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "memory" in str(error).lower():
+    text = str(error).lower()
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in text for sign in NO_MEMORY):
         return "memory ran out; a smaller image, a smaller --size or fewer --variants take less."
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'the file'}: {error.strerror}."
     first = next(iter(str(error).splitlines()), "")
-    if isinstance(error, RuntimeError) and "CUDA error" in first:
+    if isinstance(error, RuntimeError) and ("CUDA error" in first or "HIP error" in first):
         return f"the device failed ({first[:200]}); what follows may fail too: start the command again for it."
     return f"unexpected {type(error).__name__}: {first[:200]} (-v shows where)"
 

@@ -313,5 +313,34 @@ def shares() -> dict:
     return {**found, "numbers drawn": not torch.equal(before, torch.get_rng_state())}
 
 
+def half_precision() -> dict:
+    """Evaluations and errors of a fixed-point inversion and its replay, of a UNet in float16, with its tolerance and with
+    that of float32."""
+    demo_model, recovery = sys.modules[f"{prefix}nodes.comfy.demo_model"], sys.modules[f"{prefix}nodes.recovery"]
+    evaluations, found = [0], {}
+    with torch.inference_mode():
+        model, clip = demo_model.load_model(), demo_model.load_clip()
+        network = model.model.diffusion_model.half()
+        network.dtype = torch.float16
+
+        def counted(apply, given):
+            evaluations[0] += 1
+            return apply(given["input"], given["timestep"], **given["c"])
+
+        model.set_model_unet_function_wrapper(counted)
+        empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+        latent = {"samples": torch.randn(1, 16, 4, 4, generator=torch.Generator().manual_seed(0))}
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 5)
+        plain = recovery.inversion.tolerance_for
+        for name, tolerance in (("own", plain), ("float32's", lambda dtype: plain(torch.float32))):
+            evaluations[0] = 0
+            with patch.object(recovery.inversion, "tolerance_for", tolerance):
+                noise, _ = recovery.InvertLatent.execute(model, empty, latent, sigmas, "fixed point", 20).result
+            count = evaluations[0]
+            back = sampling.run_sampler(model, empty, noise, sigmas, _euler)
+            found[name] = [count, float((back - latent["samples"]).square().mean().sqrt())]
+    return found
+
+
 for scenario in scenarios:
     print(json.dumps({scenario: globals()[scenario]()}))

@@ -36,7 +36,7 @@ def run(comfyui: Path, *arguments: str | Path, script: str = "card.py") -> dict[
 @pytest.fixture(scope="module")
 def found(comfyui: Path) -> dict[str, Any]:
     scenarios = ("reloaded", "uploads", "crowded", "quantized", "loads_while_sampling", "attention")
-    return run(comfyui, *scenarios, "displacements", "shares")
+    return run(comfyui, *scenarios, "displacements", "shares", "half_precision")
 
 
 def test_a_decoder_comes_and_goes_beside_a_vae_that_comfyui_holds_in_pages(comfyui: Path):
@@ -105,6 +105,12 @@ def test_nothing_is_loaded_in_the_middle_of_a_guided_step(found):
 
 def test_training_uses_an_attention_that_has_gradients(found):
     assert found["attention"]["gradient"] > 0
+
+
+def test_inversion_in_half_precision_stops_where_its_rounding_begins(found):
+    (count, error), (exact_count, exact_error) = (found["half_precision"][name] for name in ("own", "float32's"))
+    assert count < 0.95 * exact_count
+    assert error < 2 * exact_error + 1e-3
 
 
 SECOND = 2.0 / 5.0

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from diffprivacy.commands import protect
+from diffprivacy.commands.batch import reason
 from diffprivacy.commands.terminal import Lasting
 from diffprivacy.media import atomic
 from testing.folders import anonymize, photo, run, wall
@@ -189,7 +190,7 @@ def test_outputs_that_cannot_be_are_found_before_the_work(tmp_path, capsys):
     [
         (MemoryError(), "memory ran out"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "memory ran out"),
-        (RuntimeError("CUDA error: an illegal memory access\nmore\nlines"), "a.png"),
+        (torch.AcceleratorError("CUDA error: an illegal memory access\nmore\nlines"), "a.png: the device failed (CUDA"),
         (RecursionError("maximum recursion depth"), "unexpected RecursionError: maximum recursion depth (-v shows"),
         (OSError(28, "No space left on device", "x.png"), "x.png: No space left on device"),
     ],
@@ -212,6 +213,24 @@ def test_any_error_ends_one_input(tmp_path, capsys, monkeypatch, error, message)
     assert visible(tmp_path / "out") == ["b.png"]
     assert anonymize(folder, tmp_path / "out", "-v") == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("CUDA error: out of memory", "memory ran out"),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "memory ran out"),
+        ("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes", "memory ran out"),
+        (
+            "CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA",
+            "the device failed (CUDA error: dev",
+        ),
+        ("HIP error: invalid device function", "the device failed (HIP error: invalid device function)"),
+    ],
+)
+def test_errors_of_a_device_are_told_from_too_little_memory(text, message):
+    assert reason(RuntimeError(text)).startswith(message)
+    assert "\n" not in reason(RuntimeError(text))
 
 
 def test_names_that_the_terminal_lacks_and_a_reader_that_has_gone():
