@@ -126,8 +126,10 @@ class TrainMSI(io.ComfyNode):
         settings = Settings(
             steps=steps, batch=batch, chunk=chunk, lr=learning_rate, checkpointing=checkpointing, seed=seed
         )
-        learnt, history = _train(start, diffusion_model, data, settings)
-        release()
+        try:
+            learnt, history = _train(start, diffusion_model, data, settings)
+        finally:
+            release()
         return io.NodeOutput(learnt, loss_curve(history)[None])
 
 
