@@ -74,7 +74,7 @@ def model_of(family: str, device: torch.device, tiny: bool) -> DiffusersModel:
     if tiny:
         with tempfile.TemporaryDirectory() as folder:
             return load_diffusion_model(write_tiny_folder(Path(folder), "sdxl" if family == "SDXL" else "sd2"))
-    config = SDXL if family == "SDXL" else {"sample_size": 64, "cross_attention_dim": 768}
+    config: dict[str, Any] = SDXL if family == "SDXL" else {"sample_size": 64, "cross_attention_dim": 768}
     half = torch.float16 if device.type == "cuda" else torch.float32
     with device:
         torch.set_default_dtype(half)  # SDXL's weights in float32 would not fit where the network does.
