@@ -20,6 +20,7 @@ from . import (
     regions,
     report,
     schedule,
+    video,
 )
 from .errors import naming_sockets
 
@@ -33,6 +34,7 @@ class DiffPrivacyExtension(ComfyExtension):
             crops,
             latents,
             frames,
+            video,
             pictures,
             schedule,
             prompts,

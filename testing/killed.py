@@ -1,7 +1,6 @@
 """The command line in processes of their own, killed as by ``kill -9`` at a chosen moment.
 
-Moments are counted by what happens to files in a folder: before one is opened, renamed or removed. In between, nothing
-that outlives the process changes. The processes are forked from one that has loaded the models.
+The processes are forked from one that has loaded the models.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import contextlib
 import functools
 import multiprocessing
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -19,8 +17,8 @@ import torch
 from diffprivacy import demo
 from diffprivacy.cli import main
 from diffprivacy.commands import model
+from testing.dying import die_at
 
-EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod"}
 NEVER = 10**9
 
 _loaded = [
@@ -53,19 +51,10 @@ def _run(folder: str, moment: int, arguments: list[str], log: str) -> None:
     torch.set_num_threads(1)
     for place, name, load in _loaded:
         setattr(place, name, load)
-    seen = 0
-
-    def count(event: str, values: tuple[object, ...]) -> None:
-        nonlocal seen
-        if event in EVENTS and str(values[0]).startswith(folder):
-            seen += 1
-            if seen == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
-
     with open(log, "w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        sys.addaudithook(count)
+        seen = die_at(folder, moment)
         code = main(arguments)
-        file.write(f"\0{seen}")
+        file.write(f"\0{seen()}")
     sys.exit(code)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffprivacy.video.files import open_video, read_frames
+from diffprivacy.video.files import clip, open_video, read_frames
 from diffprivacy.video.frames import Video
 from diffprivacy.video.writing import join, part_writer
 
@@ -122,9 +122,15 @@ def tone(track, start: Fraction, end: float, pitch: float) -> list[av.Packet]:
     return packets + track.encode()
 
 
-def protect(source: Path, target: Path, pieces: int = 2, sound: bool = True) -> Video:
-    """The source through parts and back into a file, its frames as they are."""
-    video = open_video(source)
+def protect(
+    source: Path,
+    target: Path,
+    pieces: int = 2,
+    sound: bool = True,
+    span: tuple[float | None, float | None] = (None, None),
+) -> Video:
+    """The source, or a span of its seconds, through parts and back into a file, its frames as they are."""
+    video = clip(open_video(source), *span)
     frames = list(read_frames(video))
     parts = []
     for i, some in enumerate(np.array_split(np.arange(len(frames)), pieces)):

@@ -11,13 +11,13 @@ from ..faces.geometry import Crop, Face
 from ..faces.prompts import parse_prompts, prompts_of
 from ..faces.regions import BoxFile, entry_of, read_boxes, upright_face
 from ..media.images import read_picture
-from ..video.files import open_video
 from .batch import Batch, Outcome, StopBatch
 from .face_finder import FaceFinder, for_programs, in_words, warn_of_boxes
 from .inputs import Plan, folder_of, is_video
 from .manifest import Entry, Manifest
 from .model import load_guides
 from .people import load_people
+from .protect_video import open_range
 from .requests import ProtectRequest, digest
 
 
@@ -33,7 +33,7 @@ def dry_run(request: ProtectRequest, found: Plan) -> int:
                 batch.is_done_already(source)
                 continue
             if is_video(source):
-                batch.finished(source, _video(source, files[0], boxes))
+                batch.finished(source, _video(source, files[0], request, boxes))
                 continue
             finder = finder or _finder(request, boxes)
             batch.finished(source, _picture(source, files, request, finder))
@@ -79,9 +79,9 @@ def _picture(source: Path, files: list[Path], request: ProtectRequest, finder: F
     return Outcome(said, details={"faces": for_programs(faces, chosen)})
 
 
-def _video(source: Path, file: Path, boxes: BoxFile | None) -> Outcome:
+def _video(source: Path, file: Path, request: ProtectRequest, boxes: BoxFile | None) -> Outcome:
     """Faces are not looked for: those that are given are listed."""
-    video = open_video(source)
+    video = open_range(source, request)
     said = [f"{source} -> {file}: video of about {video.frames} frames, {video.width}x{video.height} pixels"]
     details = {"frames": video.frames, "width": video.width, "height": video.height}
     if boxes is None:
@@ -91,6 +91,7 @@ def _video(source: Path, file: Path, boxes: BoxFile | None) -> Outcome:
         {"frame": frame} | entry_of(upright_face(box), (video.height, video.width))
         for frame, found in sorted(boxes.boxes.get(source.name, {}).items())
         for box in found
+        if video.first <= frame and (video.stop is None or frame < video.first + video.frames)
     ]
     said += ["  frame {frame}: face given at {x},{y}, {width}x{height} pixels".format(**each) for each in given]
     return Outcome(said, details=details | {"faces given": given})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from ..errors import DiffPrivacyError
@@ -91,6 +92,13 @@ def cosine(text: str) -> float:
     if not -1 <= number <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not from -1 to 1")
     return number
+
+
+def moment(text: str) -> float:
+    """Seconds, minutes and seconds as in 1:30, or hours too as in 1:02:03.5."""
+    if not re.fullmatch(r"(\d+:){0,2}\d+(\.\d+)?", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text} is no time; write 90, 1:30 or 0:01:30")
+    return sum(float(part) * 60**i for i, part in enumerate(reversed(text.split(":"))))
 
 
 def whole(text: str) -> int:

@@ -17,6 +17,7 @@ from ..media.atomic import Together
 from ..media.images import QUALITY
 from ..progress import say
 from ..video.resume import forget
+from . import cluster, workers
 from .batch import Batch, Outcome, StopBatch
 from .dry_run import dry_run
 from .face_finder import warn_of_boxes
@@ -37,6 +38,7 @@ from .options import (
     add_seal_options,
     add_vision_option,
     model_request,
+    moment,
     parts,
     people_request,
     percent,
@@ -50,7 +52,6 @@ from .protect_picture import protect_picture
 from .protect_video import protect_video
 from .requests import ProtectRequest, digest
 from .resources import Resources, load_resources
-from .workers import work
 
 TASKS = {
     "anonymize": "give every face another identity",
@@ -107,6 +108,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--no-sound", action="store_true", help="drop a video's sound; by default it is kept unchanged, voices included"
     )
+    add("--start", type=moment, metavar="TIME", help="of videos: leave out what is before, such as 90, 1:30 or 0:01:30")
+    add("--end", type=moment, metavar="TIME", help="of videos: leave out this moment and what is after")
     _add_output_options(parser)
     add_vision_option(parser)
     add_seal_options(parser)
@@ -130,9 +133,16 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--jobs",
         type=positive,
-        default=1,
         metavar="N",
-        help="inputs to work on at once, by a process of one thread each, on a processor (default 1, with all threads)",
+        help="inputs to work on at once, by a process of one thread each, on a processor (default 1, with all threads; on a "
+        "cluster as many as it has graphics cards, or else cores)",
+    )
+    add(
+        "--engine",
+        choices=["local", "ray"],
+        default="local",
+        help="local: this machine (default); ray: the Ray cluster at RAY_ADDRESS, whose machines share the folders, or else one "
+        "on this machine",
     )
     add(
         "--dry-run",
@@ -221,11 +231,14 @@ def _request(options: argparse.Namespace) -> ProtectRequest:
         variants=options.variants,
         seed=options.seed,
         sound=not options.no_sound,
+        start=options.start,
+        end=options.end,
         sealing=seal_request(options),
         output_format=options.output_format,
         quality=options.quality,
         disclosure=not options.no_disclosure,
         overwrite=options.overwrite,
+        engine=options.engine,
         jobs=options.jobs,
         dry_run=options.dry_run,
         as_json=options.as_json,
@@ -236,15 +249,13 @@ def protect(request: ProtectRequest) -> int:
     """Protect all inputs; returns the exit code."""
     names = Names(lambda video: f"{video.stem}.mp4", request.output_format)
     found = plan(request.inputs, request.output, request.variants, names)
+    _check_range(request, found)
     if request.dry_run:
         return dry_run(request, found)
     batch = Batch("protected", found, request.as_json)
     manifest = Manifest(folder_of(request.output), digest(request), request.overwrite, guide_digests(request.model))
-    if request.jobs > 1 and len(found.targets) > 1:
-        _check_jobs(request)
-        _announce(request, found)
-        with no_empty_folders(folder_of(request.output)):  # of two processes the second finds the first's
-            work(batch, min(request.jobs, len(found.targets)), protect_input, request, manifest)
+    if found.targets and (request.engine == "ray" or ((request.jobs or 1) > 1 and len(found.targets) > 1)):
+        _by_several(batch, found, request, manifest)
         return batch.finish()
     use = cache(partial(_prepare, request, found))
     for source, files in batch.sources():
@@ -275,13 +286,33 @@ def protect_input(
         return outcome
 
 
-def _check_jobs(request: ProtectRequest) -> None:
-    if device_of(request.model) != "cpu":
+def _check_range(request: ProtectRequest, found: Plan) -> None:
+    if request.start is None and request.end is None:
+        return
+    if request.end is not None and request.end <= (request.start or 0):
+        raise UsageError(f"--end: {request.end:g} s is not after {request.start or 0:g} s, where the range starts.")
+    if not any(map(is_video, (*found.targets, *found.refused))):
+        raise UsageError("--start and --end are for videos, and no input is one; leave them out.")
+
+
+def _by_several(batch: Batch, found: Plan, request: ProtectRequest, manifest: Manifest) -> None:
+    """By several processes, here or on a cluster."""
+    if request.engine == "ray":
+        cluster.check_ray()
+    elif device_of(request.model) != "cpu":
         raise UsageError(
             "--jobs is for processors; a graphics card is one for all, so leave it out, or add --device cpu."
         )
     if request.sealing.ask_passphrase:
-        raise UsageError("--ask-passphrase goes with one job; use --passphrase-file or --passphrase-env with --jobs.")
+        raise UsageError(
+            "--ask-passphrase goes with one job; use --passphrase-file or --passphrase-env with --jobs or --engine ray."
+        )
+    _announce(request, found)
+    with no_empty_folders(folder_of(request.output)):  # of two processes the second finds the first's
+        if request.engine == "ray":
+            cluster.work(batch, protect_input, request, manifest)
+        else:
+            workers.work(batch, min(request.jobs or 1, len(found.targets)), protect_input, request, manifest)
 
 
 def _prepare(request: ProtectRequest, found: Plan) -> Resources:

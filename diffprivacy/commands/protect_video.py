@@ -8,7 +8,6 @@ import hashlib
 import logging
 import sys
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 
 from torch import Tensor
@@ -24,10 +23,11 @@ from ..media.atomic import Together
 from ..media.disclosure import disclose_video
 from ..progress import progress_bar, say
 from ..regeneration import Regeneration, task_energy
-from ..video.files import open_video
+from ..video.files import clip, open_video
 from ..video.frames import Video
 from ..video.protect import Followed, Given, Pasting, follow_faces, pieces, protect_pieces, tracks_in
 from ..video.regeneration import one_face_each, words_of_people
+from ..video.report import covered_spans, gaps, spans_in_words, summary, time_span
 from ..video.resume import ResumeState
 from ..video.sound import check_sound
 from ..video.tracks import Track, select_people
@@ -37,9 +37,6 @@ from .requests import ProtectRequest, content_digest, digest
 from .resources import Resources
 
 log = logging.getLogger(__name__)
-
-MOST_GAPS = 10
-"""Gaps that are listed one by one."""
 
 
 def protect_video(source: Path, target: Path, request: ProtectRequest, use: Resources, made: Together) -> Outcome:
@@ -54,7 +51,7 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
     model = use.model
     if request.keep:
         _check_keep(source, request.keep, model.crop)
-    video = open_video(source)
+    video = open_range(source, request)
     if request.sound:
         check_sound(video)
     if video.left_out:
@@ -90,16 +87,23 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
     if request.disclosure and tracks:
         disclose_video(joined)
     made.afterwards.append(state.remove)
-    _warn_of_gaps(source, followed)
-    said = [f"{target} ({_summary(followed.frames, tracks)})"]
+    if unseen := gaps(followed):
+        print(f"warning: {source}: {unseen}", file=sys.stderr)
+    said = [f"{target} ({summary(followed.frames, tracks)})"]
     if use.encryptor is not None:
         said.append(f"{sealed_beside(target, source)} (the original, sealed)")
-    spans = _spans(state)
+    spans = covered_spans(state)
     details = {"frames": followed.frames, "people": len({track.person for track in tracks})}
     covered = [
         {"person": person, "first": first, "last": stop - 1} for person in spans for first, stop in spans[person]
     ]
-    return Outcome(said, list(spans), _in_words(spans, followed), details | {"covered frames": covered})
+    return Outcome(said, list(spans), spans_in_words(spans, followed), details | {"covered frames": covered})
+
+
+def open_range(source: Path, request: ProtectRequest) -> Video:
+    """A video, or what of it is asked for."""
+    video = open_video(source)
+    return video if request.start is None and request.end is None else clip(video, request.start, request.end)
 
 
 def _texts(prompt: str, followed: Followed, tracks: Sequence[Track]) -> list[str]:
@@ -113,8 +117,8 @@ def _followed(source: Path, video: Video, request: ProtectRequest, use: Resource
     with progress_bar(f"{source.name}: finding faces", video.frames or None, "frame") as bar:
         given = _given(source, video, use)
         followed = follow_faces(video, use.detector, use.model.recognizer, lambda _: bar.update(1), given)
-    if use.boxes is not None:
-        use.boxes.check_frames(source, followed.frames)
+    if use.boxes is not None and video.stop is None:
+        use.boxes.check_frames(source, video.first + followed.frames)
     try:
         tracks = select_people(followed.tracks, request.faces)
         if use.people is not None:
@@ -143,7 +147,7 @@ def _given(source: Path, video: Video, use: Resources) -> Given | None:
     if boxes is None:
         return None
     boxes.check_size(source, (video.height, video.width))
-    return lambda number, picture: faces_in_boxes(picture, boxes.of(source, number), use.detector)
+    return lambda number, picture: faces_in_boxes(picture, boxes.of(source, video.first + number), use.detector)
 
 
 def _say_covered(
@@ -151,58 +155,13 @@ def _say_covered(
 ) -> None:
     first, stop = max(piece.start, track.start), min(piece.stop, track.stop)
     state.keep_covered(track.person, piece, first, stop)
-    span = f"{_time(followed.times[first])} to {_time(followed.ends[stop - 1])}"
+    span = time_span(followed, first, stop)
     say(
         f"warning: {source}: person {track.person} is covered from {span}, as it cannot be made new: {error}",
         sys.stderr,
     )
 
 
-def _spans(state: ResumeState) -> dict[int, list[list[int]]]:
-    """Who is covered, from which frame to the one before which; spans that meet are one."""
-    spans: dict[int, list[list[int]]] = {}
-    for person, first, stop in sorted(span for of_piece in state.covered.values() for span in of_piece):
-        of_person = spans.setdefault(person, [])
-        if of_person and of_person[-1][1] >= first:
-            of_person[-1][1] = max(stop, of_person[-1][1])
-        else:
-            of_person.append([first, stop])
-    return spans
-
-
-def _in_words(spans: dict[int, list[list[int]]], followed: Followed) -> str:
-    starts, ends = followed.times, followed.ends
-    return "; ".join(
-        f"person {person} from "
-        + ", ".join(f"{_time(starts[first])} to {_time(ends[stop - 1])}" for first, stop in of_person)
-        for person, of_person in spans.items()
-    )
-
-
 def sealed_beside(target: Path, source: Path) -> Path:
     """Where the sealed original of a protected video lies."""
     return target.with_name(f"{target.stem}{source.suffix}.age")
-
-
-def _summary(frames: int, tracks: Sequence[Track]) -> str:
-    people = {track.person for track in tracks}
-    carried = sum(int((~track.seen).sum()) for track in tracks)
-    return f"{frames} frames, {len(people)} {'person' if len(people) == 1 else 'people'}, {carried} faces carried over"
-
-
-def _warn_of_gaps(source: Path, followed: Followed) -> None:
-    """List the times without a detected face: only a person can tell whether there is none."""
-    present = {number for track in followed.tracks for number in range(track.start, track.stop)}
-    runs = [list(run) for found, run in groupby(range(followed.frames), key=present.__contains__) if not found]
-    if runs:
-        times = [f"{_time(followed.times[run[0]])} to {_time(followed.ends[run[-1]])}" for run in runs]
-        more = f" and {len(times) - MOST_GAPS} more times" if len(times) > MOST_GAPS else ""
-        print(
-            f"warning: {source}: no face was detected from {', '.join(times[:MOST_GAPS])}{more}; review these times",
-            file=sys.stderr,
-        )
-
-
-def _time(seconds: float) -> str:
-    minutes, seconds = divmod(seconds, 60)
-    return f"{minutes:.0f}:{seconds:04.1f}"

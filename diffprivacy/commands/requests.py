@@ -18,6 +18,7 @@ from ..media.images import QUALITY
 from ..msi.training import Settings
 from ..regeneration import Task
 
+Engine = Literal["local", "ray"]
 OutputFormat = Literal["png", "jpg", "webp", "same"]
 ASIDE: Any = {"aside": True}
 """Metadata of fields that do not change what a finished file holds."""
@@ -87,7 +88,8 @@ class ProtectRequest:
     keep: parts of the face that stay. match_colors: of new faces, at their border. prompt: what new faces are to be, see
     :mod:`..faces.prompts`. if_impossible: what becomes of a face that cannot be made new, None for an error in images and a
     cover in videos. output_format: of images; "same" is the input's, PNG where it is none of them. disclosure: mark what a
-    model made a part of.
+    model made a part of. start, end: of videos, in seconds from the first frame.
+    jobs: inputs worked on at once, None for what suits the engine.
     """
 
     task: Task
@@ -112,12 +114,15 @@ class ProtectRequest:
     variants: int = 1
     seed: int | None = None
     sound: bool = True
+    start: float | None = None
+    end: float | None = None
     sealing: SealRequest = SealRequest()
     output_format: OutputFormat = "png"
     quality: int = QUALITY
     disclosure: bool = True
     overwrite: bool = field(default=False, metadata=ASIDE)
-    jobs: int = field(default=1, metadata=ASIDE)
+    engine: Engine = field(default="local", metadata=ASIDE)
+    jobs: int | None = field(default=None, metadata=ASIDE)
     dry_run: bool = field(default=False, metadata=ASIDE)
     as_json: bool = field(default=False, metadata=ASIDE)
 

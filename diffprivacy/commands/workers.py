@@ -34,7 +34,7 @@ One = Callable[[Path, Sequence[Path], ProtectRequest, Manifest, Callable[[], Res
 
 
 @dataclass(frozen=True)
-class _Result:
+class Result:
     """What a worker hands back. why: the input failed. stops: so would all others. said: on the standard error."""
 
     outcome: Outcome | None = None
@@ -43,27 +43,62 @@ class _Result:
     said: str = ""
 
 
+class Worker:
+    """Does one input after the other, by one thread, with what it loads for the first."""
+
+    def __init__(self, one: One, request: ProtectRequest, manifest: Manifest, verbose: bool):
+        torch.set_num_threads(1)
+        if verbose:
+            logging.getLogger(__name__.split(".")[0]).setLevel(logging.DEBUG)
+        self._one, self._request, self._manifest = one, request, manifest
+        self._resources = cache(self._load)
+
+    def _load(self) -> Resources:
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # the first process has said it
+                return load_resources(self._request)
+        except Exception as error:
+            raise StopBatch(error) from error
+
+    def do(self, source: Path, files: Sequence[Path]) -> Result:
+        """The work on one input; whatever is raised in it is part of the result."""
+        said = io.StringIO()
+        handler = logging.StreamHandler(said)
+        logging.getLogger(__package__).addHandler(handler)
+        with contextlib.redirect_stderr(said):
+            try:
+                outcome = self._one(source, files, self._request, self._manifest, self._resources)
+                return Result(outcome, said=said.getvalue())
+            except StopBatch as error:
+                return Result(stops=error.args[0], said=said.getvalue())
+            except Exception as error:
+                log.debug("%s", source, exc_info=True)
+                return Result(why=reason(error), said=said.getvalue())
+            finally:
+                logging.getLogger(__package__).removeHandler(handler)
+
+
 def work(batch: Batch, jobs: int, one: One, request: ProtectRequest, manifest: Manifest) -> None:
     """Do all inputs of a batch in so many processes of one thread each; raises StopBatch where none can be done."""
     context = multiprocessing.get_context("spawn")
-    verbose = logging.getLogger(__package__).isEnabledFor(logging.INFO)
     with (
-        _one_thread_each(),
-        ProcessPoolExecutor(jobs, context, _begin, (one, request, manifest, verbose)) as pool,
+        environment(OMP_NUM_THREADS="1"),
+        ProcessPoolExecutor(jobs, context, _begin, (one, request, manifest, is_verbose())) as pool,
     ):
-        results: dict[Path, Future[_Result]] = {
+        results: dict[Path, Future[Result]] = {
             source: pool.submit(_do, source, files) for source, files in batch.targets.items()
         }
         try:
             for source, _ in batch.sources():
                 with batch.input(source):
-                    _report(batch, source, results.pop(source).result())
+                    report(batch, source, results.pop(source).result())
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _report(batch: Batch, source: Path, result: _Result) -> None:
+def report(batch: Batch, source: Path, result: Result) -> None:
+    """Say what became of an input; raises StopBatch for a result that stops all."""
     if result.said:
         say(result.said.rstrip("\n"), sys.stderr)
     if result.stops is not None:
@@ -76,31 +111,34 @@ def _report(batch: Batch, source: Path, result: _Result) -> None:
         batch.finished(source, result.outcome)
 
 
+def is_verbose() -> bool:
+    """Whether workers are to log."""
+    return logging.getLogger(__package__).isEnabledFor(logging.INFO)
+
+
 @contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """For libraries that ask the environment when they are loaded."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
+def environment(**values: str) -> Iterator[None]:
+    """Variables for processes that begin meanwhile, and for libraries that look at them when they are loaded."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
-_task: tuple[One, ProtectRequest, Manifest]
-"""Of a worker."""
+_worker: Worker
+"""Of a process of the pool."""
 
 
 def _begin(one: One, request: ProtectRequest, manifest: Manifest, verbose: bool) -> None:
-    global _task
+    global _worker
     threading.Thread(target=_end_with_the_first, daemon=True).start()
-    torch.set_num_threads(1)
-    _task = one, request, manifest
-    if verbose:
-        logging.getLogger(__name__.split(".")[0]).setLevel(logging.DEBUG)
+    _worker = Worker(one, request, manifest, verbose)
 
 
 def _end_with_the_first() -> None:
@@ -111,28 +149,5 @@ def _end_with_the_first() -> None:
         os._exit(1)
 
 
-@cache
-def _resources() -> Resources:
-    _, request, _ = _task
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # the first process has said it
-            return load_resources(request)
-    except Exception as error:
-        raise StopBatch(error) from error
-
-
-def _do(source: Path, files: Sequence[Path]) -> _Result:
-    one, request, manifest = _task
-    said = io.StringIO()
-    handler = logging.StreamHandler(said)
-    logging.getLogger(__package__).addHandler(handler)
-    with contextlib.redirect_stderr(said):
-        try:
-            return _Result(one(source, files, request, manifest, _resources), said=said.getvalue())
-        except StopBatch as error:
-            return _Result(stops=error.args[0], said=said.getvalue())
-        except Exception as error:
-            log.debug("%s", source, exc_info=True)
-            return _Result(why=reason(error), said=said.getvalue())
-        finally:
-            logging.getLogger(__package__).removeHandler(handler)
+def _do(source: Path, files: Sequence[Path]) -> Result:
+    return _worker.do(source, files)

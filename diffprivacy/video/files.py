@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
-from itertools import dropwhile, islice
+from itertools import dropwhile, islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,8 @@ FORMATS = ("mov", "matroska", "avi", "mpeg", "mpegts", "asf", "nut")
 """FFmpeg's demuxers that may read a file. None of them opens another file or an address, as playlists do."""
 MOST_PIXELS = 8192 * 4320
 """Of a frame: the largest that digital cinema knows."""
+NEARLY = 1e-6
+"""Of a video's unit of time: a frame that is shown so little before a bound is at the bound."""
 
 _MATRIX_BT709 = 1
 
@@ -66,6 +70,35 @@ def open_video(path: str | Path) -> Video:
         )
 
 
+def clip(video: Video, start: float | None, end: float | None) -> Video:
+    """The frames of a video that are shown from ``start`` to before ``end``, in seconds from its first; None: no bound.
+
+    Raises DiffPrivacyError where there is none.
+    """
+    begin = video.start + math.ceil((start or 0) / video.time_base - NEARLY)
+    stop = None if end is None else video.start + math.ceil(end / video.time_base - NEARLY)
+    before, time = 0, video.start
+    last = time
+    with open_container(video.path) as container:
+        stream: VideoStream = container.streams[video.stream]  # pyright: ignore[reportAssignmentType]
+        for _, time in _decode(container, stream, video.path):
+            if time >= begin:
+                break
+            before, last = before + 1, time
+        else:
+            at = float((last - video.start) * video.time_base)
+            raise DiffPrivacyError(
+                f"{video.path} ends before {start:g} s: its last frame is shown at {at:.2f} s.", "start"
+            )
+    if stop is not None and time >= stop:
+        raise DiffPrivacyError(f"{video.path} has no frame from {start or 0:g} to {end:g} s.", "end")
+    left = max(1, video.frames - before)
+    if end is not None:
+        shown = end - float((time - video.start) * video.time_base)
+        left = min(left, max(1, round(shown * video.rate)))
+    return replace(video, first=before, start=time, stop=stop, frames=left)
+
+
 def read_frames(video: Video, start: int = 0, stop: int | None = None) -> Iterator[Frame]:
     """The frames with these numbers, counted from 0 in the order in which they are shown; their times increase.
 
@@ -74,7 +107,9 @@ def read_frames(video: Video, start: int = 0, stop: int | None = None) -> Iterat
     """
     with open_container(video.path) as container:
         stream: VideoStream = container.streams[video.stream]  # pyright: ignore[reportAssignmentType]
-        for frame, time in islice(_decode(container, stream, video.path), start, stop):
+        frames = islice(_decode(container, stream, video.path), video.first, None)
+        within = takewhile(lambda item: video.stop is None or item[1] < video.stop, frames)
+        for frame, time in islice(within, start, stop):
             yield Frame(to_rgb(frame, video), time)
 
 

@@ -18,7 +18,7 @@ _UPRIGHT = (1, 0, 0, 0, 1, 0, 0, 0, 1)
 
 @dataclass(frozen=True)
 class Video:
-    """What a video file holds, and what its protected copy takes over.
+    """What a video file holds, and what its protected copy takes over: the whole, or a range (:func:`.files.clip`).
 
     stream: index of the video track; left_out: the tracks that the copy does not take over, in words.
     frames: how many, as the file says or estimated, 0 where unknown; rate: their mean number a second.
@@ -27,6 +27,7 @@ class Video:
     sample_aspect_ratio: width of an upright pixel over its height.
     primaries, transfer, matrix: the colour space, as ITU-T H.273 numbers them.
     display_matrix: turns the stored frames upright, as in ISO/IEC 14496-12.
+    first: number in the file of the first frame; stop: time before which the last one is shown, None for the file's end.
     """
 
     path: Path
@@ -44,6 +45,8 @@ class Video:
     transfer: int
     matrix: int
     display_matrix: tuple[int, ...]
+    first: int = 0
+    stop: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

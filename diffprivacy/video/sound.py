@@ -113,13 +113,23 @@ def sound_track(track: Heard, output: OutputContainer) -> Callable[[Packet], Ite
 
 
 def packets_of_sound(
-    container: InputContainer, tracks: dict[int, Callable[[Packet], Iterable[Packet]]], path: Path
+    container: InputContainer, tracks: dict[int, Callable[[Packet], Iterable[Packet]]], video: Video
 ) -> Iterator[Packet]:
-    """All packets of the tracks, by the index of their streams, in the order of the file."""
+    """The packets of the tracks, by the index of their streams, in the order of the file: of a range those inside."""
     if tracks:
-        with named_errors(path, "has damaged sound"):
+        with named_errors(video.path, "has damaged sound"):
             for packet in container.demux([container.streams[index] for index in tracks]):
-                yield from tracks[packet.stream.index](packet)
+                if not packet.size or _is_inside(packet, video):
+                    yield from tracks[packet.stream.index](packet)
+
+
+def _is_inside(packet: Packet, video: Video) -> bool:
+    """Whether a packet of sound lies in the video's range as a whole; where its time is unknown, in the whole video only."""
+    if packet.pts is None or packet.time_base is None:
+        return not video.first and video.stop is None
+    begin, end = (time * packet.time_base for time in (packet.pts, packet.pts + (packet.duration or 0)))
+    starts_late = not video.first or begin >= video.start * video.time_base
+    return starts_late and (video.stop is None or end <= video.stop * video.time_base)
 
 
 def _is_copied(stream: AudioStream) -> bool:

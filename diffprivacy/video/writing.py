@@ -58,7 +58,7 @@ def part_writer(path: Path, video: Video) -> Iterator[Callable[[Frame], None]]:
 def join(parts: Sequence[Path], source: Video, target: Path, sound: bool = True) -> None:
     """Write the parts, one after the other, as an MP4 with the source's sound and nothing else of the source.
 
-    The sound is copied where MP4 can hold it, see :mod:`.sound`; what FFmpeg cannot decode is left out.
+    Of a range of the source the sound has as much, to whole packets. It is copied where MP4 can hold it, see :mod:`.sound`; what FFmpeg cannot decode is left out.
     The file appears complete or not at all.
     Raises DiffPrivacyError if it cannot be written, or if the parts were encoded differently.
     """
@@ -86,10 +86,12 @@ def join(parts: Sequence[Path], source: Video, target: Path, sound: bool = True)
             for stream in streams
             if stream.start_time is not None
         ]
-        start = min([source.start * source.time_base, *begins])
+        start = source.start * source.time_base
+        if not source.first:
+            start = min([start, *begins])
         packets = heapq.merge(
             _packets_of_parts(parts, pictures, encoded.codec_context.extradata),
-            packets_of_sound(original, tracks, source.path),
+            packets_of_sound(original, tracks, source),
             key=lambda packet: packet.dts * packet.time_base,  # pyright: ignore[reportOptionalOperand]
         )
         latest: dict[int, int] = {}

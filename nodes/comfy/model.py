@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ from ...diffprivacy.diffusion.model import (
 )
 from ...diffprivacy.errors import DiffPrivacyError
 from .border import Border
-from .decoders import Decoder, differentiable_decoder
+from .decoders import Decoder, differentiable_decoder, tiny_decoder
 from .memory import checkpoint_layer, load, private_patcher, replace_forward
 from .sampling import run_sampler
 
@@ -70,7 +71,7 @@ class ComfyModel:
 
         latent = {"samples": self._latent_format.process_out(x)}
         sigmas = torch.stack([Border.of(self.model).level(torch.as_tensor(sigma)), torch.zeros(())])
-        return self._latent_format.process_in(run_sampler(self.model, conditioning, latent, sigmas, once))
+        return self._latent_format.process_in(run_sampler(self.model, conditioning, latent, sigmas, once, shown=False))
 
     def encode(self, images: Tensor) -> Tensor:
         return self._latent_format.process_in(self.vae.encode(images.movedim(1, -1)))
@@ -189,6 +190,18 @@ class ComfyModel:
         pixels = clip_pixels(images.to(encoder.load_device), encoder.image_size)
         states = encoder.model(pixel_values=pixels, intermediate_output="all")[1]
         return [states[:, level - 1].float().cpu() for level in levels]
+
+
+class GuidedModel(ComfyModel):
+    """For many runs under guidance: its differentiable decoder is made once, the tiny one where there is one."""
+
+    @functools.cached_property
+    def _decoder(self) -> Decoder:
+        tiny = tiny_decoder(self._latent_format, self.model.load_device)
+        return tiny or super().differentiable_decoder()
+
+    def differentiable_decoder(self) -> Decoder:
+        return self._decoder
 
 
 def _text_layer(layer: Any, x: Tensor, mask: Any = None, optimized_attention: Any = None) -> Tensor:

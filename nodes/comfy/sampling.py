@@ -36,11 +36,13 @@ def sampler(function: SamplerFunction) -> comfy.samplers.KSAMPLER:
     return comfy.samplers.KSAMPLER(sampler_function)
 
 
-def run_sampler(model: Any, positive: list, latent: dict, sigmas: Tensor, function: SamplerFunction) -> Tensor:
+def run_sampler(
+    model: Any, positive: list, latent: dict, sigmas: Tensor, function: SamplerFunction, shown: bool = True
+) -> Tensor:
     """Run a library sampler where ComfyUI's own run: LoRAs, ControlNets, hooks, masks and offloading all apply.
 
     latent: a LATENT, started from as it is, without noise. function sees latents in the network's units, at CFG 1.
-    Returns the samples as in a LATENT, float32.
+    shown: with a progress bar and previews. Returns the samples as in a LATENT, float32.
     """
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, positive)
@@ -52,8 +54,8 @@ def run_sampler(model: Any, positive: list, latent: dict, sigmas: Tensor, functi
         sampler(function),
         sigmas,
         denoise_mask=latent.get("noise_mask"),
-        callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        callback=latent_preview.prepare_callback(model, len(sigmas) - 1) if shown else None,
+        disable_pbar=not (shown and comfy.utils.PROGRESS_BAR_ENABLED),
         seed=0,
     )
 

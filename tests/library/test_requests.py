@@ -72,6 +72,8 @@ CHANGES = {
     "seed": 1,
     "sound": False,
     "disclosure": False,
+    "start": 1.0,
+    "end": 9.5,
     "output_format": "jpg",
     "quality": 50,
     "sealing": SealRequest(fidelity="compact"),
@@ -82,7 +84,7 @@ CHANGES = {
 def test_every_option_counts_but_where_things_lie(request_with_files, field):
     """A new option counts unless it is set aside."""
     aside = {"inputs": (Path("other"),), "output": Path("other")}
-    aside |= dict.fromkeys(("overwrite", "dry_run", "as_json"), True) | {"jobs": 2}
+    aside |= dict.fromkeys(("overwrite", "dry_run", "as_json"), True) | {"jobs": 2, "engine": "ray"}
     if field in aside:
         changed = aside[field]
         assert digest(dataclasses.replace(request_with_files, **{field: changed})) == digest(request_with_files)

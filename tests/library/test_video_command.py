@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from fractions import Fraction
 from pathlib import Path
@@ -260,6 +261,47 @@ def test_options_for_pictures_are_refused(clip, tmp_path, capsys, monkeypatch, o
     assert main(["anonymize", str(clip), "-o", str(tmp_path), *QUICK, *options]) == 1
     assert "clip.mp4: --variants, --keyed and --key-per-face are for images" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_range_of_a_video_leaves_out_what_is_outside(clip, tmp_path, capsys):
+    """Frames 2 to 7 of 12, and the sound packets that lie in their time, moved to the beginning."""
+    out = tmp_path / "out"
+    assert main(["anonymize", str(clip), "-o", str(out), "--start", "0:00.08", "--end", "0.32", *QUICK]) == 0
+    assert "(6 frames, 1 person" in capsys.readouterr().out
+    made = pixels(out / clip.name)
+    assert seconds(out / clip.name) == [Fraction(i, 25) for i in range(6)]
+    for frame, original in zip(made, pixels(clip)[2:8], strict=True):
+        outside = protected_mask(frame.shape, [face_in(pixels(clip)[2])], 1.6).numpy() == 0
+        assert psnr(frame[outside], original[outside]) > 35
+    inside = [
+        (time - Fraction(2, 25), data)
+        for time, data in sound_packets(clip)
+        if Fraction(2, 25) <= time and time + Fraction(1024, 48000) <= Fraction(8, 25)
+    ]
+    kept = sound_packets(out / clip.name)
+    assert [data for _, data in kept] == [unsigned_aac(data) for _, data in inside]
+    assert all(abs(time - expected) < 1e-3 for (time, _), (expected, _) in zip(kept, inside, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--start", "5"], "--start: {} ends before 5 s: its last frame is shown at 0.44 s."),
+        (["--start", "0.42", "--end", "0.43"], "--end: {} has no frame from 0.42 to 0.43 s."),
+        (["--start", "0.2", "--end", "0.2"], "--end: 0.2 s is not after 0.2 s"),
+        (["--start", "1:2:3:4"], "1:2:3:4 is no time; write 90, 1:30 or 0:01:30"),
+    ],
+)
+def test_a_range_that_holds_nothing_is_an_error(clip, tmp_path, capsys, options, message):
+    with contextlib.suppress(SystemExit):
+        assert main(["anonymize", str(clip), "-o", str(tmp_path), "--dry-run", *options]) in (1, 2)
+    assert message.format(clip) in capsys.readouterr().err
+
+
+def test_a_range_is_for_videos(tmp_path, capsys):
+    write_picture(tmp_path / "a.png", Picture(values(astronaut(1)[0])))
+    assert main(["anonymize", str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), "--end", "9"]) == 2
+    assert "--start and --end are for videos" in capsys.readouterr().err
 
 
 def test_a_bad_video_does_not_stop_the_others(clip, tmp_path, capsys):

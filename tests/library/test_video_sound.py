@@ -232,6 +232,18 @@ def test_sound_and_picture_stay_together(tmp_path, suffix, codec, times, sound_s
     assert min(float(seconds(copy)[0]), onset(copy)) < 0.03
 
 
+def test_of_a_range_the_sound_is_encoded_for_as_long(tmp_path):
+    pictures = [picture(i) for i in range(25)]
+    source = write_source(tmp_path / "source.mkv", pictures, sound=("pcm_s16le",), sound_start=Fraction(2, 5))
+    copy = tmp_path / "copy.mp4"
+    video = protect(source, copy, span=(0.2, 0.6))
+    assert video.frames == 10
+    assert seconds(copy)[0] == 0
+    start, wave = left_channel(copy)
+    assert abs(onset(copy) - 0.2) < 0.03
+    assert abs(start + len(wave) / 48000 - 0.4) < 0.05
+
+
 def test_sound_that_goes_back_in_time_is_put_in_order(tmp_path):
     one = write_source(tmp_path / "one.ts", [picture(i) for i in range(25)], sound=("aac",))
     times, start = list(range(25, 50)), Fraction(1, 2)

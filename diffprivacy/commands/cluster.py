@@ -1,0 +1,145 @@
+"""``--engine ray``: inputs by workers on the machines of a Ray cluster, which share their folders.
+
+Each worker is an actor with a model of its own, and a graphics card where there are any. It does what a process of
+``--jobs`` does, so that outputs are the same. An input whose worker dies is given to another one; files appear complete or
+not at all, so that nothing is lost by beginning it again. Ray Data would move the content of files through its object
+store, and says nothing of single failed inputs: plain actors are less.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import secrets
+import tempfile
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import DiffPrivacyError
+from .batch import Batch, StopBatch
+from .manifest import Manifest
+from .requests import ProtectRequest
+from .workers import One, Result, Worker, environment, is_verbose, report
+
+ATTEMPTS = 3
+"""Workers that may die over one input."""
+OBJECT_STORE = 2**27
+"""Bytes of a local cluster's object store: nothing but paths and results goes through it."""
+
+TOKEN = secrets.token_hex(32)
+"""Of this process's local cluster."""
+
+
+def work(batch: Batch, one: One, request: ProtectRequest, manifest: Manifest) -> None:
+    """Do all inputs of a batch on the cluster; raises StopBatch where none can be done."""
+    with _cluster(request) as ray:
+        cards, cores = (int(ray.cluster_resources().get(what, 0)) for what in ("GPU", "CPU"))
+        if request.model.device == "cpu":
+            cards = 0
+        actor = ray.remote(num_cpus=1, num_gpus=1 if cards else 0)(RemoteWorker)
+        task = ray.put((one, request, manifest, is_verbose(), os.getcwd()))
+        count = min(request.jobs or cards or cores, cards or cores, len(batch.targets))
+        finished = _finished(ray, lambda: actor.remote(task), count, batch.targets)
+        results: dict[Path, Result] = {}
+        for source, _ in batch.sources():
+            with batch.input(source):
+                while source not in results:
+                    done, result = next(finished)
+                    results[done] = result
+                report(batch, source, results.pop(source))
+
+
+class RemoteWorker:
+    """A worker in the folder from which the command was given."""
+
+    def __init__(self, task: tuple[One, ProtectRequest, Manifest, bool, str]):
+        one, request, manifest, verbose, folder = task
+        os.chdir(folder)
+        self._worker = Worker(one, request, manifest, verbose)
+
+    def ready(self) -> None:
+        """Return once the worker is there."""
+
+    def do(self, source: Path, files: Sequence[Path]) -> Result:
+        return self._worker.do(source, files)
+
+
+def check_ray() -> None:
+    """Raises DiffPrivacyError where the package is missing."""
+    if importlib.util.find_spec("ray") is None:
+        raise DiffPrivacyError("--engine ray needs the package ray: run pip install 'ray>=2.52'.")
+
+
+def _finished(
+    ray: Any, new_worker: Any, count: int, targets: Mapping[Path, list[Path]]
+) -> Iterator[tuple[Path, Result]]:
+    """Every input with its result, as soon as it is done.
+
+    A worker is given its first input once it is there, so that nothing waits for one that the cluster has no room for.
+    """
+    waiting = deque(targets)
+    deaths: Counter[Path | None] = Counter()
+    running = {}
+
+    def begin() -> None:
+        worker = new_worker()
+        running[worker.ready.remote()] = worker, None
+
+    for _ in range(count):
+        begin()
+    while running:
+        (task, *_), _ = ray.wait(list(running))
+        worker, source = running.pop(task)
+        try:
+            result = ray.get(task)
+        except ray.exceptions.RayActorError as error:
+            deaths[source] += 1
+            begin()
+            if deaths[source] < ATTEMPTS:
+                waiting.extendleft([source] if source else [])
+                continue
+            died = f"{ATTEMPTS} workers of the cluster have died"
+            if source is None:
+                raise StopBatch(DiffPrivacyError(f"{died} before their first input: {error}")) from error
+            yield source, Result(why=f"{died} over it, perhaps as memory ran out.")
+            continue
+        if source is None:
+            deaths[None] = 0
+        else:
+            yield source, result
+        if waiting:
+            following = waiting.popleft()
+            running[worker.do.remote(following, targets[following])] = worker, following
+
+
+@contextlib.contextmanager
+def _cluster(request: ProtectRequest) -> Iterator[Any]:
+    """Ray, connected to the cluster at ``RAY_ADDRESS``, else to one of this machine alone that ends with the command.
+
+    The latter reports nothing to anybody, has no dashboard, and takes work from nobody who has not its token.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    variables = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    if not address:
+        variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_worker_niceness": "0"}
+    with environment(**variables), tempfile.TemporaryDirectory(prefix="ray") as folder:
+        import ray  # It looks at the variables when it is imported.
+
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        try:
+            if address:
+                ray.init(address, **quiet)
+            else:
+                own = {"num_cpus": request.jobs, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+                ray.init("local", _temp_dir=folder, **own, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            where = f"at {address} (RAY_ADDRESS)" if address else "on this machine"
+            raise DiffPrivacyError(f"There is no Ray cluster {where}: {error}") from error
+        try:
+            yield ray
+        finally:
+            ray.shutdown()

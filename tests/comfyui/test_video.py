@@ -1,0 +1,91 @@
+"""Whole videos in a graph: streamed as the command line streams them, on the graph's model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffprivacy import demo
+from diffprivacy.faces.detectors import load_detector
+from diffprivacy.faces.geometry import protected_mask
+from diffprivacy.media.images import values
+from diffprivacy.video.sound import unsigned_aac
+from testing.videos import av, pixels, psnr, sound_packets, write_source
+from tests.comfyui.graphs import Graph, slot
+from tests.comfyui.server import ComfyServer, PromptError
+from tests.comfyui.test_frames import astronaut
+
+QUICK = {"size": demo.IMAGE_SIZE, "margin": demo.MARGIN, "steps": 2, "strength": 0.5}
+
+
+def protected(graph: Graph, video: list, **options: object) -> list:
+    loader = graph.add("DiffPrivacyLoadDemoModel")
+    detector = graph.add("DiffPrivacyLoadDetector", file="built-in (no file needed)")
+    inputs = {"task": "anonymize", "faces": "all", "without_face": "error", "if_impossible": "cover", "prompt": ""}
+    inputs |= {"sound": True, "disclosure": True, "filename_prefix": "protected/video", **QUICK, **options}
+    networks = {"model": loader, "clip": slot(loader, 1), "vae": slot(loader, 2), "recognizer": slot(loader, 4)}
+    return graph.add("DiffPrivacyProtectVideo", video=video, detector=detector, **networks, **inputs)
+
+
+def made(server: ComfyServer, graph: Graph, node: list) -> tuple[Path, str]:
+    """The file, and the report."""
+    (shown, _) = graph.add("PreviewAny", source=slot(node, 1))
+    outputs = server.run(graph)
+    (reference,) = outputs[node[0]]["images"]
+    assert not list((server.base / "temp").glob("tmp*"))
+    return server.base / "output" / reference["subfolder"] / reference["filename"], outputs[shown]["text"][0]
+
+
+def test_every_frame_has_a_new_face_and_the_sound_is_kept(server: ComfyServer):
+    source = write_source(server.base / "input" / "clip.mp4", list(astronaut(4)), sound=("aac",))
+    graph = Graph()
+    file, report = made(server, graph, protected(graph, graph.add("LoadVideo", file=source.name)))
+    assert report == "4 frames, 1 person, 0 faces carried over"
+    before, after = pixels(source), pixels(file)
+    assert len(after) == 4
+    for original, frame in zip(before, after, strict=True):
+        (face,) = load_detector(None).detect(values(original))
+        mask = protected_mask(original.shape, [face], demo.MARGIN).numpy()
+        assert np.abs(original.astype(int) - frame)[mask == 1].mean() > 5
+        assert psnr(original[mask == 0], frame[mask == 0]) > 35
+    assert [data for _, data in sound_packets(file)] == [unsigned_aac(data) for _, data in sound_packets(source)]
+    with av.open(str(file)) as container:
+        assert "prompt" not in container.metadata
+
+
+def test_a_trimmed_video_is_protected_as_trimmed(server: ComfyServer):
+    wall = [np.full((64, 64, 3), 100 + i, np.uint8) for i in range(8)]
+    source = write_source(server.base / "input" / "wall.mp4", wall)
+    graph = Graph()
+    whole = graph.add("LoadVideo", file=source.name)
+    part = graph.add("Video Slice", video=whole, start_time=0.08, duration=0.12, strict_duration=False)
+    file, report = made(server, graph, protected(graph, part, without_face="keep unchanged"))
+    assert (
+        report
+        == "3 frames, 0 people, 0 faces carried over\nno face was detected from 0:00.0 to 0:00.1; review these times"
+    )
+    assert all(psnr(*pair) > 35 for pair in zip(pixels(file), pixels(source)[2:5], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("wall.mp4", {}, "Socket `video`: No face was found in any frame"),
+        ("noise.mp4", {}, "noise.mp4 is not a video that can be read"),
+        ("clip.mp4", {"faces": "1"}, "Socket `faces`: There is no person 1; the video has 1"),
+        ("clip.mp4", {"size": 100}, "The crop size 100 is no multiple of 8"),
+    ],
+)
+def test_bad_input_is_one_error_and_leaves_no_file(server: ComfyServer, name, options, message):
+    (server.base / "input" / "noise.mp4").write_bytes(bytes(range(256)) * 20)
+    if not (server.base / "input" / name).exists():
+        frames = list(astronaut(2)) if name == "clip.mp4" else [np.full((64, 64, 3), 100, np.uint8)] * 2
+        write_source(server.base / "input" / name, frames)
+    graph = Graph()
+    protected(graph, graph.add("LoadVideo", file=name), filename_prefix="bad/video", **options)
+    with pytest.raises(PromptError) as error:
+        server.run(graph)
+    assert message in str(error.value)
+    assert not list((server.base / "output").glob("bad/*"))
