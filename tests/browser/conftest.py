@@ -47,9 +47,9 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def server(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A ComfyUI without diffusers, which neither it nor the pack's requirements install."""
     comfyui = find_comfyui()
     assert comfyui is not None
-    """A ComfyUI without diffusers, which neither it nor the pack's requirements install."""
     absent = tmp_path_factory.mktemp("absent")
     (absent / "diffusers.py").write_text("raise ModuleNotFoundError(\"No module named 'diffusers'\")")
     server = ComfyServer(comfyui, PACK, tmp_path_factory.mktemp("base"), tiny_checkpoint)

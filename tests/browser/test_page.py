@@ -14,7 +14,7 @@ from tests.comfyui.conftest import PACK
 from tests.comfyui.server import PromptError
 from tests.comfyui.workflows import to_prompt
 
-WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
+WORKFLOWS = sorted(set((PACK / "workflows").glob("*.json")) - set((PACK / "workflows").glob("*.app.json")))
 BLOCKS = sorted((PACK / "subgraphs").glob("*.json"))
 OLD = sorted((PACK / "tests" / "comfyui" / "old").rglob("*.json"))
 HELP_PAGES = sorted((PACK / "web" / "docs").glob("*.md"))

@@ -23,7 +23,7 @@ from tests.comfyui.photos import write_astronaut
 from tests.comfyui.server import ComfyServer, PromptError
 from tests.comfyui.workflows import MUTED, NOTES, changed, load_prompt, to_prompt
 
-WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
+WORKFLOWS = sorted(set((PACK / "workflows").glob("*.json")) - set((PACK / "workflows").glob("*.app.json")))
 BLOCKS = sorted((PACK / "subgraphs").glob("*.json"))
 KEPT = {"keep-the-eyes", "keep-a-hand"}  # What a recognizer sees of the person in them is measured, not promised.
 MATCHED = {"hide-identity", "hide-and-recover", "Hide Identity"}  # What machines still take for the same person.
