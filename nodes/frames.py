@@ -109,11 +109,11 @@ class SteadyFrames(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffPrivacySteadyFrames",
-            display_name="Steady Frames",
+            display_name="Temporal Smoothing",
             category=CATEGORY,
             description="A model whose predictions for consecutive frames of a face are averaged while they are coarse, "
             "so that the new face does not flicker. Connect it after Energy Guidance.",
-            search_aliases=["temporal consistency", "deflicker", "video smoothing", "video face"],
+            search_aliases=["steady frames", "temporal consistency", "deflicker", "video smoothing", "video face"],
             inputs=[
                 io.Model.Input("model", tooltip="From Energy Guidance."),
                 sockets.Faces.Input("faces", tooltip="From Crop Faces, with Follow Faces before it."),
@@ -129,16 +129,16 @@ class SteadyFrames(io.ComfyNode):
         rows = len(faces) * faces.variants
         weights = _weights(faces, frame_rate)
 
-        def steady(prediction: Prediction) -> torch.Tensor:
+        def smoothed(prediction: Prediction) -> torch.Tensor:
             denoised = prediction.denoised
             if len(denoised) != rows:
                 raise DiffPrivacyError(
-                    f"Steady Frames: the sampler predicts {len(denoised)} images for {rows} ({len(faces)} faces, "
+                    f"Temporal Smoothing: the sampler predicts {len(denoised)} images for {rows} ({len(faces)} faces, "
                     f"{faces.variants} variant(s) each); connect the latent of all crops of the same Crop Faces."
                 )
             return _averaged(denoised, weights) if prediction.sigma > ABOVE else denoised
 
-        return io.NodeOutput(guide_model(model, steady))
+        return io.NodeOutput(guide_model(model, smoothed))
 
 
 def _weights(faces: sockets.FaceBatch, frame_rate: float) -> torch.Tensor:

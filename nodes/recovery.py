@@ -124,7 +124,7 @@ class SealKey(io.ComfyNode):
                     default="",
                     multiline=True,
                     tooltip="Public keys that may open it, one a line: age1... or an SSH public key. They are no secret. SSH "
-                    "keys leave a tag in the file that links all files sealed to them and can be compared with published "
+                    "keys leave a tag in the file that links all files encrypted to them and can be compared with published "
                     "keys; age1 keys leave none.",
                 ),
                 io.String.Input(

@@ -246,7 +246,7 @@ def add_seal_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="RECIPIENT",
         help="public key to encrypt the recovery key to: age1... or an SSH public key; may be repeated. SSH keys leave a tag "
-        "that links all files sealed to them and can be compared with published keys; age1 keys leave none",
+        "that links all files encrypted to them and can be compared with published keys; age1 keys leave none",
     )
     add_passphrase_options(group)
     add("--ask-passphrase", action="store_true", help="encrypt to a passphrase typed at the terminal")

@@ -99,9 +99,7 @@ def _protected(
     picture = flattened(picture, faces, model.crop.margin)
     if request.sealing.keyed and encryptor is not None:
         secret = encryptor.passphrase or ""
-        rgb, public = anonymize_keyed(
-            picture.rgb, faces, model.diffusion_model, model.crop.size, secret, model.crop.margin, callback=progress
-        )
+        rgb, public = anonymize_keyed(picture.rgb, faces, model.diffusion_model, model.crop, secret, callback=progress)
         return iter([dataclasses.replace(picture, rgb=rgb)]), public
 
     texts = prompts_of(parse_prompts(request.prompt), len(found))

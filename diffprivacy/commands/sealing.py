@@ -45,7 +45,7 @@ def load_encryptor(request: ProtectRequest) -> Encryptor | None:
     signer = None if sealing.sign_with is None else read_signing_key(sealing.sign_with)
     if sealing.recipients:
         if _given_passphrase(sealing.passphrase) or sealing.ask_passphrase:
-            raise UsageError("A key is sealed either to a passphrase or to public keys (--seal-to); choose one.")
+            raise UsageError("A key is encrypted either to a passphrase or to public keys (--seal-to); choose one.")
         return Encryptor(recipients=sealing.recipients, signer=signer)
     if sealing.ask_passphrase:
         return Encryptor(passphrase=_new_passphrase(), signer=signer)

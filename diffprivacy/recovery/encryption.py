@@ -1,10 +1,10 @@
 """Sealing recovery keys in the age format (age-encryption.org/v1), which the ``age`` command line reads and writes.
 
-A key is sealed to a passphrase, or to public keys: ``age1...`` or SSH. A machine that has only public keys protects
+A key is encrypted to a passphrase, or to public keys: ``age1...`` or SSH. A machine that has only public keys protects
 pictures and cannot open them again. Secrets come from files, environment variables or the terminal; no message
 holds one.
 
-An SSH recipient leaves a tag of its public key in the sealed file: it links all files sealed to that key, and anybody
+An SSH recipient leaves a tag of its public key in the sealed file: it links all files encrypted to that key, and anybody
 can compare it with published keys. ``age1...`` recipients leave none. What a sealed key proves is who can open it, not
 who made it; see :mod:`diffprivacy.recovery.envelope` for signatures.
 """
@@ -35,7 +35,7 @@ BYTE_ORDER_MARK = "\ufeff"
 """What some editors put first in a text file; no part of a secret."""
 DAMAGED = "The sealed key is damaged: somebody or something changed or cut it."
 MAX_WITH_PASSPHRASE = 2**30
-"""Bytes of a file sealed to a passphrase, which is done in memory."""
+"""Bytes of a file encrypted to a passphrase, which is done in memory."""
 MAX_RECIPIENTS = 2**18
 """Bytes of a sealed file in which its recipients are named; each of them costs a try to open."""
 MAX_WORK = 20
@@ -49,7 +49,7 @@ _SCRYPT = re.compile(re.escape(HEADER) + rb"-> scrypt [A-Za-z0-9+/]{22} ([1-9][0
 
 @dataclass(frozen=True)
 class Encryptor:
-    """Whom a key is sealed to: a passphrase, or one or more recipients (``age1...`` or an SSH public key).
+    """Whom a key is encrypted to: a passphrase, or one or more recipients (``age1...`` or an SSH public key).
 
     signer: the protector's, who signs each key before it is sealed.
     """
@@ -60,7 +60,7 @@ class Encryptor:
 
     def __post_init__(self) -> None:
         if (self.passphrase is None) == (not self.recipients):
-            raise DiffPrivacyError("A key is sealed either to a passphrase or to public keys: give one of the two.")
+            raise DiffPrivacyError("A key is encrypted either to a passphrase or to public keys: give one of the two.")
         for recipient in self.recipients:
             _recipient(recipient)
 
@@ -93,10 +93,10 @@ class Encryptor:
         """Raises DiffPrivacyError for a file that is too large for a passphrase, under which it is held in memory, and
         where a signature is asked for: only keys carry one."""
         if self.signer is not None:
-            raise DiffPrivacyError("The sealed original of a video carries no signature: seal it without one.")
+            raise DiffPrivacyError("The sealed original of a video carries no signature: encrypt it without one.")
         if self.passphrase is not None and source.stat().st_size > MAX_WITH_PASSPHRASE:
             raise DiffPrivacyError(
-                f"Files of more than {MAX_WITH_PASSPHRASE // 2**20} MiB are sealed to public keys only: use --seal-to."
+                f"Files of more than {MAX_WITH_PASSPHRASE // 2**20} MiB are encrypted to public keys only: use --seal-to."
             )
 
 
@@ -133,12 +133,12 @@ class Decryptor:
 
     def _passphrase(self) -> str:
         if self.passphrase is None:
-            raise DiffPrivacyError("The key is sealed to a passphrase, and none is given.")
+            raise DiffPrivacyError("The key is encrypted to a passphrase, and none is given.")
         return self.passphrase
 
     def _identities(self) -> list[Any]:
         if not self.identities:
-            raise DiffPrivacyError("The key is sealed to public keys: give the file of an identity that opens it.")
+            raise DiffPrivacyError("The key is encrypted to public keys: give the file of an identity that opens it.")
         return [identity for text in self.identities for identity in _identities(text)]
 
 
@@ -197,7 +197,7 @@ def needs_passphrase(sealed: bytes) -> bool:
 
 
 def begins_with_passphrase(sealed: bytes) -> bool:
-    """Whether bytes begin as those of a file sealed to a passphrase do."""
+    """Whether bytes begin as those of a file encrypted to a passphrase do."""
     return sealed.startswith(HEADER + b"-> scrypt ")
 
 

@@ -29,7 +29,7 @@ from ..diffusion.inversion import invert_fixed_point
 from ..diffusion.model import DiffusionModel
 from ..diffusion.sampling import Callback, ddim_sigmas, sample_euler
 from ..errors import DiffPrivacyError
-from ..faces.geometry import Face, crop_face, face_mask, paste_faces
+from ..faces.geometry import Crop, Face, crop_face, face_mask, paste_faces
 from .key import RecoveryKey, face_fields
 from .replay import ReplayModel, check_crops, check_places
 
@@ -112,16 +112,15 @@ def anonymize_keyed(
     picture: Tensor,
     faces: Sequence[Face],
     diffusion_model: ReplayModel,
-    size: int,
+    crop: Crop,
     secret: str,
-    margin: float,
     callback: Callback | None = None,
 ) -> tuple[Tensor, Public]:
     """The picture (H,W,3) in [0,1] with the faces that the secret turns them into, and what the way back needs openly.
 
     No recognizer guides: the new face is whatever the turned noise gives.
     """
-    public = Public(secrets.token_bytes(SALT_BYTES), tuple(faces), size, margin)
+    public = Public(secrets.token_bytes(SALT_BYTES), tuple(faces), crop.size, crop.margin)
     return _turned(picture, public, diffusion_model, secret, False, callback), public
 
 

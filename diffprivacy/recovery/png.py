@@ -72,7 +72,7 @@ def read_chunks(data: bytes, kind: bytes) -> list[bytes]:
 def _check_count(keys: int) -> None:
     if keys > MAX_KEYS:
         raise DiffPrivacyError(
-            f"An image has {MAX_KEYS} sealed keys at most, not {keys}: seal one key for all its faces."
+            f"An image has {MAX_KEYS} sealed keys at most, not {keys}: make one key for all its faces."
         )
 
 

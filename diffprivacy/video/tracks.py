@@ -314,9 +314,9 @@ def _with_people(tracks: Sequence[Track], same_person: float) -> list[Track]:
     people: list[list[Track]] = []
     numbered = []
     for track in tracks:
-        likeness = [_likeness(track, person) for person in people]
-        best = int(np.argmax(likeness)) if likeness else 0
-        if not likeness or likeness[best] < same_person:
+        similarity = [_similarity(track, person) for person in people]
+        best = int(np.argmax(similarity)) if similarity else 0
+        if not similarity or similarity[best] < same_person:
             best = len(people)
             people.append([])
         people[best].append(track)
@@ -324,7 +324,7 @@ def _with_people(tracks: Sequence[Track], same_person: float) -> list[Track]:
     return numbered
 
 
-def _likeness(track: Track, person: Sequence[Track]) -> float:
+def _similarity(track: Track, person: Sequence[Track]) -> float:
     """Greatest cosine to an appearance of a person, -1 where the two are in one frame."""
     if track.embedding is None or any(track.start < other.stop and other.start < track.stop for other in person):
         return -1.0
