@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image
 
 from diffprivacy.cli import main
 
+FRIENDS = Path(find_spec("insightface").submodule_search_locations[0]) / "data" / "images" / "t1.jpg"
+"""Six people, 1280x886."""
 FACE = skimage.data.astronaut()[20:180, 150:310]
 
 
@@ -28,6 +31,12 @@ def anonymize(source: Path, output: Path, *options: object) -> int:
 def photo(path: Path, mirrored: bool = False) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(FACE[:, ::-1] if mirrored else FACE).save(path)
+    return path
+
+
+def friends(path: Path) -> Path:
+    """Six people, 640x443."""
+    Image.open(FRIENDS).reduce(2).save(path)
     return path
 
 

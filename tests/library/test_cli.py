@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import io
 import re
-import subprocess
 import sys
 from contextlib import redirect_stderr
 from pathlib import Path
 
-import insightface
 import numpy as np
 import pytest
 import skimage.data
@@ -23,7 +21,9 @@ from diffprivacy.faces.geometry import crop_face, protected_mask
 from diffprivacy.media.disclosure import SOURCE_TYPE
 from diffprivacy.media.images import Picture, read_picture, write_picture
 from diffprivacy.msi.module import load_msi
+from testing.folders import friends
 
+pytestmark = pytest.mark.usefixtures("models_loaded_once")
 QUICK = ["--steps", "3", "--strength", "0.6", "--unguided"]
 
 
@@ -33,7 +33,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     exif = Image.Exif()
     exif[0x010E] = "Jane Doe at home"
     Image.fromarray(skimage.data.astronaut()).save(folder / "astronaut.png", exif=exif)
-    Image.open(Path(insightface.__file__).parent / "data" / "images" / "t1.jpg").save(folder / "group.png")
+    friends(folder / "group.png")
     return folder
 
 
@@ -94,16 +94,6 @@ def test_chosen_faces_only(photos, tmp_path):
     assert not torch.equal(before[chosen == 1], after[chosen == 1])
 
 
-IN_TURN = """
-import re, sys
-from diffprivacy.cli import main
-
-for photo in sys.argv[1:3]:
-    assert main(["anonymize", photo, *sys.argv[3:]]) == 0
-    print("peak", re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
-"""
-
-
 @pytest.fixture(scope="module")
 def one_of_six(photos, tmp_path_factory) -> tuple[Path, int]:
     """A photo of one person of the group, taken apart from it, and the person's number there."""
@@ -149,13 +139,15 @@ def test_large_photo_takes_the_memory_of_a_few_pictures(photos, tmp_path):
 
     Only the face in it changes.
     """
-    wide = np.tile(skimage.data.coffee(), (8, 8, 1))
+    from testing.killed import Run
+
+    wide = np.tile(skimage.data.coffee(), (5, 5, 1))
     wide[1000:1512, 2000:2512] = skimage.data.astronaut()
     Image.fromarray(wide).save(tmp_path / "wide.jpg")
     options = ["-o", str(tmp_path / "out"), "--steps", "2", "--unguided", "--faces", "largest", "--variants", "2"]
-    command = [sys.executable, "-c", IN_TURN, str(photos / "astronaut.png"), str(tmp_path / "wide.jpg"), *options]
-    printed = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
-    small, large = (int(peak) * 1024 for peak in re.findall(r"peak (\d+)", printed))
+    runs = [Run(tmp_path, "anonymize", photo, *options) for photo in (photos / "astronaut.png", tmp_path / "wide.jpg")]
+    assert [run.finish()[0] for run in runs] == [0, 0]
+    small, large = (run.peak for run in runs)
     assert len(list((tmp_path / "out").glob("wide-*.png"))) == 2
     assert large - small < 4 * 4 * wide.size
     before, after = (read_picture(path).rgb for path in (tmp_path / "wide.jpg", tmp_path / "out" / "wide-1.png"))
@@ -225,8 +217,7 @@ def test_twenty_faces_are_all_protected(photos, tmp_path):
     before = read_picture(tmp_path / "crowd.png").rgb
     found = load_detector(None).detect(before)
     assert len(found) >= 18
-    arguments = ["-o", str(tmp_path / "out"), "--steps", "2"]
-    assert main(["anonymize", str(tmp_path / "crowd.png"), *arguments]) == 0
+    assert main(["anonymize", str(tmp_path / "crowd.png"), "-o", str(tmp_path / "out"), *QUICK]) == 0
     outside, inside = changed_outside_and_inside(tmp_path / "crowd.png", tmp_path / "out" / "crowd.png", len(found))
     assert outside == 0
     assert inside > 3

@@ -42,7 +42,7 @@ INPUTS = [["in"], ["in/face.png"], ["in/wall.png"], ["in/cut.png"], ["in/face.pn
 OUTPUTS = ["out", "in", "in/out", "new/out.png", "in/face.png", "file", "link"]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_random_walk_over_command_lines(tmp_path, monkeypatch, capsys, seed):
     """Whatever is asked for, in whatever state the output is: an exit code of ours, and never an unprotected face."""
     chance = random.Random(seed)

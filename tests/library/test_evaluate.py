@@ -21,6 +21,8 @@ from diffprivacy.faces.geometry import protected_mask
 from diffprivacy.identity.recognizers import load_recognizer
 from diffprivacy.identity.thresholds import read_thresholds
 
+pytestmark = pytest.mark.usefixtures("models_loaded_once")
+
 
 def picture(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pixels.astype(np.float32) / 255)

@@ -20,6 +20,7 @@ from diffprivacy.faces.geometry import protected_mask
 from diffprivacy.faces.keeping import kept_parts
 from diffprivacy.faces.regions import box_of, upright_face
 
+pytestmark = pytest.mark.usefixtures("models_loaded_once")
 QUICK = ["--steps", "2", "--strength", "0.5", "--unguided"]
 MISSED = {"x": 380, "y": 300, "width": 80, "height": 110}
 

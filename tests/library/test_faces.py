@@ -51,7 +51,6 @@ places = st.floats(-20, 180)
 widths = st.floats(12, 200)
 
 
-@settings(deadline=None)
 @given(x=places, y=places, width=widths, degrees=angles, size=st.integers(16, 1024), margin=st.floats(1, 3))
 def test_alignment_undoes_any_similarity(x, y, width, degrees, size, margin):
     face = placed(x, y, width, degrees)
@@ -76,7 +75,6 @@ def test_arcface_crop_is_size_112_and_margin_1():
     np.testing.assert_allclose(align_matrix(face, 112, 1.0), [[1, 0, 0], [0, 1, 0]], atol=1e-6)
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_alignment_is_the_least_squares_similarity(seed):
     landmarks = ARCFACE_TEMPLATE + np.random.default_rng(seed).normal(0, 6, (5, 2)).astype(np.float32)
@@ -104,7 +102,7 @@ def test_shrinking_does_not_alias():
     assert (crop - 0.5).abs().max() < 0.05
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(x=places, y=places, width=st.floats(20, 150), degrees=angles, margin=st.floats(1.0, 2.5))
 def test_pasting_an_unchanged_crop_changes_nothing_visible(x, y, width, degrees, margin):
     picture = smooth_picture(150, 170)
@@ -117,7 +115,7 @@ def test_pasting_an_unchanged_crop_changes_nothing_visible(x, y, width, degrees,
     assert (pasted - picture)[inside_border].abs().max() < 0.01
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     x=places, y=places, width=st.floats(12, 150), degrees=angles, margin=st.floats(1.0, 2.5), size=st.integers(32, 300)
 )
@@ -196,7 +194,7 @@ def test_mask_covers_the_face_and_ends_before_the_border(margin):
         assert mask[y, x] == 1
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(width=st.floats(60, 120), degrees=angles, margin=st.floats(1.0, 2.5), nose=st.floats(-15, 15))
 def test_mask_in_the_picture_is_the_mask_in_the_crop(width, degrees, margin, nose):
     landmarks = ARCFACE_TEMPLATE.copy()

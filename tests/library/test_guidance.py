@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from diffprivacy.diffusion.guidance import Guidance, guide, guide_denoised, guided, step_index, step_of
@@ -249,7 +249,6 @@ def schedules(draw):
     return torch.cat([LEVELS.sigmas[sorted(times, reverse=True)], torch.zeros(1)])
 
 
-@settings(deadline=None)
 @given(schedules(), st.data())
 def test_a_step_goes_from_one_level_of_the_schedule_to_the_next(sigmas, data):
     i = data.draw(st.integers(0, len(sigmas) - 2))
@@ -258,7 +257,6 @@ def test_a_step_goes_from_one_level_of_the_schedule_to_the_next(sigmas, data):
         assert step_of(sigmas[i] * wobble, sigmas) == (sigmas[i], sigmas[i + 1])
 
 
-@settings(deadline=None)
 @given(schedules(), st.data())
 def test_a_level_between_two_belongs_to_the_whole_step(sigmas, data):
     i = data.draw(st.integers(0, len(sigmas) - 2))
@@ -285,7 +283,6 @@ def test_an_infinite_level_has_the_limit_of_high_ones():
     torch.testing.assert_close(infinite, high)
 
 
-@settings(deadline=None)
 @given(schedules(), st.floats(1e-3, 1.0), st.sampled_from(["paper", "normalized"]), st.data())
 def test_one_euler_step_realizes_either_rule(sigmas, scale, rule, data):
     """The guided step minus the plain step is -scale times the (unit rms) gradient in the variance-preserving form."""

@@ -109,7 +109,7 @@ SAMPLES = {
 }
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(kind=st.sampled_from(sorted(SAMPLES)), data=st.data())
 def test_a_cut_file_is_an_error_or_complete(kind, data):
     whole = SAMPLES[kind]
@@ -133,7 +133,7 @@ def with_checksums(data: bytes) -> bytes:
     return made + data[at:]
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(kind=st.sampled_from(sorted(SAMPLES)), data=st.data())
 def test_a_damaged_file_is_an_error_or_a_picture(kind, data):
     """Bytes changed, put in, taken out, and repeated; PNG's checksums made right, so that what they guard is read."""

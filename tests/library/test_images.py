@@ -33,7 +33,7 @@ def levels(picture: Picture) -> np.ndarray:
     return (channels.double().numpy() * (2**picture.bit_depth - 1)).round().astype(int)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     height=st.integers(1, 12),
     width=st.integers(1, 12),

@@ -132,7 +132,7 @@ def training_sigmas(draw):
     return torch.cat([sigmas, torch.zeros(1)]) if draw(st.booleans()) else sigmas
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(training_sigmas())
 def test_fixed_point_inverts_any_descending_schedule(sigmas):
     mixture = Mixture(shape=(4, 3, 5), components=1)

@@ -285,7 +285,7 @@ DATA = full_key(embeddings=[Embedding(draw(1, 7, 4), draw(1, 3), {"strength": 0.
 
 
 @given(st.lists(st.tuples(st.integers(0, len(DATA) - 1), st.integers(0, 255)), max_size=5), st.integers(0, 40))
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 def test_changed_bytes_give_a_key_or_a_documented_error(changes, cut):
     data = bytearray(DATA)
     for place, value in changes:
@@ -301,7 +301,7 @@ JSON = st.recursive(
 
 
 @given(st.sampled_from(["fidelity", "size", "margin", "faces", "patches", "embeddings", "shape", "fingerprints"]), JSON)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_any_value_of_a_field_gives_a_key_or_a_documented_error(field, value):
     only_documented_errors(changed(**{field: value}))
 

@@ -20,6 +20,7 @@ from diffprivacy.recovery.encryption import Decryptor
 from diffprivacy.recovery.key import RecoveryKey
 from diffprivacy.recovery.replay import recover
 
+pytestmark = pytest.mark.usefixtures("models_loaded_once")
 OLD = Path(__file__).parent / "old"
 IDENTITY = "AGE-SECRET-KEY-1L7ZM2GXYUZ4LFCM7VV9HEHUCW9PTW6ZSLWL5278QHTZJKDEH4THQL8SHR6"
 

@@ -97,7 +97,7 @@ def test_losing_power_loses_no_key(tmp_path, monkeypatch, beside):
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_damage_is_noticed(data):
     carrying = bytearray(png.with_chunks(FILE, png.SEALED_KEY, [b"a sealed key"]))
     if data.draw(st.booleans()):

@@ -6,9 +6,9 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-import insightface
 import pyrage
 import pytest
 import skimage.data
@@ -22,15 +22,16 @@ from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import protected_mask
 from diffprivacy.media.images import Picture, read_picture
 from diffprivacy.recovery import keyed, png
+from testing.folders import friends
 
-GROUP = Path(insightface.__file__).parent / "data" / "images" / "t1.jpg"
+pytestmark = pytest.mark.usefixtures("models_loaded_once")
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     Image.fromarray(skimage.data.astronaut()).save(folder / "jane-doe.png")
-    Image.open(GROUP).save(folder / "group.png")
+    friends(folder / "group.png")
     return folder
 
 
@@ -164,27 +165,18 @@ def test_wrong_seals_stop_before_anything_is_written(photos, tmp_path, capsys, o
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_written_holds_the_secret_or_the_inputs_name(photos, tmp_path):
+def test_nothing_written_holds_the_secret_or_the_inputs_name(photos, tmp_path, monkeypatch, capfdbinary):
     """Everything a run leaves: pictures, keys, what it printed, temporary files."""
     secret = "correct-horse-battery"
     (tmp_path / "tmp").mkdir()
-    environment = {**os.environ, "SECRET": secret, "TMPDIR": str(tmp_path / "tmp"), "HOME": str(tmp_path / "tmp")}
-    command = [
-        sys.executable,
-        "-m",
-        "diffprivacy",
-        "anonymize",
-        photos / "jane-doe.png",
-        "-o",
-        tmp_path / "out",
-        *QUICK,
-    ]
-    seal = ["--passphrase-env", "SECRET", "--fidelity", "lossless"]
-    run = subprocess.run([*command, *seal], env=environment, capture_output=True, check=True)
+    for variable, value in {"SECRET": secret, "TMPDIR": tmp_path / "tmp", "HOME": tmp_path / "tmp"}.items():
+        monkeypatch.setenv(variable, str(value))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    protect(photos / "jane-doe.png", tmp_path / "out", "--passphrase-env", "SECRET", "--fidelity", "lossless")
     os.replace(tmp_path / "out" / "jane-doe.png", tmp_path / "out" / "published.png")
     written = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
     assert len(written) >= 1
-    for content in [*written, run.stdout, run.stderr]:
+    for content in [*written, *capfdbinary.readouterr()]:
         assert secret.encode() not in content
     assert not any(b"jane-doe" in content for content in written)
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from diffprivacy.diffusion.conditioning import (
@@ -98,7 +98,6 @@ def test_recover_uses_msi_everywhere_and_no_guidance(name):
     assert all(preset.scale_at(t) == 0 for t in range(1000))
 
 
-@settings(deadline=None)
 @given(partitions())
 def test_any_partition_is_a_schedule(ranges):
     schedule = EmbeddingSchedule(spans(ranges))
@@ -106,7 +105,6 @@ def test_any_partition_is_a_schedule(ranges):
         assert schedule.mix_at(low) == schedule.mix_at(high) == {f"{low}": 1.0}
 
 
-@settings(deadline=None)
 @given(partitions(), st.data())
 def test_a_gap_is_named_by_its_steps(ranges, data):
     low, high = data.draw(st.sampled_from(ranges))
@@ -115,7 +113,6 @@ def test_a_gap_is_named_by_its_steps(ranges, data):
         EmbeddingSchedule(spans(rest))
 
 
-@settings(deadline=None)
 @given(partitions(), st.data())
 def test_an_overlap_is_named_by_its_steps(ranges, data):
     low = data.draw(st.integers(0, 999))
@@ -148,7 +145,6 @@ def test_switches_must_descend_and_match_the_embeddings(at):
         EmbeddingSchedule.switch(["a", "b", "c"], at=at)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 990), st.integers(1, 300), st.integers(1, 40))
 def test_a_blend_falls_evenly_from_one_embedding_to_the_other(low, length, pieces):
     high = min(low + length, 998)
@@ -170,7 +166,6 @@ def test_impossible_blends_are_refused(high, low, pieces):
         EmbeddingSchedule.blend("a", "b", high, low, pieces)
 
 
-@settings(deadline=None)
 @given(partitions())
 def test_exactly_one_comfyui_range_holds_at_every_time_step(ranges):
     active = COMFY.active(COMFY.sigmas, [percent_range(*r) for r in ranges])
@@ -191,7 +186,6 @@ def test_exactly_one_comfyui_range_holds_at_every_sigma_between():
         assert (COMFY.active(elsewhere, percents).sum(0) == 1).all()
 
 
-@settings(deadline=None)
 @given(partitions())
 def test_neighbours_share_one_float32_sigma_and_leave_no_gap(ranges):
     ranges = sorted(ranges)

@@ -20,6 +20,7 @@ from diffprivacy.media.images import values
 from diffprivacy.video import protect, regeneration
 from testing.videos import pixels, write_source
 
+pytestmark = pytest.mark.usefixtures("models_loaded_once")
 QUICK = ["--steps", "2", "--strength", "0.5", "--unguided"]
 FRAMES = 8
 BOX = {"x": 150, "y": 180, "width": 50, "height": 60}
