@@ -1,15 +1,26 @@
-"""The reference pages that follow from the code: ``python -m testing.reference`` writes them into docs/reference."""
+"""The reference pages that follow from the code: ``python -m testing.reference`` writes them into docs/reference.
+
+And the commands that pages show.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 from diffprivacy.cli import parser
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "reference"
+
+
+def blocks(page: Path) -> list[list[str]]:
+    """The lines of each fenced block, continued ones joined, without comments."""
+    found = re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = (block.replace("\\\n", " ").splitlines() for block in found)
+    return [[line.split(" #")[0].strip() for line in block] for block in lines]
 
 
 def commands() -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from diffprivacy.cli import parser
-from testing.reference import FOLDER, PAGES, ROOT
+from testing.reference import FOLDER, PAGES, ROOT, blocks
 
 DOCUMENTS = sorted(
     [
@@ -26,13 +27,6 @@ def heading_anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def code_lines(document: Path) -> list[str]:
-    """The lines of all fenced blocks, continued ones joined, without comments."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.split(" #")[0].strip() for line in lines]
-
-
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_link_resolves(document: Path):
     for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
@@ -46,8 +40,8 @@ def test_every_link_resolves(document: Path):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_command_is_one(document: Path):
-    """As the parser takes it; the README's own run in test_readme."""
-    for line in code_lines(document):
+    """As the parser takes it; they are run in test_readme and test_documented_commands."""
+    for line in chain.from_iterable(blocks(document)):
         if line.startswith("diffprivacy "):
             parser().parse_args(shlex.split(line)[1:])
         if line.startswith("python -m "):

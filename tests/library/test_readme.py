@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import shlex
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,14 @@ import pytest
 from PIL import Image
 
 from diffprivacy.cli import main
-from testing.reference import ROOT
+from testing.reference import ROOT, blocks
+
+pytestmark = pytest.mark.usefixtures("models_loaded_once")
 
 
 def transcript() -> list[str]:
-    blocks = re.findall(r"^```\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return [line for line in "\n".join(blocks).splitlines() if line.startswith(("diffprivacy", "age-keygen"))]
+    lines = chain.from_iterable(blocks(ROOT / "README.md"))
+    return [line for line in lines if line.startswith(("diffprivacy", "age-keygen"))]
 
 
 def test_the_readmes_commands_do_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
