@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -55,3 +59,22 @@ def server(comfyui: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPa
     (prepared.base / "custom_nodes" / "segs_nodes.py").symlink_to(HERE / "segs_nodes.py")
     with prepared as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def inside(comfyui: Path) -> Iterator[Callable[..., None]]:
+    """Runs a script with arguments in a fork of one Python process of ComfyUI's own, which has the pack loaded."""
+    command = [sys.executable, HERE / "inside.py", comfyui, PACK]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        answers = process.stdout
+
+        def run(script: str, *arguments: object) -> None:
+            print(json.dumps([str(HERE / script), *map(str, arguments)]), file=process.stdin, flush=True)
+            assert next((line for line in answers if line.startswith("exit ")), "died") == "exit 0\n"
+
+        yield run
+        process.stdin.close()

@@ -1,28 +1,17 @@
-"""Runs inside a Python process of ComfyUI's own, on the CPU: what its host layer computes for given tensors.
+"""Run by inside.py: what the host layer computes for given tensors.
 
-python probe.py COMFYUI PACK CHECKPOINT INPUTS.safetensors OUTPUTS.safetensors
+probe.py PACK CHECKPOINT INPUTS.safetensors OUTPUTS.safetensors
 """
 
-import asyncio
 import sys
 from pathlib import Path
 
-comfyui, pack, checkpoint, inputs_file, outputs_file = sys.argv[1:]
-sys.argv = ["main.py", "--cpu"]
-sys.path.insert(0, comfyui)
+import comfy.sd
+import torch
+from comfy.clip_vision import ClipVisionModel
+from safetensors.torch import load_file, save_file
 
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
-
-import comfy.sd  # noqa: E402
-import torch  # noqa: E402
-from comfy.clip_vision import ClipVisionModel  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
-
-import nodes  # noqa: E402
-
-assert asyncio.run(nodes.load_custom_node(pack))
+pack, checkpoint, inputs_file, outputs_file = sys.argv[1:]
 comfy_model, decoders, memory = (
     sys.modules[pack.replace(".", "_x_") + f".nodes.comfy.{name}"] for name in ("model", "decoders", "memory")
 )

@@ -1,27 +1,18 @@
-"""Runs inside a Python process of ComfyUI's own, on the CPU: what Private Noise gives samplers for latents of any kind.
+"""Run by inside.py: what Private Noise gives samplers for latents of any kind.
 
-python probe_noise.py COMFYUI PACK OUTPUTS.safetensors
+probe_noise.py OUTPUTS.safetensors
 """
 
-import asyncio
 import importlib
 import sys
 
-comfyui, pack, outputs_file = sys.argv[1:]
-sys.argv = ["main.py", "--cpu"]
-sys.path.insert(0, comfyui)
+import comfy.nested_tensor
+import torch
+from safetensors.torch import save_file
 
-import comfy.options  # noqa: E402
+import nodes
 
-comfy.options.enable_args_parsing()
-
-import comfy.nested_tensor  # noqa: E402
-import torch  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-
-import nodes  # noqa: E402
-
-assert asyncio.run(nodes.load_custom_node(pack))
+(outputs_file,) = sys.argv[1:]
 node = nodes.NODE_CLASS_MAPPINGS["DiffPrivacyPrivateNoise"]
 (noise,) = node.execute().args
 

@@ -1,30 +1,19 @@
-"""Runs inside a Python process of ComfyUI's own, on the CPU: pseudo-words under the text encoders of SD 2.x and SDXL.
+"""Run by inside.py: pseudo-words under the text encoders of SD 2.x and SDXL.
 
-python probe_text.py COMFYUI PACK FOLDER; FOLDER gets the textual inversions, and results.safetensors with what is said.
+probe_text.py PACK FOLDER; FOLDER gets the textual inversions, and results.safetensors with what is said.
 """
 
-import asyncio
 import sys
 from pathlib import Path
 
-comfyui, pack, folder = sys.argv[1:]
-sys.argv = ["main.py", "--cpu"]
-sys.path.insert(0, comfyui)
+import comfy.sd
+import comfy.sdxl_clip
+import comfy.text_encoders.sd2_clip
+import torch
+from comfy.supported_models_base import ClipTarget
+from safetensors.torch import save_file
 
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
-
-import comfy.sd  # noqa: E402
-import comfy.sdxl_clip  # noqa: E402
-import comfy.text_encoders.sd2_clip  # noqa: E402
-import torch  # noqa: E402
-from comfy.supported_models_base import ClipTarget  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-
-import nodes  # noqa: E402
-
-assert asyncio.run(nodes.load_custom_node(pack))
+pack, folder = sys.argv[1:]
 host, msi = (sys.modules[pack.replace(".", "_x_") + name] for name in (".nodes.comfy.model", ".diffprivacy.msi.module"))
 
 

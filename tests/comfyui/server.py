@@ -66,7 +66,7 @@ class ComfyServer:
 
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(HANGING)
 
     def log(self) -> str:
         return self.log_file.read_text()
@@ -101,7 +101,7 @@ class ComfyServer:
             if entry and entry["status"]["status_str"] == "error":
                 errors = [m[1] for m in entry["status"]["messages"] if m[0].startswith("execution_")]
                 raise PromptError(json.dumps(errors[-1]))
-            time.sleep(0.1)
+            time.sleep(0.02)
         raise TimeoutError(f"prompt {prompt_id} took more than {seconds} s:\n{self.log()[-4000:]}")
 
     def run(self, graph: dict[str, dict], seconds: float = HANGING) -> dict[str, dict[str, Any]]:

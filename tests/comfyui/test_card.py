@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.comfyui.conftest import HERE, PACK
+from tests.comfyui.server import HANGING
 
 PROMPTS, STEPS = 3, 2
 """Guided prompts of a round of rounds.py, and steps of each and of training."""
@@ -26,7 +27,7 @@ ROUNDS = {
 
 def run(comfyui: Path, *arguments: str | Path, script: str = "card.py") -> dict[str, Any]:
     command = [sys.executable, "-X", "faulthandler", HERE / script, comfyui, PACK, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGING, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "memory leak" not in done.stderr.lower()
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from diffprivacy.backends.diffusers import DiffusersModel, load_diffusion_model
-from tests.comfyui.conftest import HERE, PACK
+from tests.comfyui.conftest import PACK
 
 TOLERANCE = 1e-3
 
@@ -48,7 +46,7 @@ def standalone(tiny_checkpoint: Path) -> DiffusersModel:
 
 @pytest.fixture(scope="module")
 def comfy_outputs(
-    comfyui: Path, tiny_checkpoint: Path, inputs: dict, standalone: DiffusersModel, tmp_path_factory
+    inside, tiny_checkpoint: Path, inputs: dict, standalone: DiffusersModel, tmp_path_factory
 ) -> dict[str, Tensor]:
     folder = tmp_path_factory.mktemp("probe")
     vision = standalone.vision_encoder.state_dict()
@@ -56,10 +54,7 @@ def comfy_outputs(
     save_file(
         {**inputs, **{f"vision.{names[key]}": value.contiguous() for key, value in vision.items()}}, folder / "in"
     )
-    subprocess.run(
-        [sys.executable, HERE / "probe.py", comfyui, PACK, tiny_checkpoint, folder / "in", folder / "out"],
-        check=True,
-    )
+    inside("probe.py", PACK, tiny_checkpoint, folder / "in", folder / "out")
     return load_file(folder / "out")
 
 

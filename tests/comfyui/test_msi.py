@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,10 +23,10 @@ from diffprivacy.faces.geometry import crop_face
 from diffprivacy.msi.module import load_msi, new_msi, save_msi
 from diffprivacy.msi.training import Settings, Training
 from diffprivacy.msi.training_data import prepare
-from tests.comfyui.conftest import HERE, PACK
+from tests.comfyui.conftest import PACK
 from tests.comfyui.graphs import Graph, saved_latent, slot, write_latent, write_lora, write_text_lora
 from tests.comfyui.photos import pixels, write_astronaut
-from tests.comfyui.server import PromptError
+from tests.comfyui.server import HANGING, PromptError
 
 MSI_SLOT = 6
 STEPS, BATCH, RATE = 3, 5, 0.01
@@ -94,7 +92,7 @@ def watched(server, graph: Graph, on_step: Callable[[int], object] = lambda step
         raise ConnectionError("the server closed the connection")
 
     with ThreadPoolExecutor() as pool:  # The page tests leave an event loop running in this thread.
-        prompt_id = pool.submit(asyncio.run, asyncio.wait_for(watch(), 300)).result()
+        prompt_id = pool.submit(asyncio.run, asyncio.wait_for(watch(), HANGING)).result()
     return server.wait(prompt_id)["outputs"], steps, previews
 
 
@@ -189,9 +187,9 @@ def test_a_prompt_with_each_stage_s_embedding_in_its_time_range_is_the_same_cond
     assert (said - reversed_).abs().max() > 1e-2 * said.std()
 
 
-def test_pseudo_words_of_other_families_are_ordinary_embeddings_too(comfyui, tmp_path):
+def test_pseudo_words_of_other_families_are_ordinary_embeddings_too(inside, tmp_path):
     """SD 2.x and SDXL, at their text encoders' widths: said, written as `embedding:`, and while training, all the same."""
-    subprocess.run([sys.executable, HERE / "probe_text.py", comfyui, PACK, tmp_path], check=True)
+    inside("probe_text.py", PACK, tmp_path)
     results = load_file(tmp_path / "results.safetensors")
     for kind, width in (("sd2", 1024), ("sdxl", 768 + 1280)):
         said = results[f"{kind}.said"]

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.comfyui.conftest import HERE, PACK
+from tests.comfyui.conftest import PACK
 from tests.comfyui.server import ComfyServer
 from tests.comfyui.workflows import load_prompt
 
@@ -24,9 +21,9 @@ WORKFLOWS = sorted([*(PACK / "workflows").glob("*.json"), *(PACK / "subgraphs").
 
 
 @pytest.fixture(scope="module")
-def noises(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+def noises(inside, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     outputs = tmp_path_factory.mktemp("noise") / "outputs.safetensors"
-    subprocess.run([sys.executable, HERE / "probe_noise.py", comfyui, PACK, outputs], check=True, timeout=300)
+    inside("probe_noise.py", outputs)
     return load_file(outputs)
 
 
