@@ -18,6 +18,7 @@ class Preset:
     switch: the MSI embeddings hold while t > switch, the empty prompt after; None: MSI in every stage.
     rule, interval, scale: guidance; ``scale_after`` replaces ``scale`` once t <= switch.
     form: the energies that guide, those that end where recognizers see a stranger or those of the paper.
+    ancestral: whether every step draws new noise; see :func:`.diffusion.sampling.sample_ancestral`.
     """
 
     strength: float
@@ -28,6 +29,7 @@ class Preset:
     rule: str = "paper"
     interval: tuple[int, int] = (0, LAST)
     form: Literal["stranger", "paper"] = "paper"
+    ancestral: bool = False
 
     def schedule(self, msi: str = "msi", after: str = "empty") -> EmbeddingSchedule:
         """The embedding schedule over two named conditionings."""
@@ -55,11 +57,12 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
             strength=0.6,
             steps=50,
             switch=400,
-            scale=0.015,
-            scale_after=0.015,
+            scale=0.03,
+            scale_after=0.03,
             rule="normalized",
             interval=GUIDED,
             form="stranger",
+            ancestral=True,
         ),
     },
     "hide": {
@@ -68,11 +71,12 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
             strength=0.8,
             steps=50,
             switch=600,
-            scale=0.02,
-            scale_after=0.02,
+            scale=0.05,
+            scale_after=0.05,
             rule="normalized",
             interval=GUIDED,
             form="stranger",
+            ancestral=True,
         ),
     },
     "recover": {

@@ -13,8 +13,10 @@ from torch import Tensor
 from .diffusion.conditioning import scheduled, stage_denoiser
 from .diffusion.guidance import Gradient, guided
 from .diffusion.model import Denoiser, DiffusionModel
+from .diffusion.noise import NoiseKey
 from .diffusion.out_of_memory import halving, in_parts
-from .diffusion.sampling import Callback, ddim_sigmas, noise_to, sample_euler
+from .diffusion.sampling import Callback, ddim_sigmas, noise_to, sample_ancestral, sample_euler
+from .diffusion.sharpening import SHARPNESS, sharpened
 from .diffusion.temporal import smoothed
 from .errors import DiffPrivacyError
 from .faces.colors import match_colors
@@ -153,16 +155,22 @@ def regenerate_crops(
     preset, variants = how.preset, how.variants
     sigmas = ddim_sigmas(diffusion_model.noise_levels, preset.steps, preset.strength)
     at_once = max(variants, (NETWORK_SIDE // crops.shape[-1]) ** 2)
-    empty = _under_text(diffusion_model, how.text)
-    msi = empty if how.words is None else stage_denoiser(diffusion_model, how.prompt, how.words)
+    gradient = _gradient(crops, landmarks, noise, diffusion_model, how)
+    sharpness = 0.0 if gradient is None else SHARPNESS
+    empty = _under_text(diffusion_model, how.text, sharpness)
+    msi = empty if how.words is None else _sharp(diffusion_model, sharpness, how.prompt, how.words)
     whole = scheduled({"msi": msi, "empty": empty}, preset.schedule(), diffusion_model.noise_levels)
     denoiser = in_parts(whole, at_once)
-    if (gradient := _gradient(crops, landmarks, noise, diffusion_model, how)) is not None:
-        denoiser = guided(denoiser, gradient, sigmas, preset.guidance, diffusion_model.noise_levels)
+    if gradient is not None:
+        denoiser = guided(denoiser, gradient, sigmas, preset.guidance, diffusion_model.noise_levels, preset.ancestral)
     if how.smoothing is not None:
         denoiser = smoothed(denoiser, how.smoothing)
     latents = in_parts(diffusion_model.encode, at_once)(crops).repeat_interleave(variants, dim=0)
-    samples = sample_euler(denoiser, noise_to(latents, sigmas[0], noise.to(latents)), sigmas, callback)
+    start = noise_to(latents, sigmas[0], noise.to(latents))
+    if preset.ancestral:
+        samples = sample_ancestral(denoiser, start, sigmas, partial(fresh_noise, noise), callback)
+    else:
+        samples = sample_euler(denoiser, start, sigmas, callback)
     new = in_parts(diffusion_model.decode, at_once)(samples)
     if not how.match_colors:
         return new
@@ -170,12 +178,28 @@ def regenerate_crops(
     return torch.stack([match_colors(*of_one) for of_one in zip(new, originals, points, strict=True)])
 
 
-def _under_text(diffusion_model: DiffusionModel, text: str) -> Denoiser:
+def fresh_noise(noise: Tensor, step: int) -> Tensor:
+    """New unit Gaussian noise for a step, which follows from the private noise (B,...) row by row."""
+    return torch.stack([NoiseKey.of(row).normal(tuple(row.shape), "step", step) for row in noise])
+
+
+def _sharp(
+    diffusion_model: DiffusionModel, sharpness: float, prompt: str = "", words: Tensor | None = None
+) -> Denoiser:
+    """The diffusion model under a prompt, sharpened where it has a weaker one."""
+    denoiser = stage_denoiser(diffusion_model, prompt, words)
+    if not sharpness or diffusion_model.weaker is None:
+        return denoiser
+    weaker = stage_denoiser(diffusion_model.weaker, prompt, words)
+    return sharpened(denoiser, weaker, diffusion_model.noise_levels, sharpness)
+
+
+def _under_text(diffusion_model: DiffusionModel, text: str, sharpness: float) -> Denoiser:
     """The diffusion model under the empty prompt, or guided from that toward a text."""
-    empty = stage_denoiser(diffusion_model)
     if not text:
-        return empty
-    under = stage_denoiser(diffusion_model, text)
+        return _sharp(diffusion_model, sharpness)
+    empty = stage_denoiser(diffusion_model)
+    under = _sharp(diffusion_model, sharpness / TEXT_SCALE, text)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         without = empty(x, sigma)

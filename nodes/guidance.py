@@ -255,13 +255,13 @@ class EnergyGuidance(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "scale",
-                    default=0.015,
+                    default=0.03,
                     min=0.0,
                     max=1000.0,
                     step=0.005,
                     round=0.0001,
-                    tooltip="0 is off. normalized, for 20 time steps: 0.015 for anonymizing, 0.02 for hiding; above 0.05 traces "
-                    "show. paper, for each step: 1 for anonymizing, 1.5 to 2.5 for hiding.",
+                    tooltip="0 is off. normalized, for 20 time steps: 0.03 for anonymizing, 0.05 for hiding with euler_ancestral, half "
+                    "with samplers that add no noise. paper, for each step: 1 for anonymizing, 1.5 to 2.5 for hiding.",
                 ),
                 io.Int.Input(
                     "from_step", default=999, min=0, max=999, advanced=True, tooltip="Highest time step it guides at."

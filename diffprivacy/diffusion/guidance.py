@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ class Guidance:
     """
 
     rule: str = "normalized"
-    scale: float | Callable[[int], float] = 0.015
+    scale: float | Callable[[int], float] = 0.03
     interval: tuple[int, int] = (0, 999)
     every: int = 1
     repeats: int = 4
@@ -56,6 +57,11 @@ class Guidance:
         if not low <= timestep <= high or step_index(sigma, sigmas) % self.every:
             return 0.0
         return self.scale(timestep) if callable(self.scale) else self.scale
+
+    def scaled(self, factor: float) -> Guidance:
+        """The same guidance, stronger by a factor."""
+        scale = self.scale
+        return dataclasses.replace(self, scale=(lambda t: factor * scale(t)) if callable(scale) else factor * scale)
 
     def spans(self, sigma: Tensor, sigmas: Tensor, noise_levels: Levels) -> float:
         """Training time steps from sigma to the next guided step or the interval's end, divided by 20."""
@@ -135,14 +141,26 @@ def guide(
 
 
 def guided(
-    denoiser: Denoiser, gradient: Gradient, sigmas: Tensor, guidance: Guidance, noise_levels: Levels
+    denoiser: Denoiser,
+    gradient: Gradient,
+    sigmas: Tensor,
+    guidance: Guidance,
+    noise_levels: Levels,
+    ancestral: bool = False,
 ) -> Denoiser:
     """A denoiser whose predictions descend an energy while sampling down sigmas (N+1,); exact for Euler steps.
 
     Where the guidance is off the gradient is not evaluated and the predictions are the denoiser's own.
+    ancestral: for :func:`.sampling.sample_ancestral`, whose steps take over more of a prediction than Euler's.
     """
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        return guide(denoiser(x, sigma), gradient, sigma, sigmas, guidance, noise_levels)
+        strength = guidance.scaled(euler_share(*step_of(sigma, sigmas))) if ancestral else guidance
+        return guide(denoiser(x, sigma), gradient, sigma, sigmas, strength, noise_levels)
 
     return denoise
+
+
+def euler_share(sigma: Tensor, lower: Tensor) -> float:
+    """How much of a change of z0 Euler takes over in a step, divided by what an ancestral step does."""
+    return float(sigma / (sigma + lower))

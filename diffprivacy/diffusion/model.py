@@ -166,6 +166,11 @@ class DiffusionModel(Protocol):
         """Pixels per latent element along each side."""
         ...
 
+    @property
+    def weaker(self) -> DiffusionModel | None:
+        """The model away from which guided sampling goes, see :mod:`.sharpening`; None for none."""
+        ...
+
     def denoise(self, x: Tensor, sigma: Tensor, conditioning: Any) -> Tensor:
         """Predicted clean latent z0 (B,C,h,w) for x (B,C,h,w) at noise level sigma (0-d tensor); no gradients."""
         ...

@@ -42,6 +42,11 @@ class NoiseKey:
             return cls()
         return cls(hashlib.sha3_256(DOMAIN + str(seed).encode()).digest())
 
+    @classmethod
+    def of(cls, row: Tensor) -> NoiseKey:
+        """The key that private noise of any shape decides: only those know it who know all of the noise."""
+        return cls(hashlib.sha256(row.detach().float().cpu().contiguous().numpy().tobytes()).digest())
+
     def derive(self, *labels: str | int) -> NoiseKey:
         """A key of its own for a part of the work, which tells nothing of this one."""
         return NoiseKey(self._stream(KEY_BYTES, ["key", *labels]))

@@ -30,6 +30,30 @@ def sample_euler(denoiser: Denoiser, x: Tensor, sigmas: Tensor, callback: Callba
     return x
 
 
+def sample_ancestral(
+    denoiser: Denoiser, x: Tensor, sigmas: Tensor, fresh: Callable[[int], Tensor], callback: Callback | None = None
+) -> Tensor:
+    """Euler's method with as much new noise in each step as its variance allows: DDPM (Song et al., arXiv 2010.02502,
+    eta 1), ComfyUI's `euler_ancestral`. What a weak network draws wrongly it draws anew.
+
+    fresh: unit Gaussian noise (B,C,h,w) for each step but the last, to 0.
+    """
+    x, sigmas = prepare(x, sigmas)
+    for i, (sigma, lower) in enumerate(pairwise(sigmas)):
+        denoised = predict(denoiser, x, sigma, i, sigmas, callback)
+        down, up = ancestral_step(sigma, lower)
+        x = x + (x - denoised) / sigma * (down - sigma)
+        if up > 0:
+            x = x + up * fresh(i).to(x)
+    return x
+
+
+def ancestral_step(sigma: Tensor, lower: Tensor) -> tuple[Tensor, Tensor]:
+    """The noise level that a step from sigma to lower goes down to, and that of the noise it then adds."""
+    up = lower * (1 - (lower / sigma) ** 2).sqrt()
+    return lower**2 / sigma, up
+
+
 def noise_to(z0: Tensor, sigma: Tensor | float, noise: Tensor) -> Tensor:
     """The clean latent z0 (B,C,h,w) carried to a noise level with unit Gaussian noise of its shape."""
     return z0 + sigma * noise

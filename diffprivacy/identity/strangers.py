@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,7 +66,7 @@ def drawn_aims(strangers: Sequence[Strangers], noise: Tensor, deviations: float 
     They are spread so that the faces come to lie as strangers do, shifted by ``deviations`` standard deviations: were
     all brought to one cosine, whoever ranks a gallery by nearness to it would find the person.
     """
-    normals = torch.stack([_key(row).normal((len(strangers),), "aims") for row in noise])
+    normals = torch.stack([NoiseKey.of(row).normal((len(strangers),), "aims") for row in noise])
     return tuple(
         kind.mean + kind.std * (deviations + SPREAD * column) for kind, column in zip(strangers, normals.T, strict=True)
     )
@@ -79,13 +78,8 @@ def drawn_decoys(reference: Sequence[Tensor], noise: Tensor) -> tuple[Tensor, ..
     reference: embeddings (F,D) of each network, for their length D. In so many dimensions a random direction is nearly
     at a right angle to everybody.
     """
-    keys = [_key(row) for row in noise]
+    keys = [NoiseKey.of(row) for row in noise]
     return tuple(
         F.normalize(torch.stack([key.normal((vectors.shape[1],), "decoy", k) for key in keys])).to(vectors)
         for k, vectors in enumerate(reference)
     )
-
-
-def _key(row: Tensor) -> NoiseKey:
-    """What only those can know who know all of the row."""
-    return NoiseKey(hashlib.sha256(row.detach().float().cpu().contiguous().numpy().tobytes()).digest())

@@ -8,6 +8,7 @@ import comfy.clip_vision
 import comfy.latent_formats
 import comfy.model_management
 import comfy.model_patcher
+import comfy.samplers
 import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models
@@ -15,8 +16,11 @@ import comfy.supported_models_base
 import comfy.utils
 import folder_paths
 import torch
+from torch import Tensor
 
 from ...diffprivacy import demo
+from ...diffprivacy.diffusion.sharpening import acts_at, sharpening
+from .guiding import RUN
 from .memory import Resident
 
 
@@ -72,7 +76,36 @@ def load_model() -> Any:
         model, load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
     )
     model.load_model_weights(state, "", assign=patcher.is_dynamic())
+    patcher.set_model_sampler_post_cfg_function(_sharpened)
     return patcher
+
+
+def _sharpened(step: dict[str, Any]) -> Tensor:
+    """See diffprivacy.diffusion.sharpening. Where Energy Guidance guides: what inverts and replays is never guided."""
+    options, denoised = step["model_options"], step["denoised"]
+    run = options["transformer_options"].get(RUN)
+    if run is None or not acts_at(run.prediction(denoised, step["sigma"]).sigma, run.levels):
+        return denoised
+    without = _without_middle(options)
+    (weaker,) = comfy.samplers.calc_cond_batch(step["model"], [step["cond"]], step["input"], step["sigma"], without)
+    return denoised + sharpening(step["cond_denoised"], weaker)
+
+
+def _without_middle(options: dict[str, Any]) -> dict[str, Any]:
+    """A model's options under which what goes into its middle block comes out of it."""
+    kept: list[Tensor] = []
+
+    def keep(h: Tensor, _: dict[str, Any]) -> Tensor:
+        kept[:] = [h]
+        return h
+
+    def give_back(_: dict[str, Any]) -> dict[str, Tensor]:
+        return {"h": kept.pop()}
+
+    patches = dict(options["transformer_options"].get("patches", {}))
+    for name, patch in (("input_block_patch", keep), ("middle_block_after_patch", give_back)):
+        patches[name] = [*patches.get(name, []), patch]
+    return options | {"transformer_options": options["transformer_options"] | {"patches": patches}}
 
 
 def load_clip() -> Any:

@@ -58,6 +58,11 @@ class ComfyModel:
         return self._latent_format.latent_channels
 
     @property
+    def weaker(self) -> None:
+        """A MODEL brings its sharpening along, as a patch."""
+        return None
+
+    @property
     def downscale(self) -> int:
         return self.vae.spacial_compression_encode()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffprivacy import demo, pipeline
+from diffprivacy import demo, pipeline, regeneration
 from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.diffusion.noise import NoiseKey
 from diffprivacy.diffusion.sampling import strength_steps
@@ -39,8 +39,14 @@ def photo(server):
     return write_astronaut(server.base / "input")
 
 
+def ancestral_noise():
+    """The noise that ComfyUI's `euler_ancestral` adds, step by step."""
+    generator = torch.Generator().manual_seed(SEED + 1)
+    return lambda noise, _: torch.randn(noise.shape, generator=generator)
+
+
 def through_comfyui(server, guided: bool) -> np.ndarray:
-    """The demo model's face under the pipeline's sigmas, Euler and one seed."""
+    """The demo model's face under the pipeline's sigmas, sampler and one seed."""
     graph = Graph()
     loader, image, crops = demo_crops(graph, variants=1)
     model, clip, vae, guide = loader, slot(loader, 1), slot(loader, 2), slot(loader, 4)
@@ -59,7 +65,7 @@ def through_comfyui(server, guided: bool) -> np.ndarray:
         "SamplerCustomAdvanced",
         noise=graph.add("RandomNoise", noise_seed=SEED),
         guider=graph.add("BasicGuider", model=model, conditioning=graph.add("CLIPTextEncode", clip=clip, text="")),
-        sampler=graph.add("KSamplerSelect", sampler_name="euler"),
+        sampler=graph.add("KSamplerSelect", sampler_name="euler_ancestral"),
         sigmas=graph.add("BasicScheduler", model=model, scheduler="ddim_uniform", steps=steps, denoise=PRESET.strength),
         latent_image=graph.add("VAEEncode", pixels=crops, vae=vae),
     )
@@ -78,8 +84,9 @@ def away_from_original(crops: torch.Tensor, landmarks: torch.Tensor, _: torch.Te
 
 
 @pytest.mark.parametrize(("guided", "largest", "mean"), [(False, 1, 0.001), (True, 16, 1.0)])
-def test_one_seed_one_picture(server, photo, tmp_path, guided, largest, mean):
+def test_one_seed_one_picture(server, photo, tmp_path, monkeypatch, guided, largest, mean):
     """Unguided to the rounding of 8 bits. Levels of 255 in the face: the largest difference and the mean."""
+    monkeypatch.setattr(regeneration, "fresh_noise", ancestral_noise())
     picture = read_picture(photo).rgb
     faces = load_detector(None).detect(picture)
     how = Regeneration(PRESET, away_from_original if guided else None)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from diffprivacy.diffusion.guidance import Guidance, guide, guide_denoised, guided, step_index, step_of
 from diffprivacy.diffusion.model import NoiseLevels
-from diffprivacy.diffusion.sampling import ddim_sigmas, noise_to, sample_euler
+from diffprivacy.diffusion.sampling import ancestral_step, ddim_sigmas, noise_to, sample_euler
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.presets import PRESETS
 
@@ -313,3 +313,18 @@ def test_unknown_settings_are_refused():
         Guidance(rule="mpgd")
     with pytest.raises(DiffPrivacyError, match="every 0-th step"):
         Guidance(every=0)
+
+
+def test_an_ancestral_step_is_guided_as_far_as_eulers():
+    z0, noise = latents()
+    sigmas = torch.tensor([2.0, 1.2, 0.5])
+    settings = Guidance(rule="normalized", scale=0.02, repeats=1)
+    x = noise_to(z0, sigmas[0], noise)
+    moved = []
+    for ancestral in (False, True):
+        plain, changed = (
+            f(x, sigmas[0]) for f in (denoise, guided(denoise, gradient, sigmas, settings, LEVELS, ancestral))
+        )
+        end = ancestral_step(sigmas[0], sigmas[1])[0] if ancestral else sigmas[1]
+        moved.append((changed - plain) * (sigmas[0] - end) / sigmas[0])
+    torch.testing.assert_close(moved[0], moved[1])

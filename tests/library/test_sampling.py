@@ -13,6 +13,7 @@ from diffprivacy.diffusion.sampling import (
     ddim_sigmas,
     ddim_timesteps,
     noise_to,
+    sample_ancestral,
     sample_euler,
     strength_sigmas,
     strength_steps,
@@ -38,6 +39,23 @@ EVERY = pytest.mark.parametrize("method", ALL, ids=lambda f: f.__name__)
 
 
 # --- the published equations
+
+
+def test_ancestral_sampling_is_ddpm():
+    """DDIM with eta 1 (arXiv 2010.02502, eq. 12 and 16) in the variance-preserving form."""
+    mixture, grid = Mixture(), paper_grid(20, 0.6)
+    z0, noise = mixture.draw(2), torch.randn(2, 4, 8, 8, generator=mixture.random)
+    fresh = torch.randn(len(grid), 2, 4, 8, 8, generator=mixture.random)
+    x = math.sqrt(ABAR[grid[-1]]) * z0.double() + math.sqrt(1 - ABAR[grid[-1]]) * noise.double()
+    steps = list(zip(grid, [1.0, *ABAR[grid[:-1]]], strict=True))[::-1]
+    for i, (t, previous) in enumerate(steps):
+        epsilon = mixture.eps(x, t)
+        clean = (x - math.sqrt(1 - ABAR[t]) * epsilon) / math.sqrt(ABAR[t])
+        spread = math.sqrt((1 - previous) / (1 - ABAR[t]) * (1 - ABAR[t] / previous))
+        x = math.sqrt(previous) * clean + math.sqrt(max(1 - previous - spread**2, 0)) * epsilon + spread * fresh[i]
+    sigmas = ddim_sigmas(LEVELS, 20, 0.6)
+    result = sample_ancestral(mixture.denoiser("eps"), noise_to(z0, sigmas[0], noise), sigmas, lambda i: fresh[i])
+    assert relative_error(result, x) < 1e-5
 
 
 @PAPER
