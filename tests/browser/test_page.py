@@ -151,6 +151,11 @@ def test_help_panel_shows_the_page_of_the_node(page: ComfyPage, file):
         }""",
         file.stem,
     )
+    assert_help_shows(page, file)
+
+
+def assert_help_shows(page: ComfyPage, file: Path) -> None:
+    """The help panel of the selected node shows a page: its heading, all its tables' rows, and its pictures."""
     page.page.get_by_test_id("info-button").click()
     text = file.read_text()
     (title,) = re.findall(r"^# (.+)$", text, re.M)
@@ -158,8 +163,24 @@ def test_help_panel_shows_the_page_of_the_node(page: ComfyPage, file):
     panel.get_by_role("heading", name=title, exact=True, level=1).wait_for()
     rows = len(re.findall(r"^\|(?!---)", text, re.M))
     assert panel.locator("tr").count() == rows
+    assert "**" not in panel.inner_text()
     for picture in panel.locator("img").all():
         assert picture.evaluate("picture => picture.decode().then(() => picture.naturalWidth)") > 0
+
+
+def test_chinese_users_see_chinese_nodes_categories_and_help(page: ComfyPage):
+    node = "app.graph.nodes.find(node => node.type === 'DiffPrivacyCropFaces')"
+    switch = "language => app.extensionManager.setting.set('Comfy.Locale', language)"
+    page.open(workflow("anonymize"))
+    page.evaluate(switch, "zh")
+    try:
+        page.page.wait_for_function(f"() => {node}.title === '裁剪人脸'")
+        assert page.evaluate(f"() => {node}.constructor.nodeData.category") == "Diff-Privacy/人脸"
+        page.evaluate(f"() => {{ app.canvas.centerOnNode({node}); app.canvas.selectNode({node}); }}")
+        assert_help_shows(page, PACK / "web" / "docs" / "DiffPrivacyCropFaces" / "zh.md")
+    finally:
+        page.evaluate(switch, "en")
+        page.page.wait_for_function(f"() => {node}.title === 'Crop Faces'")
 
 
 def test_template_browser_lists_every_workflow_with_its_thumbnail(page: ComfyPage):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import urllib.request
 
 import pytest
 
@@ -37,8 +38,8 @@ def named(name: str, tooltip: str | None) -> dict:
     return {"name": name} | ({"tooltip": tooltip} if tooltip else {})
 
 
-def read(language: str) -> dict:
-    return json.loads((PACK / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+def read(language: str, file: str = "nodeDefs") -> dict:
+    return json.loads((PACK / "locales" / language / f"{file}.json").read_text(encoding="utf-8"))
 
 
 def flat(value: dict, path: str = "") -> dict[str, str]:
@@ -71,6 +72,22 @@ def test_comfyui_serves_both(server):
     for language in ("en", "zh"):
         for name, entry in read(language).items():
             assert translations[language]["nodeDefs"][name] == entry
+        assert read(language, "main").items() <= translations[language].items()
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_every_category_has_a_name(server, language):
+    """But for ComfyUI's own categories: a name given here would change theirs."""
+    nodes = [node for name, node in server.get("/object_info").items() if name.startswith("DiffPrivacy")]
+    used = {part for node in nodes for part in node["category"].split("/")}
+    assert read(language, "main")["nodeCategories"].keys() == used - {"conditioning", "guidance", "noise"}
+
+
+def test_comfyui_serves_the_chinese_pages_where_the_page_looks_for_them(server):
+    """That is, ``docs/ID/LANGUAGE.md`` of a pack, or ``docs/ID.md`` where it is missing."""
+    for name in read("zh"):
+        with urllib.request.urlopen(f"{server.url}/extensions/diff-privacy/docs/{name}/zh.md") as answer:
+            assert answer.read() == (PACK / "web" / "docs" / name / "zh.md").read_bytes()
 
 
 @pytest.mark.parametrize("alias", ["face privacy", "anonymize", "deidentify", "blur face alternative"])
