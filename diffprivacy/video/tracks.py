@@ -25,7 +25,7 @@ SMOOTH = 0.28
 """Seconds over which the points of a face are smoothed, by a parabola (Savitzky and Golay, 1964)."""
 VELOCITY = 5
 """Frames from which the movement is taken with which a face is carried on."""
-SUPPORT = 0.5
+SUPPORT = 0.2
 """Share of ``REACH`` within which a doubtful detection continues a face."""
 SAME_PLACE = 0.15
 """Share of ``REACH`` within which a face beyond a suspected cut is the same, where no embeddings tell."""

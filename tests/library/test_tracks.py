@@ -58,6 +58,19 @@ def test_missed_frames_are_filled_between_their_neighbours():
     assert np.allclose(places(track), 200 + 2 * np.arange(50), atol=0.5)
 
 
+def test_low_scores_count_where_a_track_leads_to_them_and_nowhere_else():
+    """For two seconds a face is only doubtfully detected: where it is, or half a crop beside it, or never."""
+    missing = range(20, 70)
+    frames = moving(200, 0, 90, missing)
+    there, beside = ([[face(200 + x)] if i in missing else [] for i in range(90)] for x in (0, 56))
+    (whole,) = tracked(frames, doubtful=there)
+    assert whole.seen.all() and np.allclose(places(whole), 200, atol=0.5)
+    alone, wrong = tracked(frames), tracked(frames, doubtful=beside)
+    assert len(alone) == len(wrong) == 2
+    assert all(np.allclose(places(a), places(b)) for a, b in zip(alone, wrong, strict=True))
+    assert not tracked([[] for _ in range(90)], doubtful=there)
+
+
 def test_a_face_is_carried_on_before_its_first_and_after_its_last_detection():
     missing = [*range(0, 30), *range(60, 100)]
     (track,) = tracked(moving(200, 1, 100, missing))
