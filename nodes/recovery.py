@@ -12,7 +12,7 @@ from ..diffprivacy.errors import DiffPrivacyError, at_field
 from ..diffprivacy.faces.geometry import Crop
 from ..diffprivacy.media.images import Picture
 from ..diffprivacy.recovery import encryption, png, replay
-from ..diffprivacy.recovery.key import FIDELITIES, OPTIONS, Embedding, RecoveryKey
+from ..diffprivacy.recovery.key import FIDELITIES, OPTIONS, TENSORS, Embedding, RecoveryKey
 from ..diffprivacy.recovery.opening import open_keys
 from . import secret_sources, sockets
 from .comfy.border import Border
@@ -117,7 +117,8 @@ class SealKey(io.ComfyNode):
                     "fidelity",
                     options=list(FIDELITIES),
                     tooltip="latent: as good as the VAE. lossless: the exact pixels of the faces, needs original and faces only. "
-                    "compact: nearly as good as latent, with a quarter of the data.",
+                    "compact: nearly as good as latent, with a quarter of the data. For flow and video models take lossless: it "
+                    "needs no model, and latents with the conditioning of a language model take 1 to 32 MB.",
                 ),
                 io.String.Input(
                     "recipients",
@@ -250,7 +251,10 @@ class OpenKey(io.ComfyNode):
             faces = sockets.FaceBatch((tuple(key.faces),), key.shape, key.margin, variants, opaque=True)
         return io.NodeOutput(
             noise_map,
-            [[entry.context, {"pooled_output": entry.pooled, **entry.options}] for entry in key.embeddings],
+            [
+                [entry.context, {"pooled_output": entry.pooled, **entry.options, **entry.tensors}]
+                for entry in key.embeddings
+            ],
             key.sigmas,
             _replay_sampler(key.second_state),
             faces,
@@ -271,8 +275,8 @@ def _replayed(fidelity, noise_map, positive, sigmas, faces) -> RecoveryKey:
         raise DiffPrivacyError(f"Sockets `noise_map`, `positive` and `sigmas`: a {fidelity} key needs all three.")
     if "noise_mask" in noise_map:
         raise DiffPrivacyError("Invert the latent without a noise mask; a key holds whole crops.", "noise_map")
-    if noise_map["samples"].ndim != 4:
-        raise DiffPrivacyError("A key cannot hold a video model's latents; take fidelity lossless.", "noise_map")
+    with at_field("noise_map"):
+        sampling.check_latent(noise_map["samples"])
     with at_field("sigmas"):
         sampling.check_sigmas(sigmas)
     second_state = noise_map.get(SECOND_STATE)
@@ -292,13 +296,14 @@ def _embedding(context, options) -> Embedding:
     """One entry of a CONDITIONING; raises DiffPrivacyError for what a key cannot hold, such as a ControlNet."""
     rest = {name: value for name, value in options.items() if value is not None}
     pooled = rest.pop("pooled_output", None)
+    tensors = {name: rest.pop(name) for name in TENSORS if name in rest}
     if foreign := rest.keys() - set(OPTIONS):
         raise DiffPrivacyError(
             f"It carries {', '.join(sorted(foreign))}, which a key cannot hold; invert with prompts and "
             "time ranges only, or take fidelity lossless.",
             "positive",
         )
-    return Embedding(context, pooled, {name: float(value) for name, value in rest.items()})
+    return Embedding(context, pooled, {name: float(value) for name, value in rest.items()}, tensors)
 
 
 NODES = [InvertLatent, SealKey, OpenKey]

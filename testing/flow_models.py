@@ -23,6 +23,7 @@ def networks() -> Iterator[tuple[str, Any]]:
     import torch
     from comfy.ldm.cosmos.predict2 import MiniTrainDIT
     from comfy.ldm.flux.model import Flux
+    from comfy.ldm.krea2.model import SingleStreamDiT
     from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
     from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
     from comfy.ldm.wan.model import WanModel
@@ -65,6 +66,8 @@ def networks() -> Iterator[tuple[str, Any]]:
     second |= {"global_modulation": True, "mlp_silu_act": True, "ops_bias": False}
     second |= {"default_ref_method": "index", "ref_index_scale": 10.0}
     yield "flux2", Flux(**flux, **second, **bare)
+    krea2: dict[str, Any] = {"features": 128, "heads": 1, "kvheads": 1, "layers": 1, "channels": 16}
+    yield "krea2", SingleStreamDiT(txtlayers=2, txtdim=40, **krea2, **bare)
     yield "wan", WanModel(model_type="t2v", dim=128, ffn_dim=256, num_heads=1, num_layers=1, **bare)
     yield "qwen_image", QwenImageTransformer2DModel(num_layers=0, **bare)
     cosmos: dict[str, Any] = {"max_img_h": 240, "max_img_w": 240, "max_frames": 128, "patch_spatial": 2}
@@ -140,6 +143,8 @@ def write(folder: Path) -> None:
         state = filled(network.state_dict(), 1)
         layer, gain = GAINS.get(name, ("", 1.0))
         state = {key: tensor * gain if key.startswith(layer) else tensor for key, tensor in state.items()}
+        if name == "krea2":  # Its norms are stored as what they add to 1.
+            state = {key: tensor - 1 if key.endswith(".scale") else tensor for key, tensor in state.items()}
         save("diffusion_models", name, state, torch.float16)
     for kind, name, state in autoencoders():
         save(kind, name, filled(state, 2, 1.4 if "wan" in name else 0.9), torch.float32)

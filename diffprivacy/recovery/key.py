@@ -36,31 +36,41 @@ VERSIONS = ("1", "2")
 Fidelity = Literal["latent", "lossless", "compact"]
 FIDELITIES: tuple[str, ...] = get_args(Fidelity)
 Method = Literal["fixed point", "belm", "ddim"]
-Option = Literal["start_percent", "end_percent", "strength", "guidance"]
-"""What an entry of a graph's conditioning may carry in a key besides its tensors."""
+Size = Literal["width", "height", "crop_w", "crop_h", "target_width", "target_height"]
+Option = Literal["start_percent", "end_percent", "strength", "guidance", Size]
+"""Numbers that an entry of a graph's conditioning may carry in a key: its range, Flux's guidance, SDXL's sizes."""
 OPTIONS: tuple[str, ...] = get_args(Option)
+TENSORS = ("attention_mask", "t5xxl_ids", "t5xxl_weights")
+"""Tensors that it may carry besides its context and its pooled vector: what language models as text encoders add."""
+T5_VOCABULARY = 32128
 MAX_BYTES = 64 * 2**20
 """Most bytes of a key, which is also the most that reading one allocates for tensors."""
 MAX_HEADER = 2**20
 MAX_ROWS = 256
 MAX_SIDE = 1024
+MAX_WIDTH = 2**15
+"""Widest context: Flux.2's is 15360."""
 
-
-_ITEM_BYTES = {"F32": 4, "I8": 1, "U8": 1}
+_ITEM_BYTES = {"F32": 4, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}
 _PLAIN = ("fidelity", "method", "prompt", "size", "margin", "precision", "fingerprints", "picture", "shape")
 _STATES = ("noise_map", "second_state")
 _KINDS = {
-    "noise_map": (4, {"F32", "I8"}),
-    "noise_map_scale": (4, {"F32"}),
-    "second_state": (4, {"F32", "I8"}),
-    "second_state_scale": (4, {"F32"}),
-    "sigmas": (1, {"F32"}),
-    "pseudo_words": (3, {"F32"}),
-    "context": (3, {"F32"}),
-    "pooled": (2, {"F32"}),
-    "patch": (1, {"U8"}),
+    "noise_map": ((4, 5), {"F32", "I8"}),
+    "noise_map_scale": ((4, 5), {"F32"}),
+    "second_state": ((4, 5), {"F32", "I8"}),
+    "second_state_scale": ((4, 5), {"F32"}),
+    "sigmas": ((1,), {"F32"}),
+    "pseudo_words": ((3,), {"F32"}),
+    "context": ((3,), {"F32"}),
+    "pooled": ((2,), {"F32"}),
+    "attention_mask": ((2,), {"F32", "I64", "I32", "BOOL"}),
+    "t5xxl_ids": ((1, 2), {"I64", "I32"}),
+    "t5xxl_weights": ((1, 2), {"F32"}),
+    "patch": ((1,), {"U8"}),
 }
-"""Dimensions and types of the tensors; context, pooled and patch carry a number, as in ``patch.0``."""
+"""Dimensions and types of the tensors."""
+_NUMBERED = ("context", "pooled", *TENSORS, "patch")
+"""Those that carry a number, as in ``patch.0``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +84,12 @@ class Patch:
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """One entry of a graph's conditioning: context (B,T,D), pooled (B,P), and the options that hold with it."""
+    """One entry of a graph's conditioning: context (B,T,D), pooled (B,P), and the options and tensors that hold with it."""
 
     context: Tensor
     pooled: Tensor | None = None
     options: Mapping[str, float] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +97,7 @@ class RecoveryKey:
     """Everything that recovery needs besides the checkpoint and the protected picture.
 
     fidelity: "latent" brings a noise map, "compact" one in 8 bits, "lossless" the original pixels as patches.
-    noise_map: (F,C,h,w) in the network's units, or in a graph's LATENT units; F faces. second_state: BELM's other one.
+    noise_map: (F,C,h,w) in the network's units, or in a graph's LATENT units, (F,C,1,h,w) of a video model; F faces. second_state: BELM's other one.
     sigmas: (N+1,) descending; method: the inversion's.
     prompt, pseudo_words: the conditioning's recipe, pseudo_words (F,S,D) with one row for each of S equal time stages;
     or ``embeddings``: a graph's conditioning itself.
@@ -157,10 +168,11 @@ class RecoveryKey:
         for name, state in zip(_STATES, (self.noise_map, self.second_state), strict=True):
             tensors[name] = state
             if state is not None and self.fidelity == "compact":
-                scale = state.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6) / 127
+                scale = state.abs().amax(dim=tuple(range(1, state.ndim)), keepdim=True).clamp_min(1e-6) / 127
                 tensors |= {name: (state / scale).round().to(torch.int8), f"{name}_scale": scale}
         for i, embedding in enumerate(self.embeddings):
             tensors |= {f"context.{i}": embedding.context, f"pooled.{i}": embedding.pooled}
+            tensors |= {f"{name}.{i}": tensor for name, tensor in embedding.tensors.items()}
         for i, patch in enumerate(self.patches):
             tensors[f"patch.{i}"] = torch.frombuffer(bytearray(patch.file), dtype=torch.uint8)
         content = {
@@ -218,7 +230,7 @@ class RecoveryKey:
         for name in _STATES:
             if name in tensors and tensors[name].dtype == torch.int8:
                 scale = tensors.get(f"{name}_scale")
-                if scale is None or tuple(scale.shape) != (len(tensors[name]), 1, 1, 1):
+                if scale is None or tuple(scale.shape) != (len(tensors[name]), *[1] * (tensors[name].ndim - 1)):
                     raise _wrong(f"{name}_scale", "it must be one number for each noise map")
                 tensors[name] = tensors[name] * scale
         return _assemble(fields, tensors)
@@ -263,16 +275,18 @@ def _check_tensors(header: Mapping[str, Any], total: int) -> None:
     """Names, types, dimensions and sizes of all tensors, from the header alone."""
     for name, entry in header.items():
         kind, dot, number = name.partition(".")
-        numbered = kind in ("context", "pooled", "patch")
+        numbered = kind in _NUMBERED
         if kind not in _KINDS or numbered != (number.isascii() and number.isdigit()) or numbered != bool(dot):
             raise _wrong(name[:40], "no key has such a tensor")
         dimensions, types = _KINDS[kind]
         if not isinstance(entry, dict) or entry.get("dtype") not in types:
             raise _wrong(name, f"its type must be {' or '.join(sorted(types))}")
         shape = entry.get("shape")
-        if not isinstance(shape, list) or len(shape) != dimensions or not all(type(n) is int for n in shape):
-            raise _wrong(name, f"it must have {dimensions} dimensions")
-        limits = [MAX_BYTES] if kind == "patch" else [MAX_ROWS, *[MAX_SIDE * 4] * 3] if dimensions > 1 else [MAX_SIDE]
+        if not isinstance(shape, list) or len(shape) not in dimensions or not all(type(n) is int for n in shape):
+            raise _wrong(name, f"it must have {' or '.join(map(str, dimensions))} dimensions")
+        limits = [MAX_BYTES] if kind == "patch" else [MAX_ROWS, *[MAX_SIDE * 4] * 4] if len(shape) > 1 else [MAX_SIDE]
+        if kind == "context":
+            limits[2] = MAX_WIDTH
         if not all(1 <= n <= limit for n, limit in zip(shape, limits, strict=False)):
             raise _wrong(name, f"its shape {shape} is too large or empty")
         if _ITEM_BYTES[entry["dtype"]] * int(np.prod(shape, dtype=object)) > total:
@@ -292,7 +306,12 @@ def _assemble(fields: KeyFields, tensors: dict[str, Tensor]) -> RecoveryKey:
             Patch(top, left, tensors[f"patch.{i}"].numpy().tobytes()) for i, (top, left) in enumerate(fields.patches)
         )
         embeddings = tuple(
-            Embedding(tensors[f"context.{i}"], tensors.get(f"pooled.{i}"), {**options})
+            Embedding(
+                tensors[f"context.{i}"],
+                tensors.get(f"pooled.{i}"),
+                {**options},
+                {kind: tensors[f"{kind}.{i}"] for kind in TENSORS if f"{kind}.{i}" in tensors},
+            )
             for i, options in enumerate(fields.embeddings)
         )
     except KeyError as error:
@@ -309,7 +328,13 @@ def _assemble(fields: KeyFields, tensors: dict[str, Tensor]) -> RecoveryKey:
     )
     if key.noise_map is None and not key.patches:
         raise _wrong("noise_map", "it is missing")
+    for embedding in key.embeddings:
+        ids = embedding.tensors.get("t5xxl_ids")
+        if ids is not None and not 0 <= int(ids.min()) <= int(ids.max()) < T5_VOCABULARY:
+            raise _wrong("t5xxl_ids", "it holds what is no token")
     if key.noise_map is not None:
+        if key.noise_map.ndim == 5 and (not key.embeddings or key.noise_map.shape[2] != 1):
+            raise _wrong("noise_map", "a video is no noise map of faces")
         if key.sigmas is None:
             raise _wrong("sigmas", "they are missing")
         check_sigmas(key.sigmas)

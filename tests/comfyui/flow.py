@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 from importlib import import_module
+from pathlib import Path
 
 comfyui, pack, models, *families = sys.argv[1:]
 sys.argv = ["main.py", "--cpu"]
@@ -21,6 +22,7 @@ import comfy.samplers  # noqa: E402
 import comfy.sd  # noqa: E402
 import comfy_extras.nodes_custom_sampler as stock  # noqa: E402
 import folder_paths  # noqa: E402
+import pyrage  # noqa: E402
 import torch  # noqa: E402
 
 import nodes  # noqa: E402
@@ -40,10 +42,12 @@ WIDTHS = {
     "wan": (4096, None),
     "qwen_image": (3584, None),
 }
-WIDTHS["cosmos"] = (1024, None)
+WIDTHS |= {"cosmos": (1024, None), "krea2": (80, None)}
 """Of each family's text context and pooled vector."""
-SIDE = {"flux2": 4}
-"""Of the latents, 8 elsewhere: pictures have 64 pixels a side."""
+SIDE = {"flux2": 2}
+"""Of the latents, 4 elsewhere: pictures have 32 pixels a side."""
+THOROUGH = ("sd3", "wan")
+"""Families that are guided with other samplers and 20 steps too."""
 ROWS = 2
 
 
@@ -51,6 +55,8 @@ def conditioning(family: str, seed: int) -> list:
     generator = torch.Generator().manual_seed(seed)
     width, pooled = WIDTHS[family]
     options = {} if pooled is None else {"pooled_output": torch.randn(1, pooled, generator=generator)}
+    if family.startswith("flux"):
+        options["guidance"] = 3.5
     return [[torch.randn(1, 8, width, generator=generator), options]]
 
 
@@ -123,6 +129,21 @@ def video_refused(model, positive, latent) -> dict:
     }
 
 
+def sealed(model, positive, latent) -> dict:
+    """What comes back from a sealed key, with the conditioning that it holds and with a part of that."""
+    secret, picture = Path(models) / "identity.txt", torch.rand(1, 32, 32, 3)
+    identity = pyrage.x25519.Identity.generate()
+    secret.write_text(str(identity))
+    sigmas = schedule_of(model, 4, 0.6)
+    noise, _ = recovery.InvertLatent.execute(model, positive, latent, sigmas, "automatic", 40).result
+    inputs = picture, "latent", str(identity.to_public()), "", "inside", noise, positive, sigmas
+    (key,) = recovery.SealKey.execute(*inputs).result
+    noise, opened, sigmas, sampler, *_ = recovery.OpenKey.execute(picture, key, f"file:{secret}").result
+    less = [[context, {**options, "guidance": 1.0}] for context, options in opened]
+    back, other = (sampled(model, each, noise, sigmas, object_=sampler) for each in (opened, less))
+    return {"error": error(back, latent["samples"]), "without guidance": error(other, latent["samples"])}
+
+
 def encoded() -> dict:
     """Shapes of three crops' latents."""
     vae = comfy.sd.VAE(comfy.utils.load_torch_file(f"{models}/vae/wan_vae.safetensors"))
@@ -138,7 +159,7 @@ def explore(family: str) -> dict:
     model = comfy.sd.load_diffusion_model(f"{models}/diffusion_models/{family}.safetensors")
     latent_format = model.get_model_object("latent_format")
     decode = decoders.tiny_decoder(latent_format, torch.device("cpu"))
-    side, found = SIDE.get(family, 8), {}
+    side, found = SIDE.get(family, 4), {}
     frames = (1,) if latent_format.latent_dimensions == 3 else ()
     shape = (ROWS, latent_format.latent_channels, *frames, side, side)
     original = torch.randn(shape, generator=torch.Generator().manual_seed(3))
@@ -152,14 +173,13 @@ def explore(family: str) -> dict:
     found["dimensions"] = len(shape)
     found["off is the model"] = guided(model, 0.0) is model
     found["energies"] = {}
-    for sampler in ("euler", "dpmpp_2m", "res_multistep"):
-        for steps in (4, 20) if sampler == "euler" else (8,):
-            sigmas = schedule_of(model, steps, 0.6)
-            plain, moved = (
-                energy(sampled(each, positive, latent, sigmas, sampler, noise_seed=2))
-                for each in (model, guided(model))
-            )
-            found["energies"][f"{sampler}, {steps} steps"] = [plain, moved]
+    runs = (("euler", 4), ("res_multistep", 8), ("dpmpp_2m", 8), ("euler", 20))
+    for sampler, steps in runs if family in THOROUGH else runs[:2]:
+        sigmas = schedule_of(model, steps, 0.6)
+        plain, moved = (
+            energy(sampled(each, positive, latent, sigmas, sampler, noise_seed=2)) for each in (model, guided(model))
+        )
+        found["energies"][f"{sampler}, {steps} steps"] = [plain, moved]
     whole = schedule_of(model, 4)  # From time 1, where sigma is infinite.
     found["whole"] = [energy(sampled(each, positive, latent, whole, noise_seed=2)) for each in (model, guided(model))]
 
@@ -174,6 +194,7 @@ def explore(family: str) -> dict:
             back = sampled(model, mixed, noise, sigmas, object_=sampler)
             found["replayed"][f"{name}, {steps} steps"] = error(back, latent["samples"])
             found["changed"] = error(noise["samples"], latent["samples"])
+    found["sealed"] = sealed(model, mixed, latent)
     full = schedule_of(model, 8)
     found["time 1"] = float(full[0])
     found["from time 1"] = message(

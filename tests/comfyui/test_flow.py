@@ -13,8 +13,8 @@ import pytest
 from tests.comfyui.conftest import HERE, PACK
 
 IMAGES = ("sd3", "flux", "flux2")
-VIDEO = ("wan", "qwen_image", "cosmos")
-FLOW = (*IMAGES, "wan", "qwen_image")
+VIDEO = ("wan", "qwen_image", "krea2", "cosmos")
+FLOW = (*IMAGES, "wan", "qwen_image", "krea2")
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,15 @@ def test_what_is_inverted_comes_back(found, family):
     for run, error in found[family]["replayed"].items():
         assert error < 1e-3, run
     assert found[family]["changed"] > 0.1
+
+
+@pytest.mark.parametrize("family", [*IMAGES, *VIDEO])
+def test_a_sealed_key_holds_what_its_model_is_given(found, family):
+    """Latents of five dimensions, and the guidance of Flux beside its text."""
+    sealed = found[family]["sealed"]
+    assert sealed["error"] < 1e-3
+    if family.startswith("flux"):
+        assert sealed["without guidance"] > 1e-2
 
 
 @pytest.mark.parametrize("family", FLOW)

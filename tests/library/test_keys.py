@@ -65,14 +65,26 @@ def test_everything_comes_back():
 
 
 def test_a_graphs_conditioning_comes_back():
+    """With what text encoders that are language models add to it."""
+    language = {
+        "attention_mask": torch.ones(1, 154, dtype=torch.int64),
+        "t5xxl_ids": torch.arange(12),
+        "t5xxl_weights": torch.linspace(0, 1, 12),
+    }
     entries = [
         Embedding(draw(1, 77, 16), draw(1, 32), {"start_percent": 0.0, "end_percent": 0.4}),
-        Embedding(draw(1, 154, 16, seed=1), None, {}),
+        Embedding(draw(1, 154, 16, seed=1), None, {"guidance": 3.5}, language),
     ]
-    found = RecoveryKey.from_bytes(full_key(embeddings=entries).to_bytes()).embeddings
+    map_ = draw(2, 16, 1, 3, 3)  # Of a video model.
+    key = full_key(embeddings=entries, noise_map=map_, second_state=map_ + 1)
+    found_key = RecoveryKey.from_bytes(key.to_bytes())
+    assert torch.equal(found_key.noise_map, map_)
+    found = found_key.embeddings
     for one, other in zip(found, entries, strict=True):
         assert torch.equal(one.context, other.context)
         assert one.options == other.options
+        assert one.tensors.keys() == other.tensors.keys()
+        assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
     assert torch.equal(found[0].pooled, entries[0].pooled)
     assert found[1].pooled is None
 
@@ -182,7 +194,7 @@ METADATA = {"format": keys.FORMAT, "version": "1", "content": "{}"}
         ({"__metadata__": METADATA, "code": entry([1])}, "`code`"),
         ({"__metadata__": METADATA, "patch.x": entry([1], "U8")}, "patch.x"),
         ({"__metadata__": METADATA, "noise_map": entry([1, 4, 8, 8], "F64")}, "type"),
-        ({"__metadata__": METADATA, "noise_map": entry([4, 8, 8])}, "4 dimensions"),
+        ({"__metadata__": METADATA, "noise_map": entry([4, 8, 8])}, "4 or 5 dimensions"),
         ({"__metadata__": METADATA, "noise_map": entry([1, 4, 0, 8])}, "too large or empty"),
         ({"__metadata__": METADATA, "noise_map": entry([1, 4, 2**40, 2**40])}, "too large or empty"),
         ({"__metadata__": METADATA, "noise_map": entry([256, 4096, 4096, 4096])}, "does not fit"),
@@ -234,6 +246,10 @@ def test_a_key_that_could_not_be_read_again_is_not_written():
     for changes, field in (
         ({"faces": (face(),) * many, "noise_map": draw(many, 4, 2, 2)}, "noise_map"),
         ({"embeddings": [Embedding(draw(1, 7, 4), None, {"area": 1.0})]}, "embeddings"),
+        ({"embeddings": [Embedding(draw(1, 7, 4), tensors={"t5xxl_ids": torch.tensor([40000])})]}, "t5xxl_ids"),
+        ({"embeddings": [Embedding(draw(1, 7, 4), tensors={"concat": draw(1, 2)})]}, "concat.0"),
+        ({"embeddings": [Embedding(draw(1, 7, 4))], "noise_map": draw(2, 4, 3, 2, 2)}, "noise_map"),
+        ({"noise_map": draw(2, 4, 1, 2, 2)}, "noise_map"),
     ):
         with pytest.raises(DiffPrivacyError, match=f"`{field}`"):
             full_key(
