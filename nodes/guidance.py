@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from comfy_api.v0_0_2 import io
 
-from ..diffprivacy.diffusion import sampling
 from ..diffprivacy.diffusion.guidance import Guidance, guide
 from ..diffprivacy.diffusion.out_of_memory import halving
 from ..diffprivacy.errors import DiffPrivacyError
@@ -325,7 +324,6 @@ class EnergyGuidance(io.ComfyNode):
         def guided(prediction: Prediction) -> torch.Tensor:
             stronger = dataclasses.replace(guidance, scale=scale * prediction.share())
             denoised, sigma, sigmas = prediction.denoised, prediction.sigma, prediction.sigmas
-            sampling.check_frames(denoised)
             return guide(denoised, gradient, sigma, sigmas, stronger, prediction.levels)
 
         patchers = [network.patcher, *(recognizer.patcher for recognizer in energy.recognizers)]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...diffprivacy.diffusion.guidance import step_of
 from ...diffprivacy.diffusion.model import Levels
+from ...diffprivacy.diffusion.sampling import check_frames
 from ...diffprivacy.errors import DiffPrivacyError
 from .border import Border
 
@@ -155,6 +156,7 @@ def guide_model(
         executor: Any, x: Tensor, sigma: Tensor, model_options: dict, *arguments: Any, **options: Any
     ) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
+        check_frames(x)
         level = sigma.flatten()[0].float().cpu()  # Waits for the card: before it is given work.
         denoised = executor(x, sigma, model_options, *arguments, **options)
         return function(model_options["transformer_options"][RUN].prediction(denoised, level))

@@ -4,6 +4,7 @@ python flow.py COMFYUI PACK MODELS FAMILY… prints what each family's run found
 """
 
 import asyncio
+import inspect
 import json
 import logging
 import sys
@@ -18,8 +19,10 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
+import comfy.model_base  # noqa: E402
 import comfy.samplers  # noqa: E402
 import comfy.sd  # noqa: E402
+import comfy.supported_models  # noqa: E402
 import comfy_extras.nodes_custom_sampler as stock  # noqa: E402
 import folder_paths  # noqa: E402
 import pyrage  # noqa: E402
@@ -34,6 +37,7 @@ prefix = pack.replace(".", "_x_") + "."
 guidance, recovery, schedule, latents, decoders = (
     import_module(f"{prefix}nodes.{name}") for name in ("guidance", "recovery", "schedule", "latents", "comfy.decoders")
 )
+border = import_module(f"{prefix}nodes.comfy.border")
 Energy = import_module(f"{prefix}diffprivacy.identity.energies").Energy
 WIDTHS = {
     "sd3": (4096, 2048),
@@ -49,6 +53,8 @@ SIDE = {"flux2": 2}
 THOROUGH = ("sd3", "wan")
 """Families that are guided with other samplers and 20 steps too."""
 ROWS = 2
+USED = (0.1, 0.5, 0.9)
+"""Shares of the way at which noise levels are compared."""
 
 
 def conditioning(family: str, seed: int) -> list:
@@ -209,6 +215,22 @@ def explore(family: str) -> dict:
     return found
 
 
+def fixed_widths() -> dict:
+    """Of families that cannot be made small: how far their noise levels are off, and what their latents are."""
+    found = {}
+    for name, base in (("ZImage", "Lumina2"), ("Lumina2", "Lumina2"), ("HiDream", "HiDream"), ("Chroma", "Chroma")):
+        config = getattr(comfy.supported_models, name)({})
+        kind = inspect.signature(getattr(comfy.model_base, base).__init__).parameters["model_type"].default
+        sampling = comfy.model_base.model_sampling(config, kind)
+        ours, latent_format = border.Border(sampling), config.latent_format
+        levels = (float(ours.level(ours.levels.sigma(999 * u))) - sampling.percent_to_sigma(1 - u) for u in USED)
+        off = max(abs(float(level)) for level in levels)
+        shape = latent_format.latent_channels, latent_format.latent_dimensions, latent_format.spacial_downscale_ratio
+        found[name] = [off, *shape, latent_format.taesd_decoder_name]
+    return found
+
+
 with torch.inference_mode():
+    print(json.dumps({"fixed widths": fixed_widths()}), flush=True)
     for family in families:
         print(json.dumps({family: explore(family)}), flush=True)

@@ -38,6 +38,14 @@ def test_latents_have_the_dimensions_of_their_family(found):
     assert {found[name]["dimensions"] for name in VIDEO} == {5}
 
 
+@pytest.mark.parametrize("family", ["ZImage", "Lumina2", "HiDream", "Chroma"])
+def test_families_of_fixed_widths_have_levels_latents_and_a_decoder(found, family):
+    """They cannot be made small enough to be sampled here."""
+    off, channels, dimensions, downscale, decoder = found["fixed widths"][family]
+    assert off < 1e-5
+    assert (channels, dimensions, downscale, decoder) == (16, 2, 8, "taef1_decoder")
+
+
 @pytest.mark.parametrize("family", [*IMAGES, *VIDEO])
 def test_guidance_lowers_the_energy_with_few_and_many_steps(found, family):
     for run, (plain, guided) in found[family]["energies"].items():
