@@ -191,14 +191,14 @@ def test_prompts_draw_faces_and_heed_the_colour():
     from diffprivacy.faces.detectors import load_detector
 
     drawn = {
-        words: samples(f"a {words} photo of a person", 8, CPU, steps=20, seed=5)
+        words: samples(f"a {words} photo of a person", 6, CPU, steps=15, seed=5)
         for words in ("color", "black and white")
     }
     chroma = {words: (pictures.amax(1) - pictures.amin(1)).mean() for words, pictures in drawn.items()}
     assert chroma["black and white"] < 0.85 * chroma["color"]
     detector = load_detector(None)
     found = [detector.detect(picture.permute(1, 2, 0)) for pictures in drawn.values() for picture in pictures]
-    assert sum(len(faces) == 1 for faces in found) >= 12
+    assert sum(len(faces) == 1 for faces in found) >= 9
 
 
 def test_diffusion_model_offers_every_part_of_the_method(face: Tensor):

@@ -12,7 +12,7 @@ from diffprivacy.backends.diffusers import DiffusersModel, load_diffusion_model
 from diffprivacy.diffusion.inversion import invert_belm, invert_ddim, invert_fixed_point, sample_belm
 from diffprivacy.diffusion.sampling import ddim_sigmas, sample_euler
 
-STEPS = 50
+STEPS = 25
 
 
 def round_trip(
@@ -44,17 +44,17 @@ def latent(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(9))
 
 
-@pytest.mark.parametrize("method", ["fixed_point", "belm"])
-def test_exact_on_the_tiny_checkpoint(tiny, method):
+def test_exact_on_the_tiny_checkpoint(tiny):
     z0 = latent(1, 4, 4, 8)
-    assert round_trip(tiny, z0, method) < 1e-4
-    assert round_trip(tiny, z0, "ddim") > 1e-2
+    errors = {method: round_trip(tiny, z0, method, iterations=10) for method in ("fixed_point", "belm", "ddim")}
+    assert errors.pop("ddim") > 1e-2
+    assert max(errors.values()) < 1e-4
 
 
 @pytest.mark.parametrize("method", ["fixed_point", "belm"])
 def test_half_precision_costs_at_most_a_hundredfold(tiny_checkpoint, method):
     half = load_diffusion_model(tiny_checkpoint).to("cpu", torch.float16)
-    assert round_trip(half, latent(1, 4, 4, 4), method, steps=20) < 1e-2
+    assert round_trip(half, latent(1, 4, 4, 4), method, steps=10) < 1e-2
 
 
 @pytest.mark.parametrize("kind", ["sd2", "sdxl"])

@@ -264,9 +264,9 @@ def read(path: Path) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def lfw(data_dir) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    """100 photos (100,3,250,250) of 10 people, the landmarks that our own detection finds, and the names."""
+    """50 photos (50,3,250,250) of 10 people, the landmarks that our own detection finds, and the names."""
     detector = load_detector(data_dir / "detectors/yunet_n.onnx")
-    paths = sorted((data_dir / "photos/lfw250").rglob("*.jpg"))
+    paths = sorted((data_dir / "photos/lfw250").rglob("*.jpg"))[::2]
     pictures = [read(path) for path in paths]
     middle = [min(detector.detect(p), key=lambda face: np.hypot(*np.subtract(face.centre, 124.5))) for p in pictures]
     landmarks = torch.from_numpy(np.stack([face.landmarks for face in middle]))
@@ -280,7 +280,7 @@ def real(request, data_dir) -> tuple[str, Path]:
 
 def test_torch_and_onnxruntime_agree(real, lfw):
     _, path = real
-    aligned = align(*(part[::20] for part in lfw[:2]))
+    aligned = align(*(part[::10] for part in lfw[:2]))
     expected = run_onnx(path, (aligned * 255).numpy())
     np.testing.assert_allclose(load_recognizer(path)(aligned).numpy(), expected, atol=1e-4)
 
@@ -291,11 +291,11 @@ def test_people_are_told_apart(real, lfw):
     threshold, same_mean, different_mean = REAL[name]
     embeddings = load_recognizer(path).reference(pictures, landmarks, mirrored=True)[0].numpy()
     same, different = pair_cosines(embeddings, people)
-    assert (len(same), len(different)) == (450, 4500)
+    assert (len(same), len(different)) == (100, 1125)
     assert same.mean() == pytest.approx(same_mean, abs=0.02)
     assert different.mean() == pytest.approx(different_mean, abs=0.02)
-    for person in range(0, 100, 10):
-        assert pair_cosines(embeddings[person : person + 10], people[person : person + 10])[0].mean() > threshold
+    for person in range(0, 50, 5):
+        assert pair_cosines(embeddings[person : person + 5], people[person : person + 5])[0].mean() > threshold
 
 
 def test_alignment_equals_that_of_opencv(real, lfw):
@@ -314,7 +314,7 @@ def test_alignment_equals_that_of_opencv(real, lfw):
 @pytest.mark.parametrize(("dtype", "closest"), [(torch.bfloat16, 0.999), (torch.float16, 0.9999)])
 def test_low_precision_is_safe(real, lfw, dtype, closest):
     _, path = real
-    aligned = align(*(part[::20] for part in lfw[:2]))
+    aligned = align(*(part[::10] for part in lfw[:2]))
     exact, rough = load_recognizer(path)(aligned), load_recognizer(path).to(dtype)(aligned)
     assert rough.dtype == torch.float32
     assert (exact * rough).sum(dim=1).min() > closest

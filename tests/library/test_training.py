@@ -127,11 +127,11 @@ def test_ten_words_say_a_real_face_better_than_one_and_one_better_than_any_promp
 ):
     data = prepare(diffusion_model, photo_of(data_dir, name), flips=False)
     settings = Settings(steps=20, batch=10, validate_every=20, patience=0)
-    losses = {}
+    untrained = Training(new_msi(diffusion_model), diffusion_model, data, settings)
+    losses = {"best fixed prompt": min(fixed_prompt(untrained, diffusion_model, prompt) for prompt in FIXED)}
     for stages in (1, 10):
         msi = new_msi(diffusion_model, dataclasses.replace(DEFAULT, stages=stages))
         training = Training(msi, diffusion_model, data, settings)
-        losses["best fixed prompt"] = min(fixed_prompt(training, diffusion_model, prompt) for prompt in FIXED)
         training.run()
         losses[f"pseudo-words: {stages}"] = training.best_loss
     with capsys.disabled():
