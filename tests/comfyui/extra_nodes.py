@@ -1,8 +1,15 @@
-"""Nodes that only tests need, beside the pack's in the ComfyUI of the tests."""
+"""What only tests need, beside the pack in the ComfyUI of the tests: nodes, and passphrases that cost nothing."""
+
+import runpy
+from pathlib import Path
 
 import comfy.model_management
 import comfy.sd
 import folder_paths
+import pyrage
+
+cheap = runpy.run_path(str(Path(__file__).resolve().parents[2] / "testing" / "cheap_passphrase.py"))
+pyrage.passphrase.encrypt = cheap["encrypt"]
 
 
 class LoadedModels:

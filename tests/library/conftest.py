@@ -4,11 +4,13 @@ import functools
 import os
 from pathlib import Path
 
+import pyrage
 import pytest
 import torch
 
 from diffprivacy import demo
 from diffprivacy.commands import model, resources
+from testing import cheap_passphrase
 from testing.wheel import build_wheel, install
 
 torch.set_num_threads(1)  # Small tensors: threads cost more than they give, many times more on a busy machine.
@@ -33,6 +35,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The command ``diffprivacy`` of an environment with the wheel and without the source."""
     return install(wheel, tmp_path_factory.mktemp("installed") / "environment") / "diffprivacy"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cheap_passphrases():
+    """Files encrypted to a passphrase cost nothing; test_encryption tries pyrage's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pyrage.passphrase, "encrypt", cheap_passphrase.encrypt)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from diffprivacy.recovery.encryption import (
     read_secret,
     read_secret_file,
 )
+from testing.cheap_passphrase import PYRAGES
 
 IDENTITY = """# created: 2026-11-21T15:25:20Z
 # public key: age15pxdgahfy067enjhvwedyzly8jjpmpl9czn7l7kdjls3xcsv5u9qfdewnc
@@ -62,7 +63,8 @@ def test_the_age_command_line_opens_ours(tmp_path):
     assert subprocess.run(command, capture_output=True, check=True).stdout == DATA
 
 
-def test_passphrase():
+def test_passphrase(monkeypatch):
+    monkeypatch.setattr(pyrage.passphrase, "encrypt", PYRAGES)
     sealed = Encryptor(passphrase="correct horse").encrypt(DATA)
     assert needs_passphrase(sealed)
     assert decryptor("correct horse").decrypt(sealed) == DATA

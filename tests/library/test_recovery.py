@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from pathlib import Path
 
-import insightface
 import numpy as np
 import pytest
 import skimage.data
@@ -23,13 +21,13 @@ from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.evaluation.fidelity import psnr
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import crop_face, paste_faces, protected_mask
-from diffprivacy.media.images import Picture, decode_picture, encode_png, levels, read_picture
+from diffprivacy.media.images import Picture, decode_picture, encode_png, levels
 from diffprivacy.presets import Preset
 from diffprivacy.recovery.key import RecoveryKey
 from diffprivacy.recovery.replay import Replay, record, recover, replay
 from diffprivacy.regeneration import Regeneration
+from testing.folders import FRIENDS
 
-GROUP = Path(insightface.__file__).parent / "data" / "images" / "t1.jpg"
 BLUNT = Preset(strength=0.6, steps=5, switch=None)
 
 
@@ -62,7 +60,8 @@ def astronaut(diffusion_model) -> Scene:
 
 @pytest.fixture(scope="module")
 def group(diffusion_model) -> Scene:
-    return scene(read_picture(GROUP), diffusion_model)
+    pixels = np.asarray(Image.open(FRIENDS).reduce(2))
+    return scene(Picture(torch.from_numpy(pixels.astype(np.float32) / 255)), diffusion_model)
 
 
 def key_of(scene: Scene, diffusion_model: DiffusersModel | None, fidelity: str = "latent", **options) -> RecoveryKey:
