@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from testing.checkpoints import write_tiny_folder, write_tiny_sd1
+from tests.comfyui.server import PACK, ComfyServer, find_comfyui
 
 # A busy machine is slow at everything, so that no example may fail for the time it took.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -58,3 +59,21 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Seeded diffusers folders shaped like SD 2.x and SDXL."""
     root = tmp_path_factory.mktemp("folders")
     return {kind: write_tiny_folder(root / kind, kind) for kind in ("sd2", "sdxl")}
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> Path:
+    path = find_comfyui()
+    assert path is not None
+    return path
+
+
+@pytest.fixture(scope="session")
+def server(comfyui: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """One ComfyUI for all tests of graphs and of the page, without diffusers, which neither it nor the pack requires."""
+    absent = tmp_path_factory.mktemp("absent")
+    (absent / "diffusers.py").write_text("raise ModuleNotFoundError(\"No module named 'diffusers'\")")
+    server = ComfyServer(comfyui, PACK, tmp_path_factory.mktemp("base"), tiny_checkpoint)
+    server.environment = {"PYTHONPATH": str(absent)}
+    with server as running:
+        yield running

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.comfyui.conftest import PACK, find_comfyui
-from tests.comfyui.server import ComfyServer
+from tests.comfyui.server import ComfyServer, find_comfyui
 
 HERE = Path(__file__).parent
 NOT_RUN = pytest.StashKey[tuple[int, str]]()
@@ -46,26 +45,13 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def server(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """A ComfyUI without diffusers, which neither it nor the pack's requirements install."""
-    comfyui = find_comfyui()
-    assert comfyui is not None
-    absent = tmp_path_factory.mktemp("absent")
-    (absent / "diffusers.py").write_text("raise ModuleNotFoundError(\"No module named 'diffusers'\")")
-    server = ComfyServer(comfyui, PACK, tmp_path_factory.mktemp("base"), tiny_checkpoint)
-    server.environment = {"PYTHONPATH": str(absent)}
-    with server as running:
-        shutil.copy(comfyui / "input" / "example.png", running.base / "input")
-        # Without it the page opens the template browser for the first visitor.
-        setting = urllib.request.Request(f"{running.url}/settings/Comfy.TutorialCompleted", b"true", method="POST")
-        urllib.request.urlopen(setting).close()
-        yield running
-
-
-@pytest.fixture(scope="session")
-def page(server: ComfyServer) -> Iterator[ComfyPage]:
+def page(server: ComfyServer, comfyui: Path) -> Iterator[ComfyPage]:
     from playwright.sync_api import sync_playwright
 
+    shutil.copy(comfyui / "input" / "example.png", server.base / "input")
+    # Without it the page opens the template browser for the first visitor.
+    setting = urllib.request.Request(f"{server.url}/settings/Comfy.TutorialCompleted", b"true", method="POST")
+    urllib.request.urlopen(setting).close()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
         yield ComfyPage(browser.new_page(viewport={"width": 1920, "height": 1080}), server)

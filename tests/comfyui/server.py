@@ -17,8 +17,16 @@ from urllib.parse import urlencode
 
 import numpy as np
 
+HERE = Path(__file__).parent
+PACK = HERE.parents[1]
 HANGING = 3000
 """Seconds after which something hangs; a busy machine may take many minutes."""
+
+
+def find_comfyui() -> Path | None:
+    """$COMFYUI_PATH, the installation that this pack lies in, or comfy-cli's default folder."""
+    candidates = [os.environ.get("COMFYUI_PATH"), PACK.parents[1], Path.home() / "comfy" / "ComfyUI"]
+    return next((Path(c) for c in candidates if c and (Path(c) / "comfy" / "sd.py").is_file()), None)
 
 
 class PromptError(Exception):
@@ -36,7 +44,8 @@ class ComfyServer:
             (base / folder).mkdir(parents=True)
         if pack:
             (base / "custom_nodes" / "diff-privacy").symlink_to(pack, target_is_directory=True)
-            (base / "custom_nodes" / "extra_nodes.py").symlink_to(Path(__file__).with_name("extra_nodes.py"))
+            for nodes in ("extra_nodes.py", "segs_nodes.py"):
+                (base / "custom_nodes" / nodes).symlink_to(HERE / nodes)
         (base / "models" / "checkpoints" / "tiny.safetensors").symlink_to(checkpoint)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
