@@ -1,22 +1,38 @@
-"""Images a second against the number of processes, and how memory grows with the number of inputs.
+"""Images a second against the number of processes and the size of batches, and how memory grows with the number of inputs.
 
-    python -m benchmarks.throughput [--inputs 12] [--jobs 1 2]
+    python -m benchmarks.throughput [--inputs 16] [--runs 1x1 2x1 2x4]
+    python -m benchmarks.throughput --parts 1 4 8
+    python -m benchmarks.throughput --memory 300
 
-On the embedded model. Starting a process counts: the first table's rates are of the whole command. The second compares
-the largest memory of one process at 10 and at 50 inputs.
+A run is jobs x batch, on the embedded model and a processor. Starting a process counts: rates are of the whole command.
+On a machine that does other things too compare images in a second of computing. --parts: what a face costs in one step of
+sampling, by the size of the batch. --memory: the largest memory of one process at that many inputs over that at 10.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from testing.folders import photo
+import torch
+
+from diffprivacy import demo
+from diffprivacy.demo.backend import load_diffusion_model
+from diffprivacy.diffusion.conditioning import stage_denoiser
+from diffprivacy.faces.detectors import load_detector
+from diffprivacy.faces.geometry import crop_face, crop_landmarks
+from diffprivacy.identity.energies import latent_gradient
+from diffprivacy.regeneration import anonymizing, latent_shape
+from testing.folders import FACE, photo
 
 MEASURED = """
 import json, resource, sys
@@ -26,51 +42,99 @@ print(json.dumps({"code": code, "peak": resource.getrusage(resource.RUSAGE_SELF)
 """
 
 
-def run(inputs: int, jobs: int, steps: int) -> tuple[float, int]:
-    """Seconds of the command, and the largest memory of its first process in kB."""
+@dataclass(frozen=True)
+class Run:
+    """seconds: of the clock; computing: of all processors together. peak: largest memory of the first process in kB."""
+
+    seconds: float
+    computing: float
+    peak: int
+
+
+def run(inputs: int, *options: object) -> Run:
+    """The command on so many photos."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for i in range(inputs):
             photo(folder / "in" / f"{i}.png", bool(i % 2))
-        command = [
-            "anonymize",
-            folder / "in",
-            "-o",
-            folder / "out",
-            "--steps",
-            steps,
-            "--jobs",
-            jobs,
-            "--device",
-            "cpu",
-        ]
-        start = time.perf_counter()
+        command = ["anonymize", folder / "in", "-o", folder / "out", "--device", "cpu", *options]
+        start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
             [sys.executable, "-c", MEASURED, *map(str, command)], capture_output=True, text=True, check=True
         )
-        seconds = time.perf_counter() - start
+        seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
         found = json.loads(done.stderr.splitlines()[-1])
         if found["code"] or len(list((folder / "out").glob("*.png"))) != inputs:
             raise SystemExit(done.stderr)
-        return seconds, found["peak"]
+        computing = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+        return Run(seconds, computing, found["peak"])
+
+
+def parts(sizes: list[int]) -> None:
+    """Print milliseconds of computing, by one thread, for one face in one step."""
+    torch.set_num_threads(1)
+    model, guide = load_diffusion_model(), demo.load_recognizer("guide")
+    picture = torch.from_numpy(FACE.copy()).float() / 255
+    detector = load_detector(None)
+    (face,) = detector.detect(picture)
+    crop = crop_face(picture, face, demo.IMAGE_SIZE, demo.MARGIN).movedim(-1, 0)[None]
+    points = crop_landmarks(face, demo.IMAGE_SIZE, demo.MARGIN)[None]
+    energy_of, denoise = anonymizing(guide), stage_denoiser(model)
+    print(f"an image: detection {1000 * computing(detector.detect, picture):.0f} ms")
+    print("| batch | network | gradient of guidance | decoding |\n|---|---|---|---|")
+    for size in sizes:
+        x = torch.randn(size, *latent_shape(model, demo.IMAGE_SIZE), generator=torch.manual_seed(0))
+        energy = energy_of(crop.expand(size, -1, -1, -1), points.expand(size, -1, -1), x)
+        assert energy is not None
+        gradient = latent_gradient(energy, model.differentiable_decoder())
+        costs = [
+            computing(denoise, x, torch.tensor(2.0)),
+            computing(gradient, x, 5),
+            computing(model.decode, x),
+        ]
+        print(f"| {size} | " + " | ".join(f"{1000 * cost / size:.0f} ms" for cost in costs) + " |", flush=True)
+
+
+def computing(work: Callable[..., object], *arguments: object) -> float:
+    """Seconds of the processor, the least of three times."""
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        work(*arguments)
+        times.append(time.process_time() - start)
+    return min(times)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inputs", type=int, default=12)
-    parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--memory", action="store_true", help="compare memory at 10 and 50 inputs as well")
+    parser.add_argument("--inputs", type=int, default=16)
+    parser.add_argument("--runs", nargs="+", default=["1x1", "2x1", "1x4", "2x4"], metavar="JOBSxBATCH")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--memory", type=int, metavar="N", help="compare memory at 10 and at N inputs instead")
+    parser.add_argument("--parts", type=int, nargs="+", metavar="BATCH", help="what a face costs in one step instead")
     options = parser.parse_args()
-    print("| jobs | images a second | times one job |\n|---|---|---|")
-    rates: list[float] = []
-    for jobs in options.jobs:
-        seconds, _ = run(options.inputs, jobs, options.steps)
-        rates.append(options.inputs / seconds)
-        print(f"| {jobs} | {rates[-1]:.2f} | {rates[-1] / rates[0]:.2f} |", flush=True)
+    if options.parts:
+        parts(options.parts)
+        return
     if options.memory:
-        few, many = (run(inputs, 1, 2)[1] for inputs in (10, 50))
-        print(f"\nmemory at 50 inputs over that at 10: {many / few:.3f}")
+        quick = ("--steps", 1, "--unguided", "--batch", 4)
+        few, many = (run(inputs, *quick).peak for inputs in (10, options.memory))
+        print(f"memory at {options.memory} inputs over that at 10: {many / few:.3f} ({many / 1e6:.2f} GB)")
+        return
+    cores = len(os.sched_getaffinity(0))
+    print("| jobs | batch | images a second | images in a second of computing | cores busy |\n|---|---|---|---|---|")
+    first: tuple[float, float] | None = None
+    for each in options.runs:
+        jobs, batch = each.split("x")
+        done = run(options.inputs, "--steps", options.steps, "--jobs", jobs, "--batch", batch)
+        rate, computed = options.inputs / done.seconds, options.inputs / done.computing
+        first = first or (rate, computed)
+        busy = f"{100 * done.computing / done.seconds / cores:.0f} %"
+        print(
+            f"| {jobs} | {batch} | {rate:.2f} ({rate / first[0]:.2f} times) | {computed:.2f} ({computed / first[1]:.2f} times) "
+            f"| {busy} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ def protect(
         noise = torch.stack([noise_key.normal(shape, "face", i, "variant", v) for v in range(of_face.variants)])
         count_on = part_of(callback, i, len(faces))
         try:
-            new = regenerate_crops(original, landmarks, noise, diffusion_model, of_face, count_on)
+            regenerate = of_face.by or regenerate_crops
+            new = regenerate(original, landmarks, noise, diffusion_model, of_face, count_on)
             if not bool(new.isfinite().all()):
                 raise DiffPrivacyError(f"The model's result for face {i} is no image; try another precision or seed.")
         except (DiffPrivacyError, RuntimeError, MemoryError) as error:  # PyTorch's out-of-memory is a RuntimeError

@@ -64,7 +64,8 @@ class Regeneration:
     classifier-free guidance (Ho and Salimans, arXiv 2207.12598) of ``TEXT_SCALE``.
     variants: how many new faces are made of one. smoothing: of consecutive frames of one face, the weights
     (F,F) with which predictions are averaged over time; None for no average. match_colors: the new faces take the
-    original's colours at their border, see :mod:`.faces.colors`.
+    original's colours at their border, see :mod:`.faces.colors`. by: what does the work of :func:`regenerate_crops`,
+    such as one that does it for several images at once; None for that itself.
     """
 
     preset: Preset
@@ -75,6 +76,7 @@ class Regeneration:
     variants: int = 1
     smoothing: Tensor | None = None
     match_colors: bool = False
+    by: Callable[..., Tensor] | None = None
 
 
 def task_energy(
@@ -83,9 +85,15 @@ def task_energy(
     form: EnergyForm = "stranger",
     variants: int = 1,
     target: Sequence[Tensor] | None = None,
+    alone: bool = False,
 ) -> EnergyOf:
-    """What guides a task: :func:`anonymizing` or :func:`hiding`."""
-    return anonymizing(recognizer, variants, target, form) if task == "anonymize" else hiding(recognizer, form)
+    """What guides a task: :func:`anonymizing` or :func:`hiding`.
+
+    alone: each of several faces is guided as if it were alone, see :func:`.identity.energies.augmented`.
+    """
+    if task == "anonymize":
+        return anonymizing(recognizer, variants, target, form, alone)
+    return hiding(recognizer, form, alone)
 
 
 def anonymizing(
@@ -93,6 +101,7 @@ def anonymizing(
     variants: int = 1,
     target: Sequence[Tensor] | None = None,
     form: EnergyForm = "stranger",
+    alone: bool = False,
 ) -> EnergyOf:
     """Away from the original's identity until it is a stranger's, and the variants from each other; nothing without a
     recognizer.
@@ -116,12 +125,12 @@ def anonymizing(
         elif form == "stranger":
             decoys = drawn_decoys(reference, noise)
             whole = whole + DECOY_WEIGHT * identity_toward(recognizer, decoys, landmarks, DECOY)
-        return whole if form == "paper" else augmented(whole, landmarks)
+        return whole if form == "paper" else augmented(whole, landmarks, alone=alone)
 
     return energy
 
 
-def hiding(recognizer: FaceMatcher | None, form: EnergyForm = "stranger") -> EnergyOf:
+def hiding(recognizer: FaceMatcher | None, form: EnergyForm = "stranger", alone: bool = False) -> EnergyOf:
     """Toward the original's identity and away from its structure, each up to its aim.
 
     form: "paper" for 1 - cos alone, without random views (arXiv 2309.05330, hiding).
@@ -134,7 +143,7 @@ def hiding(recognizer: FaceMatcher | None, form: EnergyForm = "stranger") -> Ene
         reference = recognizer.reference(crops, landmarks)
         if form == "paper":
             return identity_toward(recognizer, reference, landmarks)
-        toward = augmented(identity_toward(recognizer, reference, landmarks, ACCEPTED), landmarks)
+        toward = augmented(identity_toward(recognizer, reference, landmarks, ACCEPTED), landmarks, alone=alone)
         return toward + VISUAL_WEIGHT * visual_distance(crops, landmarks, landmarks, STRUCTURE)
 
     return energy

@@ -15,18 +15,22 @@ import os
 import secrets
 import tempfile
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..errors import DiffPrivacyError
 from .batch import Batch, StopBatch
 from .manifest import Manifest
 from .requests import ProtectRequest
-from .workers import One, Result, Worker, environment, is_verbose, report
+from .workers import Inputs, One, Result, Worker, chunks, environment, is_verbose, report
 
 ATTEMPTS = 3
 """Workers that may die over one input."""
+NONE = -1
+"""In place of the number of inputs that a worker has been given."""
 OBJECT_STORE = 2**27
 """Bytes of a local cluster's object store: nothing but paths and results goes through it."""
 
@@ -42,14 +46,15 @@ def work(batch: Batch, one: One, request: ProtectRequest, manifest: Manifest) ->
             cards = 0
         actor = ray.remote(num_cpus=1, num_gpus=1 if cards else 0)(RemoteWorker)
         task = ray.put((one, request, manifest, is_verbose(), os.getcwd()))
-        count = min(request.jobs or cards or cores, cards or cores, len(batch.targets))
-        finished = _finished(ray, lambda: actor.remote(task), count, batch.targets)
+        count = min(request.jobs or cards or cores, cards or cores)
+        some = chunks(batch, request.batch, count)
+        finished = _finished(ray, lambda: actor.remote(task), min(count, len(some)), some)
         results: dict[Path, Result] = {}
         for source, _ in batch.sources():
             with batch.input(source):
                 while source not in results:
-                    done, result = next(finished)
-                    results[done] = result
+                    chunk, done = next(finished)
+                    results |= zip((source for source, _ in chunk), done, strict=True)
                 report(batch, source, results.pop(source))
 
 
@@ -59,13 +64,14 @@ class RemoteWorker:
     def __init__(self, task: tuple[One, ProtectRequest, Manifest, bool, str]):
         one, request, manifest, verbose, folder = task
         os.chdir(folder)
+        torch.set_num_threads(1)
         self._worker = Worker(one, request, manifest, verbose)
 
     def ready(self) -> None:
         """Return once the worker is there."""
 
-    def do(self, source: Path, files: Sequence[Path]) -> Result:
-        return self._worker.do(source, files)
+    def do(self, inputs: Inputs) -> list[Result]:
+        return self._worker.do(inputs)
 
 
 def check_ray() -> None:
@@ -75,45 +81,45 @@ def check_ray() -> None:
 
 
 def _finished(
-    ray: Any, new_worker: Any, count: int, targets: Mapping[Path, list[Path]]
-) -> Iterator[tuple[Path, Result]]:
-    """Every input with its result, as soon as it is done.
+    ray: Any, new_worker: Callable[[], Any], count: int, some: Sequence[Inputs]
+) -> Iterator[tuple[Inputs, list[Result]]]:
+    """The inputs with their results, as soon as they are done.
 
-    A worker is given its first input once it is there, so that nothing waits for one that the cluster has no room for.
+    A worker is given its first inputs once it is there, so that nothing waits for one that the cluster has no room for.
     """
-    waiting = deque(targets)
-    deaths: Counter[Path | None] = Counter()
-    running = {}
+    waiting = deque(range(len(some)))
+    deaths: Counter[int] = Counter()
+    running: dict[Any, tuple[Any, int]] = {}
 
     def begin() -> None:
         worker = new_worker()
-        running[worker.ready.remote()] = worker, None
+        running[worker.ready.remote()] = worker, NONE
 
     for _ in range(count):
         begin()
     while running:
         (task, *_), _ = ray.wait(list(running))
-        worker, source = running.pop(task)
+        worker, at = running.pop(task)
         try:
-            result = ray.get(task)
+            done = ray.get(task)
         except ray.exceptions.RayActorError as error:
-            deaths[source] += 1
+            deaths[at] += 1
             begin()
-            if deaths[source] < ATTEMPTS:
-                waiting.extendleft([source] if source else [])
+            if deaths[at] < ATTEMPTS:
+                waiting.extendleft([at] if at != NONE else [])
                 continue
             died = f"{ATTEMPTS} workers of the cluster have died"
-            if source is None:
+            if at == NONE:
                 raise StopBatch(DiffPrivacyError(f"{died} before their first input: {error}")) from error
-            yield source, Result(why=f"{died} over it, perhaps as memory ran out.")
+            yield some[at], [Result(why=f"{died} over it, perhaps as memory ran out.")] * len(some[at])
             continue
-        if source is None:
-            deaths[None] = 0
+        if at == NONE:
+            deaths[NONE] = 0
         else:
-            yield source, result
+            yield some[at], done
         if waiting:
             following = waiting.popleft()
-            running[worker.do.remote(following, targets[following])] = worker, following
+            running[worker.do.remote(some[following])] = worker, following
 
 
 @contextlib.contextmanager

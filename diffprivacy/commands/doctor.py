@@ -38,6 +38,8 @@ PACKAGES = {
     "filelock": "filelock",
 }
 """Modules, and the packages that they come in."""
+OPTIONAL = {"ray": ("ray>=2.52", "--engine ray"), "cryptography": ("cryptography", "signed keys")}
+"""Modules, the packages that they come in, and what alone needs them."""
 MODEL_FOLDERS = {
     "checkpoints": "Stable Diffusion 1.x, 2.x or XL",
     "insightface": "recognizers and detectors as ONNX",
@@ -104,6 +106,11 @@ def _packages() -> Iterator[Finding]:
             yield Finding(module, "missing", f"run: pip install {package}", "problem")
         else:
             yield Finding(module, "installed")
+    for module, (package, use) in OPTIONAL.items():
+        if importlib.util.find_spec(module) is None:
+            yield Finding(module, f"missing, needed for {use} alone", f"run: pip install '{package}'", "hint")
+        else:
+            yield Finding(module, "installed")
     try:
         load_av()
         yield Finding("av", "installed")
@@ -128,10 +135,11 @@ def _models() -> Iterator[Finding]:
 
 
 def _comfyui() -> Path | None:
-    """The installation that COMFYUI_PATH names, or that this pack lies in."""
+    """The installation that COMFYUI_PATH names, that this pack lies in, or in the default folder of comfy-cli."""
     candidates = [Path(os.environ["COMFYUI_PATH"])] if os.environ.get("COMFYUI_PATH") else []
     here = Path(__file__).resolve()
     candidates += [parent.parent for parent in here.parents if parent.name == "custom_nodes"]
+    candidates.append(Path.home() / "comfy" / "ComfyUI")
     return next((path for path in candidates if (path / "models").is_dir()), None)
 
 

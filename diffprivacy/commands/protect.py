@@ -138,6 +138,14 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
         "cluster as many as it has graphics cards, or else cores)",
     )
     add(
+        "--batch",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="faces of several images to make new at once, while other images are read and written (default 1); faster, with more "
+        "memory; the result is that of one by one up to rounding",
+    )
+    add(
         "--engine",
         choices=["local", "ray"],
         default="local",
@@ -240,6 +248,7 @@ def _request(options: argparse.Namespace) -> ProtectRequest:
         overwrite=options.overwrite,
         engine=options.engine,
         jobs=options.jobs,
+        batch=options.batch,
         dry_run=options.dry_run,
         as_json=options.as_json,
     )
@@ -254,7 +263,8 @@ def protect(request: ProtectRequest) -> int:
         return dry_run(request, found)
     batch = Batch("protected", found, request.as_json)
     manifest = Manifest(folder_of(request.output), digest(request), request.overwrite, guide_digests(request.model))
-    if found.targets and (request.engine == "ray" or ((request.jobs or 1) > 1 and len(found.targets) > 1)):
+    is_shared = len(found.targets) > 1 and max(request.jobs or 1, request.batch) > 1
+    if is_shared or (found.targets and request.engine == "ray"):
         _by_several(batch, found, request, manifest)
         return batch.finish()
     use = cache(partial(_prepare, request, found))
@@ -299,11 +309,11 @@ def _by_several(batch: Batch, found: Plan, request: ProtectRequest, manifest: Ma
     """By several processes, here or on a cluster."""
     if request.engine == "ray":
         cluster.check_ray()
-    elif device_of(request.model) != "cpu":
+    elif (request.jobs or 1) > 1 and device_of(request.model) != "cpu":
         raise UsageError(
             "--jobs is for processors; a graphics card is one for all, so leave it out, or add --device cpu."
         )
-    if request.sealing.ask_passphrase:
+    if request.sealing.ask_passphrase and (request.engine == "ray" or request.jobs):
         raise UsageError(
             "--ask-passphrase goes with one job; use --passphrase-file or --passphrase-env with --jobs or --engine ray."
         )
@@ -311,8 +321,10 @@ def _by_several(batch: Batch, found: Plan, request: ProtectRequest, manifest: Ma
     with no_empty_folders(folder_of(request.output)):  # of two processes the second finds the first's
         if request.engine == "ray":
             cluster.work(batch, protect_input, request, manifest)
-        else:
+        elif (request.jobs or 1) > 1:
             workers.work(batch, min(request.jobs or 1, len(found.targets)), protect_input, request, manifest)
+        else:
+            workers.work_here(batch, protect_input, request, manifest)
 
 
 def _prepare(request: ProtectRequest, found: Plan) -> Resources:

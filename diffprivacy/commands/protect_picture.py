@@ -134,7 +134,8 @@ def _protected(
     pictures = (dataclasses.replace(picture, rgb=rgb) for rgb in made)
     if encryptor is None:
         return pictures, None
-    key = record(picture, faces, model.diffusion_model, model.crop, request.sealing.fidelity, callback=progress)
+    with use.network:
+        key = record(picture, faces, model.diffusion_model, model.crop, request.sealing.fidelity, callback=progress)
     return pictures, key
 
 
@@ -145,7 +146,13 @@ def _regeneration(picture: Tensor, face: Face, text: str, request: ProtectReques
         crop = crop_face(picture, face, model.crop.size, model.crop.margin)
         words = use.msi.words(model.diffusion_model, crop.movedim(-1, 0)[None])[0]
     guide = None if request.model.unguided else model.recognizer
-    energy = task_energy(request.task, guide, use.preset.form, request.variants)
+    energy = task_energy(request.task, guide, use.preset.form, request.variants, alone=True)
     return Regeneration(
-        use.preset, energy, words, text=text, variants=request.variants, match_colors=request.match_colors
+        use.preset,
+        energy,
+        words,
+        text=text,
+        variants=request.variants,
+        match_colors=request.match_colors,
+        by=use.regenerate,
     )

@@ -89,7 +89,7 @@ class ProtectRequest:
     :mod:`..faces.prompts`. if_impossible: what becomes of a face that cannot be made new, None for an error in images and a
     cover in videos. output_format: of images; "same" is the input's, PNG where it is none of them. disclosure: mark what a
     model made a part of. start, end: of videos, in seconds from the first frame.
-    jobs: inputs worked on at once, None for what suits the engine.
+    jobs: inputs worked on at once, None for what suits the engine. batch: faces of several inputs made new at once.
     """
 
     task: Task
@@ -123,6 +123,7 @@ class ProtectRequest:
     overwrite: bool = field(default=False, metadata=ASIDE)
     engine: Engine = field(default="local", metadata=ASIDE)
     jobs: int | None = field(default=None, metadata=ASIDE)
+    batch: int = field(default=1, metadata=ASIDE)
     dry_run: bool = field(default=False, metadata=ASIDE)
     as_json: bool = field(default=False, metadata=ASIDE)
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+from torch import Tensor
 
 from ..diffusion.sampling import strength_steps
 from ..faces.detectors import Detector, load_detector
@@ -19,7 +23,11 @@ from .sealing import load_encryptor
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """The settings of the task, and the models and secrets it needs."""
+    """The settings of the task, and the models and secrets it needs.
+
+    regenerate: what makes faces of several inputs at once, None where one input comes after the other. network: held by
+    whoever else uses the diffusion model.
+    """
 
     preset: Preset
     encryptor: Encryptor | None
@@ -28,6 +36,8 @@ class Resources:
     msi: MSI | None
     people: People | None
     boxes: BoxFile | None = None
+    regenerate: Callable[..., Tensor] | None = None
+    network: AbstractContextManager[object] = dataclasses.field(default_factory=nullcontext)
 
     @property
     def finder(self) -> FaceFinder:

@@ -1,9 +1,14 @@
 """Random differentiable views of a face, so that guidance fools no single network's view of single pixels.
 
-Every view of row b depends on row b of the picture and on the generator only.
+Every view of row b depends on row b of the picture and on the generator only, and on the number of rows unless the
+generator is :class:`SameForAll`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +32,26 @@ LUMINANCE_TABLE = (
 """JPEG's luminance quantisation, ITU-T T.81, table K.1."""
 
 
-def random_view(images: Tensor, landmarks: Tensor, generator: torch.Generator) -> Tensor:
+@dataclass(frozen=True)
+class SameForAll:
+    """Draws for the rows of one face that all faces get: each as if it were alone."""
+
+    generator: torch.Generator
+    faces: int
+
+
+Generator = torch.Generator | SameForAll
+
+
+def _drawn(draw: Callable[..., Tensor], generator: Generator, count: int, *shape: int) -> Tensor:
+    """(count, *shape)"""
+    if isinstance(generator, torch.Generator):
+        return draw((count, *shape), generator=generator)
+    rows = draw((count // generator.faces, *shape), generator=generator.generator)
+    return rows.repeat(generator.faces, *[1 for _ in shape])
+
+
+def random_view(images: Tensor, landmarks: Tensor, generator: Generator) -> Tensor:
     """One random view of each picture: moved and mirrored, blurred, recoloured, compressed; in this order.
 
     images: (B,3,H,W) in [0,1], landmarks: (B,5,2) in pixels, generator: on the CPU. Returns (B,3,H,W).
@@ -40,17 +64,17 @@ def random_view(images: Tensor, landmarks: Tensor, generator: torch.Generator) -
     return compress(views, generator)
 
 
-def move(images: Tensor, to_crop: Tensor, generator: torch.Generator) -> Tensor:
+def move(images: Tensor, to_crop: Tensor, generator: Generator) -> Tensor:
     """Jitter of the alignment: turned by about 3 degrees, scaled by 4 %, shifted by 1.5 of ArcFace's 112 pixels;
     every second face mirrored about its own axis, so that the landmarks stay where they are.
 
     to_crop: (B,3,3) from the picture's pixels to those of the aligned crop.
     """
     count = len(images)
-    angle = torch.randn(count, generator=generator) * 0.05
-    scale = torch.exp(torch.randn(count, generator=generator) * 0.04)
-    mirror = 1 - 2 * torch.randint(2, (count,), generator=generator)
-    shift = torch.randn(count, 2, generator=generator) * 1.5
+    angle = _drawn(torch.randn, generator, count) * 0.05
+    scale = torch.exp(_drawn(torch.randn, generator, count) * 0.04)
+    mirror = 1 - 2 * _drawn(partial(torch.randint, 2), generator, count)
+    shift = _drawn(torch.randn, generator, count, 2) * 1.5
     rotation = torch.stack((angle.cos(), -angle.sin(), angle.sin(), angle.cos()), dim=1).view(-1, 2, 2)
     linear = rotation * scale[:, None, None] * torch.stack((mirror, torch.ones(count)), dim=1)[:, None]
     centre = (TEMPLATE_SIZE - 1) / 2
@@ -61,9 +85,9 @@ def move(images: Tensor, to_crop: Tensor, generator: torch.Generator) -> Tensor:
     return warp(images, to_source, images.shape[2], images.shape[3], padding="border")
 
 
-def blur(images: Tensor, unit: Tensor, generator: torch.Generator) -> Tensor:
+def blur(images: Tensor, unit: Tensor, generator: Generator) -> Tensor:
     """Gaussian blur of 0 to 1 units; unit: (B,) pixels."""
-    sigma = (torch.rand(len(images), generator=generator) * unit).clamp(min=1e-3)
+    sigma = (_drawn(torch.rand, generator, len(images)) * unit).clamp(min=1e-3)
     radius = int(torch.ceil(3 * unit.max()))
     offsets = torch.arange(-radius, radius + 1)
     kernels = torch.exp(-offsets.square() / (2 * sigma[:, None].square()))
@@ -79,11 +103,11 @@ def blur(images: Tensor, unit: Tensor, generator: torch.Generator) -> Tensor:
     return channels.reshape(images.shape)
 
 
-def recolour(images: Tensor, generator: torch.Generator) -> Tensor:
+def recolour(images: Tensor, generator: Generator) -> Tensor:
     """Random white balance, contrast and saturation (each by about 10 %) and brightness (by 0.05)."""
 
     def around(centre: float, spread: float, *shape: int) -> Tensor:
-        draws = torch.randn(len(images), *shape, 1, 1, generator=generator)
+        draws = _drawn(torch.randn, generator, len(images), *shape, 1, 1)
         return upload(centre + spread * draws, images.device, images.dtype)
 
     images = images * around(1, 0.05, 3)
@@ -93,14 +117,14 @@ def recolour(images: Tensor, generator: torch.Generator) -> Tensor:
     return mean + (images - mean) * around(1, 0.1, 1) + around(0, 0.05, 1)
 
 
-def compress(images: Tensor, generator: torch.Generator) -> Tensor:
+def compress(images: Tensor, generator: Generator) -> Tensor:
     """JPEG's quantisation at a random quality of 50 to 95, on each colour, with a smooth rounding.
 
     The smooth rounding c - sin(2 pi c) / (2 pi) has a gradient of mean 1 that vanishes for coefficients near 0, those
     that a real file would lose.
     """
     count, _, height, width = images.shape
-    quality = torch.rand(count, generator=generator) * 45 + 50
+    quality = _drawn(torch.rand, generator, count) * 45 + 50
     table = torch.tensor(LUMINANCE_TABLE, dtype=torch.float32) * (2 - quality / 50)[:, None, None]
     table = upload(table.clamp(min=1) / 255, images.device, images.dtype)[:, None, None, None]
     k = torch.arange(8.0)

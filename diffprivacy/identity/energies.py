@@ -18,7 +18,7 @@ from ..errors import DiffPrivacyError
 from ..faces.alignment import align, template
 from ..faces.geometry import TEMPLATE_SIZE
 from ..faces.similarity import similarity
-from .augmentations import random_view
+from .augmentations import Generator, SameForAll, random_view
 from .recognizers import Embeddings, FaceMatcher, weighted_sum
 
 JITTER = 8
@@ -165,14 +165,17 @@ def visual_distance(reference: Tensor, reference_landmarks: Tensor, landmarks: T
     return Energy(energy, landmarks)
 
 
-def augmented(energy: Energy, landmarks: Tensor, draws: int = 4) -> Energy:
+def augmented(energy: Energy, landmarks: Tensor, draws: int = 4, alone: bool = False) -> Energy:
     """The energy's mean over random views of the pictures, so that lowering it is no pattern for one network's pixels.
 
     landmarks: (F,5,2) of the faces being made, in pixels. The views depend on the call's seed: give each step its own.
+    alone: each face gets the views that it would get were it alone.
     """
 
     def mean(images: Tensor, seed: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
+        generator: Generator = torch.Generator().manual_seed(seed)
+        if alone:
+            generator = SameForAll(generator, len(landmarks))
         points = landmarks.repeat_interleave(_variants(images, len(landmarks)), dim=0)
         values = [energy(random_view(images, points, generator), seed) for _ in range(draws)]
         return torch.stack(values).mean(dim=0)

@@ -108,20 +108,32 @@ def test_the_record_tells_nothing(tmp_path):
         assert secret not in record
 
 
-def test_everything_in_a_folder_is_named(tmp_path, capsys):
+def test_everything_in_a_folder_is_named(tmp_path, capsys, monkeypatch):
+    """A file that disappears during the run and a place that cannot be written too."""
     folder, out = tmp_path / "in", tmp_path / "out"
-    for name in ("a.jpg", "a.png", "日本 ü.png"):
+    for name in ("a.jpg", "a.png", "日本 ü.png", "leaves.png", "no/place.png"):
         photo(folder / name)
+    out.mkdir()
+    (out / "no").touch()
+    protect_picture = protect.protect_picture
+
+    def leaving(*arguments):
+        (folder / "leaves.png").unlink(missing_ok=True)
+        return protect_picture(*arguments)
+
+    monkeypatch.setattr(protect, "protect_picture", leaving)
     for name in ("._a.jpg", "b.heic", "c.flv", "notes.txt", "cut.png"):
         (folder / name).write_text("x")
     wall(folder / "wall.png")
     (folder / "gone.png").symlink_to("nowhere")
     (folder / "loop").symlink_to(folder)
     assert anonymize(folder, out) == 1
-    assert visible(out) == ["a.jpg.png", "a.png.png", "日本 ü.png"]
+    assert visible(out) == ["a.jpg.png", "a.png.png", "no", "日本 ü.png"]
     said = capsys.readouterr().out
-    assert "3 protected, 3 skipped, 5 failed" in said
+    assert "3 protected, 3 skipped, 7 failed" in said
     for line in (
+        "failed: .*/leaves.png: No such file",
+        "failed: .*/no/place.png: .*/out/no.* cannot be|failed: .*/no/place.png: .*/out/no.*: ",
         "skipped: .*/._a.jpg: hidden",
         "failed: .*/b.heic: files of this kind are not read: save it as PNG or JPEG",
         "failed: .*/c.flv: files of this kind are not read: convert it to MP4",

@@ -84,7 +84,7 @@ CHANGES = {
 def test_every_option_counts_but_where_things_lie(request_with_files, field):
     """A new option counts unless it is set aside."""
     aside = {"inputs": (Path("other"),), "output": Path("other")}
-    aside |= dict.fromkeys(("overwrite", "dry_run", "as_json"), True) | {"jobs": 2, "engine": "ray"}
+    aside |= dict.fromkeys(("overwrite", "dry_run", "as_json"), True) | {"jobs": 2, "engine": "ray", "batch": 2}
     if field in aside:
         changed = aside[field]
         assert digest(dataclasses.replace(request_with_files, **{field: changed})) == digest(request_with_files)
