@@ -16,7 +16,7 @@ from .diffusion.model import Denoiser, DiffusionModel
 from .diffusion.noise import NoiseKey
 from .diffusion.out_of_memory import halving, in_parts
 from .diffusion.sampling import Callback, ddim_sigmas, noise_to, sample_ancestral, sample_euler
-from .diffusion.sharpening import SHARPNESS, sharpened
+from .diffusion.sharpening import acts_at, sharpening
 from .diffusion.temporal import smoothed
 from .errors import DiffPrivacyError
 from .faces.colors import match_colors
@@ -165,9 +165,9 @@ def regenerate_crops(
     sigmas = ddim_sigmas(diffusion_model.noise_levels, preset.steps, preset.strength)
     at_once = max(variants, (NETWORK_SIDE // crops.shape[-1]) ** 2)
     gradient = _gradient(crops, landmarks, noise, diffusion_model, how)
-    sharpness = 0.0 if gradient is None else SHARPNESS
-    empty = _under_text(diffusion_model, how.text, sharpness)
-    msi = empty if how.words is None else _sharp(diffusion_model, sharpness, how.prompt, how.words)
+    sharp = gradient is not None
+    empty = _predictions(diffusion_model, sharp, text=how.text)
+    msi = empty if how.words is None else _predictions(diffusion_model, sharp, how.prompt, how.words)
     whole = scheduled({"msi": msi, "empty": empty}, preset.schedule(), diffusion_model.noise_levels)
     denoiser = in_parts(whole, at_once)
     if gradient is not None:
@@ -192,27 +192,24 @@ def fresh_noise(noise: Tensor, step: int) -> Tensor:
     return torch.stack([NoiseKey.of(row).normal(tuple(row.shape), "step", step) for row in noise])
 
 
-def _sharp(
-    diffusion_model: DiffusionModel, sharpness: float, prompt: str = "", words: Tensor | None = None
+def _predictions(
+    diffusion_model: DiffusionModel, sharp: bool, prompt: str = "", words: Tensor | None = None, text: str = ""
 ) -> Denoiser:
-    """The diffusion model under a prompt, sharpened where it has a weaker one."""
-    denoiser = stage_denoiser(diffusion_model, prompt, words)
-    if not sharpness or diffusion_model.weaker is None:
-        return denoiser
-    weaker = stage_denoiser(diffusion_model.weaker, prompt, words)
-    return sharpened(denoiser, weaker, diffusion_model.noise_levels, sharpness)
-
-
-def _under_text(diffusion_model: DiffusionModel, text: str, sharpness: float) -> Denoiser:
-    """The diffusion model under the empty prompt, or guided from that toward a text."""
-    if not text:
-        return _sharp(diffusion_model, sharpness)
-    empty = stage_denoiser(diffusion_model)
-    under = _sharp(diffusion_model, sharpness / TEXT_SCALE, text)
+    """The diffusion model under a prompt, guided from that toward a text; sharpened where it has a weaker one."""
+    without = stage_denoiser(diffusion_model, prompt, words)
+    under = stage_denoiser(diffusion_model, text) if text else without
+    weaker_model = diffusion_model.weaker if sharp else None
+    weaker = None if weaker_model is None else stage_denoiser(weaker_model, text or prompt, None if text else words)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        without = empty(x, sigma)
-        return without + TEXT_SCALE * (under(x, sigma) - without)
+        toward = under(x, sigma)
+        denoised = toward
+        if text:
+            plain = without(x, sigma)
+            denoised = plain + TEXT_SCALE * (toward - plain)
+        if weaker is None or not acts_at(sigma, diffusion_model.noise_levels):
+            return denoised
+        return denoised + sharpening(toward, weaker(x, sigma))
 
     return denoise
 

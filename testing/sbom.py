@@ -22,6 +22,11 @@ SHIPPED = {
         "diffprivacy/demo/MODEL_CARD.md",
         "https://github.com/davisking/dlib-models",
     ),
+    "demo/portraits.webp": (
+        "CC-PDM-1.0",
+        "diffprivacy/demo/PORTRAITS.md",
+        "https://github.com/voteview/member_photos",
+    ),
     "demo/weights/image_encoder.safetensors": OWN,
     "demo/weights/mobileface.safetensors": (
         "MIT",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import demo
@@ -17,12 +17,12 @@ from ..errors import DiffPrivacyError
 from ..evaluation.comparison import FaceComparison, judge
 from ..evaluation.drawing import contact_sheet
 from ..faces.detectors import load_detector
-from ..faces.geometry import Face, crop_face
+from ..faces.geometry import ARCFACE_TEMPLATE, TEMPLATE_SIZE, Face, crop_face
 from ..faces.selection import select_faces
 from ..media.atomic import write_atomically
 from ..media.disclosure import disclose
 from ..media.images import Picture, encode_png, read_picture, write_picture
-from ..pipeline import protect
+from ..pipeline import part_of, protect
 from ..presets import PRESETS
 from ..progress import sampling_progress
 from ..recovery.encryption import Decryptor, Encryptor
@@ -33,15 +33,16 @@ from .backend import load_diffusion_model
 
 VARIANTS = 4
 PROTECTED = [*(f"variant {i + 1}" for i in range(VARIANTS)), "hidden"]
-VERSIONS = [*PROTECTED, "recovered", "wrong key"]
+VERSIONS = [*PROTECTED, "recovered"]
+PORTRAITS = Path(__file__).with_name("portraits.webp")
 
 
 def run(photo: Path | None, output: Path, seed: int | None = None) -> None:
     """Anonymize the largest face of a photo in four variants, hide it, and recover it, with the key and without.
 
     Writes the protected pictures, each with its sealed key beside it, the identity that opens the keys, what that key
-    and a wrong one recover, and a contact sheet; prints the table. photo: None for scikit-image's public-domain
-    astronaut. Raises DiffPrivacyError for a photo without a face.
+    recovers, and a contact sheet; prints the table. photo: None for scikit-image's public-domain astronaut; the sheet
+    then shows four other people too, anonymized. Raises DiffPrivacyError for a photo without a face.
 
     No more than two whole pictures are kept at once: a photo may be large, and the versions lie in files.
     """
@@ -70,11 +71,12 @@ def run(photo: Path | None, output: Path, seed: int | None = None) -> None:
         refusal = str(error)
     else:
         raise AssertionError("a stranger's identity opened the key")
-    with sampling_progress("recover with a wrong key", leave=True) as bar:
-        write_picture(_file(output, "wrong key"), recover(protected, [_another(opened)], diffusion_model, callback=bar))
     del protected
 
-    _report(_original(photo).rgb, face, output)
+    rows = _report(_original(photo).rgb, face, output)
+    if photo is None:
+        rows += _other_people(diffusion_model, NoiseKey.from_seed(seed).derive("people"))
+    write_picture(output / "contact-sheet.png", Picture(torch.cat(rows)))
     print(f"another identity instead of identity.txt: {refusal}")
     print(f"wrote the images, their sealed keys and contact-sheet.png to {output}")
 
@@ -110,14 +112,11 @@ def _protect(
         write(version, Picture(next(made)))
 
 
-def _another(key: RecoveryKey) -> RecoveryKey:
-    """A key of the same form whose noise map is a guess."""
-    assert key.noise_map is not None and key.sigmas is not None
-    return dataclasses.replace(key, noise_map=key.sigmas[0] * NoiseKey().normal(tuple(key.noise_map.shape)))
+def _report(original: Tensor, face: Face, output: Path) -> list[Tensor]:
+    """Print the table; two rows of the contact sheet with the original (H,W,3) and its versions in files.
 
-
-def _report(original: Tensor, face: Face, output: Path) -> None:
-    """Print the table and write the contact sheet of the original (H,W,3) and its versions in files."""
+    Who tries a wrong key is refused, so what they see is the protected image.
+    """
     judges = {name: demo.load_recognizer(name) for name in ("guide", "judge")}
 
     def closeup(picture: Tensor) -> Tensor:
@@ -135,9 +134,30 @@ def _report(original: Tensor, face: Face, output: Path) -> None:
         print(f"{version:<10} {cosines[0]:>6.2f} {cosines[1]:>6.2f} {judged.psnr:>5.1f} dB")
         labels.append(f"{version}\nguide {cosines[0]:.2f}  judge {cosines[1]:.2f}\n{judged.psnr:.1f} dB")
         closeups.append(seen)
+    labels.append("hidden, with a wrong key\nrefused: the image\nstays as it is")
+    closeups.append(closeups[VERSIONS.index("hidden") + 1])
     half = len(closeups) // 2
-    rows = [contact_sheet(closeups[:half], labels[:half]), contact_sheet(closeups[half:], labels[half:])]
-    write_picture(output / "contact-sheet.png", Picture(torch.cat(rows)))
+    return [contact_sheet(closeups[:half], labels[:half]), contact_sheet(closeups[half:], labels[half:])]
+
+
+def _other_people(diffusion_model: DiffusersModel, noise_key: NoiseKey) -> list[Tensor]:
+    """Two rows of the contact sheet: portraits that the model was not trained on, and the same anonymized."""
+    judges = {name: demo.load_recognizer(name) for name in ("guide", "judge")}
+    landmarks = (ARCFACE_TEMPLATE - TEMPLATE_SIZE / 2) * demo.IMAGE_SIZE / TEMPLATE_SIZE / demo.MARGIN
+    face = Face((0, 0, demo.IMAGE_SIZE, demo.IMAGE_SIZE), landmarks + demo.IMAGE_SIZE / 2, 1.0)
+    how = Regeneration(PRESETS["anonymize"]["default"], anonymizing(judges["guide"]))
+    people = read_picture(PORTRAITS).rgb.split(demo.IMAGE_SIZE, dim=1)
+    labels, made = [], []
+    with sampling_progress("anonymize four other people", leave=True) as bar:
+        for i, person in enumerate(people):
+            count_on = part_of(bar, i, len(people))
+            made += protect(person, [face], diffusion_model, demo.CROP, how, noise_key.derive(i), count_on)
+            judged = judge(person, made[-1], [face], [""], judges)[0]
+            labels.append("anonymized\n" + "  ".join(f"{which} {judged.cosine(which):.2f}" for which in judges))
+    larger = F.interpolate(torch.stack([*people, *made]).movedim(-1, 1), (256, 256), mode="bicubic").clamp(0, 1)
+    larger = list(larger.movedim(1, -1))
+    half = len(people)
+    return [contact_sheet(larger[:half], ["original"] * half), contact_sheet(larger[half:], labels)]
 
 
 def example_photo() -> Picture:

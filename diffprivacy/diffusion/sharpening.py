@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .model import Denoiser, Levels
+from .model import Levels
 
-SHARPNESS = 1.0
+SHARPNESS = 1.5
 LOWEST = 251
 """Time step down to which it acts: below, it would shift colours (an interval as in arXiv 2404.07724)."""
 
@@ -22,21 +22,13 @@ def acts_at(sigma: Tensor, noise_levels: Levels) -> bool:
 
 
 def sharpening(denoised: Tensor, weaker: Tensor, weight: float = SHARPNESS) -> Tensor:
-    """What is added to a prediction (B,C,h,w): ``weight`` times its difference to a weaker one.
+    """What is added to a prediction (B,C,h,w) so that it goes away from a weaker one.
 
-    The difference has no mean over the picture, so that light and colour stay.
+    Every channel keeps its mean and its spread over the picture, and so the picture its light and colours (rescaled as
+    in Lin et al., arXiv 2305.08891).
     """
-    difference = denoised - weaker
-    return weight * (difference - difference.mean((-2, -1), keepdim=True))
-
-
-def sharpened(denoiser: Denoiser, weaker: Denoiser, noise_levels: Levels, weight: float = SHARPNESS) -> Denoiser:
-    """A denoiser whose predictions go away from a weaker one's."""
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        denoised = denoiser(x, sigma)
-        if not acts_at(sigma, noise_levels):
-            return denoised
-        return denoised + sharpening(denoised, weaker(x, sigma), weight)
-
-    return denoise
+    mean = denoised.mean((-2, -1), keepdim=True)
+    sharp = denoised + weight * (denoised - weaker)
+    sharp = sharp - sharp.mean((-2, -1), keepdim=True)
+    spread = denoised.std((-2, -1), keepdim=True) / sharp.std((-2, -1), keepdim=True).clamp(min=1e-6)
+    return mean + spread * sharp - denoised

@@ -9,7 +9,7 @@ import torch
 
 from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.diffusion.model import NoiseLevels
-from diffprivacy.diffusion.sharpening import LOWEST, sharpened
+from diffprivacy.diffusion.sharpening import LOWEST, acts_at, sharpening
 from diffprivacy.identity.energies import Energy
 from diffprivacy.presets import PRESETS
 from diffprivacy.regeneration import Regeneration, latent_shape, regenerate_crops
@@ -17,13 +17,17 @@ from diffprivacy.regeneration import Regeneration, latent_shape, regenerate_crop
 LEVELS = NoiseLevels.scaled_linear()
 
 
-def test_predictions_go_away_from_the_weaker_ones_and_keep_their_mean():
-    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    denoiser = sharpened(lambda x, _: x, lambda x, _: 0.5 * x + 3, LEVELS, 2.0)
-    sharp = denoiser(x, LEVELS.sigma(LOWEST))
-    torch.testing.assert_close(sharp.mean((2, 3)), x.mean((2, 3)))
-    torch.testing.assert_close(sharp - sharp.mean((2, 3), keepdim=True), 2 * (x - x.mean((2, 3), keepdim=True)))
-    assert torch.equal(denoiser(x, LEVELS.sigma(LOWEST - 1)), x)
+def test_predictions_go_away_from_the_weaker_ones_and_keep_light_and_colour():
+    generator = torch.Generator().manual_seed(0)
+    fine, coarse = torch.randn(2, 2, 4, 8, 8, generator=generator)
+    sharp = fine + coarse + sharpening(fine + coarse, coarse + 3)
+    for moment in (torch.mean, torch.std):
+        torch.testing.assert_close(moment(sharp, (2, 3)), moment(fine + coarse, (2, 3)))
+    for part, more in ((fine, 1), (coarse, -1)):
+        before, after = ((x * (part - part.mean((2, 3), keepdim=True))).mean() for x in (fine + coarse, sharp))
+        assert more * (after - before) > 0
+    assert acts_at(LEVELS.sigma(LOWEST), LEVELS)
+    assert not acts_at(LEVELS.sigma(LOWEST - 1), LEVELS)
 
 
 def test_only_guided_regeneration_asks_the_weaker_model():

@@ -72,17 +72,17 @@ def rows(demo) -> dict[str, list[float]]:
 
 def test_all_jobs_are_shown(demo, rows):
     names = ["variant 1", "variant 2", "variant 3", "variant 4", "hidden"]
-    assert list(rows) == [*names, "recovered", "wrong key"]
+    assert list(rows) == [*names, "recovered"]
     files = {path.name for path in demo[0].iterdir()}
     pictures = {f"{name.replace(' ', '-')}.png" for name in names}
     keys = {f"{name}.age" for name in pictures}
-    assert files == pictures | keys | {"recovered.png", "wrong-key.png", "contact-sheet.png", "identity.txt"}
+    assert files == pictures | keys | {"recovered.png", "contact-sheet.png", "identity.txt"}
 
 
 def test_the_jobs_do_what_they_are_for(rows):
     for name, (guide, judge, fidelity) in rows.items():
         if name.startswith("variant"):
-            assert guide < 0.1
+            assert guide < 0.2
             assert judge < 0.5
             assert fidelity < 25
     guide, _, fidelity = rows["hidden"]
@@ -91,8 +91,6 @@ def test_the_jobs_do_what_they_are_for(rows):
     assert rows["recovered"][2] > 27
     assert rows["recovered"][0] > 0.7
     assert rows["recovered"][1] > 0.7
-    assert max(rows["wrong key"][:2]) < 0.5
-    assert rows["wrong key"][2] < 20
 
 
 def test_the_sealed_key_recovers_every_protected_picture(demo, tmp_path):
@@ -111,21 +109,24 @@ def test_contact_sheet_shows_the_face_in_each_file_and_a_label_of_its_own(demo, 
     sheet = np.asarray(Image.open(demo[0] / "contact-sheet.png"))
     original = torch.from_numpy(skimage.data.astronaut().astype(np.float32) / 255)
     (face,) = load_detector(None).detect(original)
-    files = [demo[0] / f"{name.replace(' ', '-')}.png" for name in rows]
+    files = [demo[0] / f"{name.replace(' ', '-')}.png" for name in (*rows, "hidden")]
+    height = len(sheet) // 4
     shown = [original, *(read_picture(file).rgb for file in files)]
     labels = []
     for i, image in enumerate(shown):
-        top, left = i // 4 * (len(sheet) // 2), 8 + i % 4 * 264
+        top, left = i // 4 * height, 8 + i % 4 * 264
         expected = crop_face(image, face, 256, margin=2.2).numpy() * 255
         panel = sheet[top + 8 : top + 264, left : left + 256]
         assert np.abs(panel - expected).mean() < 1
-        labels.append(sheet[top + 264 : top + len(sheet) // 2, left : left + 256])
+        labels.append(sheet[top + 264 : top + height, left : left + 256])
         assert (labels[-1] < 128).any()
     assert len({label.tobytes() for label in labels}) == len(shown)
+    people, anonymized = (sheet[row * height + 8 : row * height + 264].astype(float) for row in (2, 3))
+    assert all(5 < np.abs(people - anonymized)[:, 8 + i * 264 : 264 + i * 264].mean() < 60 for i in range(4))
 
 
 def test_every_job_has_a_progress_bar(run):
-    for job in ("anonymize", "hide", "record the key", "recover", "recover with a wrong key"):
+    for job in ("anonymize", "hide", "record the key", "recover", "anonymize four other people"):
         assert re.search(rf"\r{job}: 100%", run[2])
 
 
