@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import urllib.request
 
 import pytest
 
@@ -80,6 +81,13 @@ def test_every_category_has_a_name(server, language):
     nodes = [node for name, node in server.get("/object_info").items() if name.startswith("DiffPrivacy")]
     used = {part for node in nodes for part in node["category"].split("/")}
     assert read(language, "main")["nodeCategories"].keys() == used - {"conditioning", "guidance", "noise"}
+
+
+def test_chinese_help_is_served_where_the_page_looks_for_it(server):
+    """That is ``docs/ID/LANGUAGE.md`` of a pack, and ``docs/ID.md`` only where that is missing."""
+    for name in read("zh"):
+        with urllib.request.urlopen(f"{server.url}/extensions/diff-privacy/docs/{name}/zh.md") as answer:
+            assert answer.read() == (PACK / "web" / "docs" / name / "zh.md").read_bytes()
 
 
 @pytest.mark.parametrize("alias", ["face privacy", "anonymize", "deidentify", "blur face alternative"])
