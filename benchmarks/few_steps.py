@@ -1,6 +1,6 @@
 """Whether few steps guide as far as many: cosine to the original for the guide and for a judge that took no part.
 
-    DIFFPRIVACY_DATA=... python -m benchmarks.few_steps [--faces 8] [--steps 4 8 20 50] [--repeats 4]
+    DIFFPRIVACY_DATA=... python -m benchmarks.few_steps [--faces 8] [--steps 4 8 20 50] [--repeats 4] [--scale 0.015]
 
 Regenerates CelebA-HQ faces with the embedded model from time step 599 down, so many steps in all, with the presets'
 guidance; the same noise, and so the same aims, at every number of steps. ``--repeats``: gradients of a long step.
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--faces", type=int, default=8)
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 20, 50])
     parser.add_argument("--repeats", type=int, default=Guidance.repeats)
+    parser.add_argument("--scale", type=float, help="of guidance; the preset's by default")
     options = parser.parse_args()
     data = Path(os.environ["DIFFPRIVACY_DATA"])
     model, guide = load_diffusion_model(), demo.load_recognizer("guide")
@@ -60,7 +61,8 @@ def main() -> None:
         energy = task_energy(task, guide)(crops, points, noise)
         assert energy is not None
         gradient = latent_gradient(energy, model.differentiable_decoder())
-        guidance = Guidance(scale=PRESETS[task]["default"].scale, interval=GUIDED, repeats=options.repeats)
+        scale = options.scale or PRESETS[task]["default"].scale
+        guidance = Guidance(scale=scale, interval=GUIDED, repeats=options.repeats)
         for steps in options.steps:
             times = torch.linspace(START, 0, steps + 1)[:-1]
             sigmas = torch.cat([levels.sigma(times), torch.zeros(1)])
