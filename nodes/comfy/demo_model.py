@@ -84,7 +84,7 @@ def _sharpened(step: dict[str, Any]) -> Tensor:
     """See diffprivacy.diffusion.sharpening. Where Energy Guidance guides: what inverts and replays is never guided."""
     options, denoised = step["model_options"], step["denoised"]
     run = options["transformer_options"].get(RUN)
-    if run is None or not acts_at(run.prediction(denoised, step["sigma"]).sigma, run.levels):
+    if run is None or not acts_at(run.prediction(denoised, step["sigma"].max().cpu()).sigma, run.levels):
         return denoised
     without = _without_middle(options)
     (weaker,) = comfy.samplers.calc_cond_batch(step["model"], [step["cond"]], step["input"], step["sigma"], without)
