@@ -331,7 +331,7 @@ class EnergyGuidance(io.ComfyNode):
         def memory(shape: Sequence[int]) -> float:
             return network.memory((min(chunk or shape[0], shape[0]), *shape[1:]))
 
-        return io.NodeOutput(guide_model(model, guided, patchers, memory))
+        return io.NodeOutput(guide_model(model, guided, patchers, memory, guidance.interval))
 
 
 def _private_rows(noise: Any, faces: sockets.FaceBatch) -> torch.Tensor:

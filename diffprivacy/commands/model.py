@@ -59,10 +59,12 @@ def load_guides(request: ModelRequest) -> FaceMatcher:
 
 
 def guide_digests(request: ModelRequest) -> list[bytes]:
-    """What tells the recognizers that guide from others."""
+    """What tells the recognizers that guide from others; loading names those that are missing."""
     if request.unguided:
         return []
-    return [content_digest(file.path) for file in request.recognizers] or [demo.recognizer_digest("guide")]
+    if not request.recognizers:
+        return [demo.recognizer_digest("guide")]
+    return [content_digest(file.path) for file in request.recognizers if file.path.is_file()]
 
 
 def crop_of(request: ModelRequest, diffusion_model: DiffusersModel) -> Crop:

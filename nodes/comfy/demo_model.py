@@ -81,10 +81,13 @@ def load_model() -> Any:
 
 
 def _sharpened(step: dict[str, Any]) -> Tensor:
-    """See diffprivacy.diffusion.sharpening. Where Energy Guidance guides: what inverts and replays is never guided."""
+    """See diffprivacy.diffusion.sharpening. Only where Energy Guidance guides: what inverts and replays is never guided."""
     options, denoised = step["model_options"], step["denoised"]
     run = options["transformer_options"].get(RUN)
-    if run is None or not acts_at(run.prediction(denoised, step["sigma"].max().cpu()).sigma, run.levels):
+    if run is None:
+        return denoised
+    sigma = run.border.sigma(step["sigma"].max().cpu())
+    if not run.guides_at(sigma) or not acts_at(sigma, run.levels):
         return denoised
     without = _without_middle(options)
     (weaker,) = comfy.samplers.calc_cond_batch(step["model"], [step["cond"]], step["input"], step["sigma"], without)

@@ -47,10 +47,13 @@ class Prediction:
 
 
 class Run:
-    """What the steps of one sampling run have in common."""
+    """What the steps of one sampling run have in common.
 
-    def __init__(self, sampler: Any, guider: Any, sigmas: Tensor):
-        self._sampler, self._guider = sampler, guider
+    guided: intervals of training time steps, both ends inclusive, in which an energy guides.
+    """
+
+    def __init__(self, sampler: Any, guider: Any, sigmas: Tensor, guided: Sequence[tuple[int, int]] = ()):
+        self._sampler, self._guider, self.guided = sampler, guider, guided
         self.border = Border(guider.inner_model.model_sampling)
         self.levels = self.border.levels
         self.schedule = sigmas.float().cpu().clone()  # UniPC writes into its own.
@@ -62,6 +65,11 @@ class Run:
         return Prediction(
             denoised, self.border.sigma(level), self.sigmas, self.levels, functools.partial(self.share, level)
         )
+
+    def guides_at(self, sigma: Tensor) -> bool:
+        """Whether an energy guides at a noise level of the library's convention."""
+        timestep = int(self.levels.timestep(sigma))
+        return any(low <= timestep <= high for low, high in self.guided)
 
     def share(self, level: Tensor) -> float:
         """Euler's share of a change of z0 in the step from ComfyUI's noise level, divided by the sampler's.
@@ -135,21 +143,24 @@ def guide_model(
     function: Callable[[Prediction], Tensor],
     patchers: Sequence[Any] = (),
     memory: Callable[[Sequence[int]], float] = lambda shape: 0.0,
+    interval: tuple[int, int] | None = None,
 ) -> Any:
     """A copy of a MODEL whose predictions pass through a function; it can be interrupted at every step.
 
     The function sees what the guider hands to the sampler, however many predictions it mixes (CFG, Dual CFG).
     patchers: of the networks that the function uses. They are loaded with the model, before sampling begins: loaded in
     the middle of a step they might push the model off its device. memory: bytes that the function needs for latents
-    of a shape; they are free when sampling begins.
+    of a shape; they are free when sampling begins. interval: lowest and highest training time step at which the function is
+    the guidance of an energy; None for one that is none.
     """
     guided, key = model.clone(), uuid.uuid4().hex
 
     def sample(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, *arguments: Any, **options: Any) -> Any:
         if any("reference_latents" in entry for entries in guider.conds.values() for entry in entries):
             LOG.warning(REFERENCE_WARNING)
-        run = Run(executor.class_obj, guider, sigmas)
-        extra_args["model_options"]["transformer_options"][RUN] = run
+        shared = extra_args["model_options"]["transformer_options"]
+        around = shared[RUN].guided if RUN in shared else ()
+        shared[RUN] = Run(executor.class_obj, guider, sigmas, [*around, *([interval] if interval else [])])
         return executor(guider, sigmas, extra_args, *arguments, **options)
 
     def predict(
