@@ -28,11 +28,7 @@ def networks() -> Iterator[tuple[str, Any]]:
     from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
     from comfy.ldm.wan.model import WanModel
 
-    bare: dict[str, Any] = {
-        "device": "meta",
-        "dtype": torch.float32,
-        "operations": comfy.ops.disable_weight_init,
-    }
+    bare: dict[str, Any] = {"device": "meta", "dtype": torch.float32, "operations": comfy.ops.disable_weight_init}
     embedder = {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}}
     yield (
         "sd3",

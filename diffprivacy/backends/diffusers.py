@@ -231,6 +231,8 @@ class DiffusersModel:
         for module in (self.autoencoder, self.vision_encoder):
             if module is not None:
                 module.to(device)
+        if self.weaker is not None:
+            self.weaker.to(device, dtype)
         return self
 
 
