@@ -180,10 +180,11 @@ class ProtectVideo(io.ComfyNode):
             parts = _parts(source, chosen, state, sampled, regenerated, Pasting(crop, cover=cover))
             whole = Path(folder) / "whole.mp4"
             join(parts, source, whole, sound)
-            if disclosure and tracks:
+            spans = report.covered_spans(state)
+            if disclosure and report.is_made_new(tracks, spans):
                 disclose_video(whole)
             target, shown = _placed(whole, source, filename_prefix)
-        covered = report.spans_in_words(report.covered_spans(state), followed)
+        covered = report.spans_in_words(spans, followed)
         said = [report.summary(followed.frames, tracks), covered and f"covered: {covered}", report.gaps(followed)]
         made = InputImpl.VideoFromFile(str(target))
         return io.NodeOutput(made, "\n".join(filter(None, said)), ui=ui.PreviewVideo([shown]))

@@ -27,7 +27,7 @@ from ..video.files import clip, open_video
 from ..video.frames import Video
 from ..video.protect import Followed, Given, Pasting, follow_faces, pieces, protect_pieces, tracks_in
 from ..video.regeneration import one_face_each, words_of_people
-from ..video.report import covered_spans, gaps, spans_in_words, summary, time_span
+from ..video.report import covered_spans, gaps, is_made_new, spans_in_words, summary, time_span
 from ..video.resume import ResumeState
 from ..video.sound import check_sound
 from ..video.tracks import Track, select_people
@@ -84,7 +84,8 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
         use.encryptor.encrypt_file(source, made.add(sealed_beside(target, source)))
     joined = made.add(target)
     join([path for _, path in plan], video, joined, sound=request.sound)
-    if request.disclosure and tracks:
+    spans = covered_spans(state)
+    if request.disclosure and is_made_new(tracks, spans):
         disclose_video(joined)
     made.afterwards.append(state.remove)
     if unseen := gaps(followed):
@@ -92,7 +93,6 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
     said = [f"{target} ({summary(followed.frames, tracks)})"]
     if use.encryptor is not None:
         said.append(f"{sealed_beside(target, source)} (the original, sealed)")
-    spans = covered_spans(state)
     details = {"frames": followed.frames, "people": len({track.person for track in tracks})}
     covered = [
         {"person": person, "first": first, "last": stop - 1} for person in spans for first, stop in spans[person]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from .protect import Followed
@@ -30,6 +30,14 @@ def covered_spans(state: ResumeState) -> dict[int, list[list[int]]]:
         else:
             of_person.append([first, stop])
     return spans
+
+
+def is_made_new(tracks: Sequence[Track], covered: Mapping[int, Sequence[Sequence[int]]]) -> bool:
+    """Whether a model made any face of the tracks; covered: see :func:`covered_spans`."""
+    return any(
+        not any(first <= track.start and track.stop <= stop for first, stop in covered.get(track.person, []))
+        for track in tracks
+    )
 
 
 def spans_in_words(spans: dict[int, list[list[int]]], followed: Followed) -> str:

@@ -16,6 +16,7 @@ from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import protected_mask
 from diffprivacy.faces.keeping import kept_parts
 from diffprivacy.faces.regions import box_of, upright_face
+from diffprivacy.media.disclosure import SOURCE_TYPE
 from diffprivacy.media.images import values
 from diffprivacy.video import protect, regeneration
 from testing.videos import pixels, write_source
@@ -70,6 +71,16 @@ def test_faces_that_cannot_be_made_new_are_covered_and_the_rest_of_the_film_is_m
         assert change(before[number], frame, inside) > 4
         flat = frame[inside].astype(float).std(axis=0).max() < 3
         assert flat == (number >= 4)
+    assert SOURCE_TYPE.encode() in (tmp_path / "clip.mp4").read_bytes()
+
+
+def test_a_film_of_covers_alone_is_not_marked_as_made_by_a_model(clip, tmp_path, monkeypatch):
+    def failing(*_, **__):
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(regeneration, "regenerate_crops", failing)
+    assert main(["anonymize", str(clip), "-o", str(tmp_path), *QUICK]) == 0
+    assert SOURCE_TYPE.encode() not in (tmp_path / "clip.mp4").read_bytes()
 
 
 def test_a_summary_counts_and_names_what_is_covered(clip, tmp_path, capsys, failing):
