@@ -22,7 +22,7 @@ from ..identity.thresholds import read_strangers, read_thresholds
 from ..msi.module import MSI
 from ..msi.module import load_msi as read_msi
 from .autoencoder import Autoencoder
-from .recognizers import DlibResNet, MobileFace
+from .recognizers import DlibResNet, MobileFace, fold_normalization
 from .text import full_table
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ def load_recognizer(which: Literal["guide", "judge"]) -> Recognizer:
     measured: Any = {"thresholds": read_thresholds(file), "strangers": read_strangers(file)}
     if which == "guide":
         _filled(network := MobileFace(), weights("mobileface"))
+        fold_normalization(network)
         return Recognizer(network, name="demo guide", **measured)
     _filled(network := DlibResNet(), weights("dlib"))
     points = torch.tensor(DlibResNet.POINTS)

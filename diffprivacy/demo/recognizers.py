@@ -6,9 +6,12 @@ MobileFace V2 by becauseofAI (https://github.com/becauseofAI/MobileFace, MIT lic
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 EMBEDDING = 256
 
@@ -18,6 +21,15 @@ def _convolution(before: int, after: int, kernel: int, stride: int = 1, groups: 
         nn.Conv2d(before, after, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(after, eps=1e-3),
     ]
+
+
+def fold_normalization(network: nn.Module) -> None:
+    """Put a frozen network's batch normalization into the convolutions before it: the same function, in less time."""
+    for part in network.modules():
+        if isinstance(part, nn.Sequential):
+            for i, (before, after) in enumerate(pairwise(list(part))):
+                if isinstance(before, nn.Conv2d) and isinstance(after, nn.BatchNorm2d):
+                    part[i], part[i + 1] = fuse_conv_bn_eval(before, after), nn.Identity()
 
 
 class _InvertedResidual(nn.Module):

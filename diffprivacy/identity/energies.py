@@ -27,17 +27,34 @@ HALO = 3
 """Latents around the window of :func:`near_faces` that still matter to a pixel inside it."""
 
 
+class Seen:
+    """Images (B,3,H,W) in [0,1], and what recognizers see in them, computed once for all energies that ask."""
+
+    def __init__(self, images: Tensor):
+        self.images = images
+        self._embeddings: dict[tuple[FaceMatcher, int], Embeddings] = {}
+
+    def by(self, recognizer: FaceMatcher, landmarks: Tensor) -> Embeddings:
+        """The embeddings of the F faces' variants; landmarks: (F,5,2), which energies that share them hold in common."""
+        key = recognizer, id(landmarks)
+        if key not in self._embeddings:
+            points = landmarks.repeat_interleave(_variants(self.images, len(landmarks)), dim=0)
+            self._embeddings[key] = recognizer.embed(self.images, points)
+        return self._embeddings[key]
+
+
 class Energy:
     """A function from pictures (B,3,H,W) in [0,1] to energies (B,), lower being better.
 
     It keeps no state: what is random in it is drawn from the seed of the call.
+    function: of what is seen and the seed.
     landmarks: (F,5,2) in pixels, of the faces outside whose crops it reads nothing; None when it may read anything.
     recognizers: those that it asks, which a host brings to its device before sampling.
     """
 
     def __init__(
         self,
-        function: Callable[[Tensor, int], Tensor],
+        function: Callable[[Seen, int], Tensor],
         landmarks: Tensor | None = None,
         recognizers: tuple[FaceMatcher, ...] = (),
     ):
@@ -45,17 +62,17 @@ class Energy:
         self.landmarks = landmarks
         self.recognizers = recognizers
 
-    def __call__(self, images: Tensor, seed: int = 0) -> Tensor:
-        return self._function(images, seed)
+    def __call__(self, images: Tensor | Seen, seed: int = 0) -> Tensor:
+        return self._function(images if isinstance(images, Seen) else Seen(images), seed)
 
     def __add__(self, other: Energy) -> Energy:
         both = [energy.landmarks for energy in (self, other) if energy.landmarks is not None]
         landmarks = torch.cat(both) if len(both) == 2 else None
         recognizers = tuple(dict.fromkeys((*self.recognizers, *other.recognizers)))
-        return Energy(lambda images, seed: self(images, seed) + other(images, seed), landmarks, recognizers)
+        return Energy(lambda seen, seed: self(seen, seed) + other(seen, seed), landmarks, recognizers)
 
     def __mul__(self, weight: float) -> Energy:
-        return Energy(lambda images, seed: self(images, seed) * weight, self.landmarks, self.recognizers)
+        return Energy(lambda seen, seed: self(seen, seed) * weight, self.landmarks, self.recognizers)
 
     __rmul__ = __mul__
 
@@ -88,8 +105,8 @@ def identity_away(
     of strangers, the same for all faces.
     """
 
-    def energy(images: Tensor, _: int) -> Tensor:
-        cosines = _cosines(recognizer, reference, landmarks, images)
+    def energy(seen: Seen, _: int) -> Tensor:
+        cosines = _cosines(seen.by(recognizer, landmarks), reference)
         return weighted_sum(recognizer.weights, _repulsions(cosines, recognizer, aims, form))
 
     return Energy(energy, landmarks, (recognizer,))
@@ -106,8 +123,8 @@ def identity_toward(
     1 - cos, which has no end (arXiv 2309.05330, hiding).
     """
 
-    def energy(images: Tensor, _: int) -> Tensor:
-        cosines = _cosines(recognizer, reference, landmarks, images)
+    def energy(seen: Seen, _: int) -> Tensor:
+        cosines = _cosines(seen.by(recognizer, landmarks), reference)
         if deviations is None:
             return weighted_sum(recognizer.weights, [1 - cosine for cosine in cosines])
         enough = [kind.at(deviations) for kind in recognizer.strangers]
@@ -127,10 +144,9 @@ def diversity(
     the sum of the energies of its variants.
     """
 
-    def energy(images: Tensor, _: int) -> Tensor:
-        variants = _variants(images, len(landmarks))
-        embeddings = recognizer.embed(images, landmarks.repeat_interleave(variants, dim=0))
-        grouped = [e.unflatten(0, (-1, variants)) for e in embeddings]
+    def energy(seen: Seen, _: int) -> Tensor:
+        variants = _variants(seen.images, len(landmarks))
+        grouped = [e.unflatten(0, (-1, variants)) for e in seen.by(recognizer, landmarks)]
         cosines = [(e @ e.mT).flatten(0, 1).T for e in grouped]  # (V,F * V): of every row with the v-th of its face
         terms = []
         for values in _repulsions(cosines, recognizer, aims, form):
@@ -154,9 +170,9 @@ def visual_distance(reference: Tensor, reference_landmarks: Tensor, landmarks: T
     with torch.inference_mode(False), torch.no_grad():
         original = _structure_view(reference.clone(), reference_landmarks.clone())
 
-    def energy(images: Tensor, _: int) -> Tensor:
-        variants = _variants(images, len(landmarks))
-        view = _structure_view(images, landmarks.repeat_interleave(variants, dim=0))
+    def energy(seen: Seen, _: int) -> Tensor:
+        variants = _variants(seen.images, len(landmarks))
+        view = _structure_view(seen.images, landmarks.repeat_interleave(variants, dim=0))
         similarity = _structural_similarity(
             view, upload(original, view.device, view.dtype).repeat_interleave(variants, dim=0)
         )
@@ -172,7 +188,8 @@ def augmented(energy: Energy, landmarks: Tensor, draws: int = 4, alone: bool = F
     alone: each face gets the views that it would get were it alone.
     """
 
-    def mean(images: Tensor, seed: int) -> Tensor:
+    def mean(seen: Seen, seed: int) -> Tensor:
+        images = seen.images
         generator: Generator = torch.Generator().manual_seed(seed)
         if alone:
             generator = SameForAll(generator, len(landmarks))
@@ -282,10 +299,8 @@ def _repulsions(
     ]
 
 
-def _cosines(recognizer: FaceMatcher, reference: Embeddings, landmarks: Tensor, images: Tensor) -> list[Tensor]:
-    """The cosine (F * V,) of every image to its reference (F,D) or (F * V,D), for each network."""
-    variants = _variants(images, len(landmarks))
-    embeddings = recognizer.embed(images, landmarks.repeat_interleave(variants, dim=0))
+def _cosines(embeddings: Embeddings, reference: Embeddings) -> list[Tensor]:
+    """The cosine (F * V,) of every embedding to its reference (F,D) or (F * V,D), for each network."""
     return [
         (e * upload(r, e.device, e.dtype).repeat_interleave(len(e) // len(r), dim=0)).sum(dim=1)
         for e, r in zip(embeddings, reference, strict=True)

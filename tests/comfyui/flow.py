@@ -73,7 +73,7 @@ def view(images: torch.Tensor) -> torch.Tensor:
 
 
 GOAL = torch.nn.functional.normalize(torch.randn(1, 768, generator=torch.Generator().manual_seed(9)), dim=1)
-ENERGY = Energy(lambda images, seed: 1 - (view(images) * GOAL).sum(1))
+ENERGY = Energy(lambda seen, seed: 1 - (view(seen.images) * GOAL).sum(1))
 
 
 def guided(model, scale: float = 0.1):

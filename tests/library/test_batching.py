@@ -124,7 +124,7 @@ def test_views_of_a_face_are_those_it_would_get_alone():
     weights = torch.rand(64, 64, generator=generator)
 
     def energy(landmarks: torch.Tensor, alone: bool) -> Energy:
-        plain = Energy(lambda x, _: (x * weights).mean(dim=(1, 2, 3)), landmarks)
+        plain = Energy(lambda seen, _: (seen.images * weights).mean(dim=(1, 2, 3)), landmarks)
         return augmented(plain, landmarks, draws=2, alone=alone)
 
     together = energy(points, True)(images, 5)

@@ -18,7 +18,7 @@ from diffprivacy.backends.tokenizer import PLACEHOLDER_TOKEN, tokenize
 from diffprivacy.demo import load
 from diffprivacy.demo.autoencoder import Autoencoder
 from diffprivacy.demo.backend import load_diffusion_model
-from diffprivacy.demo.recognizers import DlibResNet
+from diffprivacy.demo.recognizers import DlibResNet, MobileFace
 from diffprivacy.demo.text import VOCABULARY_SIZE, CompactEmbedding, full_table
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.evaluation.fidelity import psnr
@@ -132,6 +132,14 @@ def test_the_judge_computes_what_dlib_computes():
     reference = np.load(Path(__file__).parent / "reference" / "dlib_descriptor.npy")
     with torch.no_grad():
         assert abs(network.descriptor(crop)[0].numpy() - reference).max() < 1e-3
+
+
+def test_the_guide_computes_what_its_weights_say():
+    plain = MobileFace().eval()
+    plain.load_state_dict(load.weights("mobileface"))
+    crop = torch.rand(1, 3, 112, 112, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(demo.load_recognizer("guide").network(crop), plain(crop))
 
 
 @pytest.mark.parametrize("which", ["guide", "judge"])

@@ -233,6 +233,17 @@ def test_visual_distance_is_blind_to_light_and_colour_only():
     assert energy(1 - originals).max() < 1e-3
 
 
+def test_a_recognizer_is_asked_once_for_what_several_energies_see(one, monkeypatch):
+    images, originals, points = pictures(2, 1), pictures(2, 2), landmarks(2)
+    reference, aims = one.reference(originals, points), one.reference(pictures(2, 3), points)
+    away, toward = identity_away(one, reference, points), identity_toward(one, aims, points)
+    expected = augmented(away, points, draws=3)(images, 5) + 0.5 * augmented(toward, points, draws=3)(images, 5)
+    asked, embed = [], one.embed
+    monkeypatch.setattr(one, "embed", lambda *given: asked.append(1) or embed(*given))
+    torch.testing.assert_close(augmented(away + 0.5 * toward, points, draws=3)(images, 5), expected)
+    assert len(asked) == 3
+
+
 def test_views_depend_on_the_seed_alone(one):
     images, originals = pictures(2, 1), pictures(2, 2)
     energy = identity_toward(one, one.reference(originals, landmarks(2)), landmarks(2))
@@ -371,4 +382,4 @@ def test_a_window_that_leaves_the_picture_ends_at_its_border():
 def test_an_energy_that_may_read_anything_is_not_confined_to_faces(one):
     face = diversity(one, landmarks(1))
     assert torch.equal((2 * face + face).landmarks, torch.cat([landmarks(1), landmarks(1)]))
-    assert (face + Energy(lambda images, _: images.mean(dim=(1, 2, 3)))).landmarks is None
+    assert (face + Energy(lambda seen, _: seen.images.mean(dim=(1, 2, 3)))).landmarks is None

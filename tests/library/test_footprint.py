@@ -104,7 +104,7 @@ def test_nothing_computed_counts_the_same_as_the_real_run(checkpointing):
     without_data(fake)
 
     def peak(autoencoder: DiffusersAutoencoder) -> int:
-        energy = Energy(lambda images, _: images.square().mean(dim=(1, 2, 3)))
+        energy = Energy(lambda seen, _: seen.images.square().mean(dim=(1, 2, 3)))
         with Footprint(autoencoder) as footprint:
             latent_gradient(energy, autoencoder.decode)(torch.zeros(2, 4, 16, 16), seed=0)
         return footprint.peak

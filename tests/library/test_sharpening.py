@@ -39,7 +39,7 @@ def test_only_guided_regeneration_asks_the_weaker_model():
     crops, landmarks = torch.rand(1, 3, 64, 64), torch.zeros(1, 5, 2)
     noise = torch.randn(1, *latent_shape(model, 64))
     preset = dataclasses.replace(PRESETS["anonymize"]["default"], steps=4)
-    for energy, asked in ((None, False), (lambda *_: Energy(lambda images, _: images.sum((1, 2, 3))), True)):
+    for energy, asked in ((None, False), (lambda *_: Energy(lambda seen, _: seen.images.sum((1, 2, 3))), True)):
         with patch.object(model.weaker, "denoise", wraps=model.weaker.denoise) as weaker:
             regenerate_crops(crops, landmarks, noise, model, Regeneration(preset, energy))
         assert weaker.called == asked
