@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 
-import torch
 from torch import Tensor
 
 from .diffusion.model import DiffusionModel
@@ -14,7 +13,7 @@ from .diffusion.sampling import Callback
 from .errors import DiffPrivacyError, NoFaceError
 from .faces.covering import cover_faces
 from .faces.geometry import Crop, Face, crop_face, crop_landmarks, paste_faces
-from .regeneration import Regeneration, latent_shape, regenerate_crops
+from .regeneration import Regeneration, latent_shape, regenerate_crops, starting_noise
 
 
 def protect(
@@ -51,7 +50,7 @@ def protect(
     for i, (face, of_face) in enumerate(zip(faces, hows, strict=True)):
         original = crop_face(picture, face, crop.size, crop.margin).movedim(-1, 0)[None]
         landmarks = crop_landmarks(face, crop.size, crop.margin)[None]
-        noise = torch.stack([noise_key.normal(shape, "face", i, "variant", v) for v in range(of_face.variants)])
+        noise = starting_noise(of_face, shape, noise_key, "face", i)
         count_on = part_of(callback, i, len(faces))
         try:
             regenerate = of_face.by or regenerate_crops

@@ -65,7 +65,8 @@ class Regeneration:
     variants: how many new faces are made of one. smoothing: of consecutive frames of one face, the weights
     (F,F) with which predictions are averaged over time; None for no average. match_colors: the new faces take the
     original's colours at their border, see :mod:`.faces.colors`. by: what does the work of :func:`regenerate_crops`,
-    such as one that does it for several images at once; None for that itself.
+    such as one that does it for several images at once; None for that itself. noise_key: of a persona, from which all
+    faces of one person start; None for the noise of the image.
     """
 
     preset: Preset
@@ -77,6 +78,7 @@ class Regeneration:
     smoothing: Tensor | None = None
     match_colors: bool = False
     by: Callable[..., Tensor] | None = None
+    noise_key: NoiseKey | None = None
 
 
 def task_energy(
@@ -86,11 +88,16 @@ def task_energy(
     variants: int = 1,
     target: Sequence[Tensor] | None = None,
     alone: bool = False,
+    persona: Sequence[Tensor] | None = None,
 ) -> EnergyOf:
-    """What guides a task: :func:`anonymizing` or :func:`hiding`.
+    """What guides a task: :func:`anonymizing` or :func:`hiding`, or where there is a persona :func:`becoming` it.
 
     alone: each of several faces is guided as if it were alone, see :func:`.identity.energies.augmented`.
+    persona: embeddings (1,D), one for each network.
     """
+    if persona is not None:
+        toward = becoming(recognizer, persona, alone)
+        return toward if task == "anonymize" else looking_different(toward)
     if task == "anonymize":
         return anonymizing(recognizer, variants, target, form, alone)
     return hiding(recognizer, form, alone)
@@ -126,6 +133,35 @@ def anonymizing(
             decoys = drawn_decoys(reference, noise)
             whole = whole + DECOY_WEIGHT * identity_toward(recognizer, decoys, landmarks, DECOY)
         return whole if form == "paper" else augmented(whole, landmarks, alone=alone)
+
+    return energy
+
+
+def becoming(recognizer: FaceMatcher | None, persona: Sequence[Tensor], alone: bool = False) -> EnergyOf:
+    """Toward a persona until recognizers take the face for it, and away from the original until it is a stranger's.
+
+    persona: embeddings (1,D), one for each network. Raises DiffPrivacyError without a recognizer.
+    """
+    if recognizer is None:
+        raise DiffPrivacyError("A persona needs a recognizer that guides toward it; name one.", "recognizer")
+
+    def energy(crops: Tensor, landmarks: Tensor, noise: Tensor) -> Energy:
+        reference = recognizer.reference(crops, landmarks)
+        aims = drawn_aims(recognizer.strangers, noise, AWAY)
+        target = tuple(vector.expand(len(crops), -1) for vector in persona)
+        away = identity_away(recognizer, reference, landmarks, aims)
+        return augmented(away + identity_toward(recognizer, target, landmarks, ACCEPTED), landmarks, alone=alone)
+
+    return energy
+
+
+def looking_different(energy_of: EnergyOf) -> EnergyOf:
+    """With an energy, away from the original's structure."""
+
+    def energy(crops: Tensor, landmarks: Tensor, noise: Tensor) -> Energy:
+        visual = VISUAL_WEIGHT * visual_distance(crops, landmarks, landmarks, STRUCTURE)
+        other = energy_of(crops, landmarks, noise)
+        return visual if other is None else other + visual
 
     return energy
 
@@ -212,6 +248,12 @@ def _predictions(
         return denoised + sharpening(toward, weaker(x, sigma))
 
     return denoise
+
+
+def starting_noise(how: Regeneration, shape: tuple[int, int, int], noise_key: NoiseKey, *labels: str | int) -> Tensor:
+    """Unit Gaussian noise (V,C,h,w) for the variants of a face: of its persona, else of the stream that the labels name."""
+    key, which = (noise_key, labels) if how.noise_key is None else (how.noise_key, ())
+    return torch.stack([key.normal(shape, *which, "variant", variant) for variant in range(how.variants)])
 
 
 def latent_shape(diffusion_model: DiffusionModel, size: int) -> tuple[int, int, int]:

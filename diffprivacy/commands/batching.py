@@ -49,9 +49,10 @@ class _Faces:
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """Those alike may go through the network together; pseudo-words are a face's own."""
+        """Those alike may go through the network together; pseudo-words and personas are a face's own."""
         how = self.how
-        return how.preset, how.text, how.prompt, how.variants, id(how.words), self.crops.shape[1:]
+        own = id(how.words), id(how.noise_key)
+        return how.preset, how.text, how.prompt, how.variants, *own, self.crops.shape[1:]
 
 
 class Batcher:

@@ -6,12 +6,12 @@ import argparse
 import re
 from pathlib import Path
 
-from ..errors import DiffPrivacyError
+from ..errors import DiffPrivacyError, UsageError
 from ..faces.keeping import parse_parts
 from ..faces.prompts import parse_prompts
 from ..identity.thresholds import SAME_PERSON
 from ..recovery.key import FIDELITIES
-from .requests import ModelRequest, PassphraseRequest, PeopleRequest, RecognizerFile, SealRequest
+from .requests import ModelRequest, PassphraseRequest, PeopleRequest, PersonasRequest, RecognizerFile, SealRequest
 
 SEED_WARNING = (
     "warning: --seed is for tests only: anyone who guesses the number can remove the noise from the images and come close "
@@ -223,6 +223,31 @@ def add_people_options(parser: argparse.ArgumentParser) -> None:
 def people_request(options: argparse.Namespace) -> PeopleRequest:
     """People told by photos."""
     return PeopleRequest(tuple(options.only), tuple(options.spared), options.person_threshold)
+
+
+def add_personas_options(parser: argparse.ArgumentParser) -> None:
+    """The options that :func:`personas_request` reads."""
+    group = parser.add_argument_group("personas (one new face for each person, the same in all images and videos)")
+    group.add_argument(
+        "--personas",
+        type=Path,
+        metavar="FILE",
+        help="sealed file of personas (.age), begun where there is none; people who are met for the first time are added",
+    )
+    group.add_argument(
+        "--personas-secret",
+        metavar="PLACE",
+        help="env:NAME or file:PATH, where the passphrase or the age identity is found that opens and seals the file",
+    )
+
+
+def personas_request(options: argparse.Namespace) -> PersonasRequest | None:
+    """The personas, None for none."""
+    if (options.personas is None) != (options.personas_secret is None):
+        raise UsageError(
+            "--personas and --personas-secret go together: the file, and env:NAME or file:PATH, where its secret is."
+        )
+    return None if options.personas is None else PersonasRequest(options.personas, options.personas_secret)
 
 
 def add_passphrase_options(parser: argparse._ActionsContainer) -> None:

@@ -35,6 +35,7 @@ from .options import (
     add_guide_options,
     add_json_option,
     add_people_options,
+    add_personas_options,
     add_seal_options,
     add_vision_option,
     model_request,
@@ -42,12 +43,14 @@ from .options import (
     parts,
     people_request,
     percent,
+    personas_request,
     positive,
     prompts,
     score,
     seal_request,
     share,
 )
+from .personas import with_personas
 from .protect_picture import protect_picture
 from .protect_video import protect_video
 from .requests import ProtectRequest, digest
@@ -181,6 +184,7 @@ def _add_face_options(parser: argparse.ArgumentParser) -> None:
         "appearance",
     )
     add_people_options(parser)
+    add_personas_options(parser)
     add(
         "--without-face",
         choices=["error", "copy"],
@@ -227,6 +231,7 @@ def _request(options: argparse.Namespace) -> ProtectRequest:
         boxes=options.boxes,
         faces=options.faces,
         people=people_request(options),
+        personas=personas_request(options),
         without_face=options.without_face,
         keep=options.keep,
         match_colors=options.match_colors,
@@ -259,6 +264,7 @@ def protect(request: ProtectRequest) -> int:
     names = Names(lambda video: f"{video.stem}.mp4", request.output_format)
     found = plan(request.inputs, request.output, request.variants, names)
     _check_range(request, found)
+    request = with_personas(request)
     if request.dry_run:
         return dry_run(request, found)
     batch = Batch("protected", found, request.as_json)

@@ -21,6 +21,7 @@ from ..faces.transparency import flattened
 from ..media.atomic import Together
 from ..media.disclosure import disclose
 from ..media.images import Picture, encode_picture, read_picture
+from ..personas.book import Persona
 from ..progress import sampling_progress, say
 from ..recovery import png
 from ..recovery.encryption import Encryptor
@@ -105,9 +106,10 @@ def _protected(
     texts = prompts_of(parse_prompts(request.prompt), len(found))
     number_of = {id(face): number for number, face in enumerate(found)}
     numbers = [number_of[id(face)] for face in faces]
+    personas = [None] * len(faces) if use.personas is None else use.personas.in_picture(picture.rgb, faces)
     hows = [
-        _regeneration(picture.rgb, face, texts[number], request, use)
-        for face, number in zip(faces, numbers, strict=True)
+        _regeneration(picture.rgb, face, texts[number], persona, request, use)
+        for face, number, persona in zip(faces, numbers, personas, strict=True)
     ]
     noise_key = NoiseKey.from_seed(request.seed)
 
@@ -139,14 +141,17 @@ def _protected(
     return pictures, key
 
 
-def _regeneration(picture: Tensor, face: Face, text: str, request: ProtectRequest, use: Resources) -> Regeneration:
+def _regeneration(
+    picture: Tensor, face: Face, text: str, persona: Persona | None, request: ProtectRequest, use: Resources
+) -> Regeneration:
     """How a face of an image (H,W,3) is made new."""
     model, words = use.model, None
     if use.msi is not None:
         crop = crop_face(picture, face, model.crop.size, model.crop.margin)
         words = use.msi.words(model.diffusion_model, crop.movedim(-1, 0)[None])[0]
     guide = None if request.model.unguided else model.recognizer
-    energy = task_energy(request.task, guide, use.preset.form, request.variants, alone=True)
+    target = None if persona is None else persona.target
+    energy = task_energy(request.task, guide, use.preset.form, request.variants, alone=True, persona=target)
     return Regeneration(
         use.preset,
         energy,
@@ -155,4 +160,5 @@ def _regeneration(picture: Tensor, face: Face, text: str, request: ProtectReques
         variants=request.variants,
         match_colors=request.match_colors,
         by=use.regenerate,
+        noise_key=None if persona is None else persona.noise_key,
     )

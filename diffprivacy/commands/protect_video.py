@@ -7,7 +7,7 @@ import functools
 import hashlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -21,12 +21,13 @@ from ..faces.prompts import parse_prompts, prompts_of
 from ..faces.regions import faces_in_boxes, upright_face
 from ..media.atomic import Together
 from ..media.disclosure import disclose_video
+from ..personas.book import Persona
 from ..progress import progress_bar, say
 from ..regeneration import Regeneration, task_energy
 from ..video.files import clip, open_video
 from ..video.frames import Video
 from ..video.protect import Followed, Given, Pasting, follow_faces, pieces, protect_pieces, tracks_in
-from ..video.regeneration import one_face_each, words_of_people
+from ..video.regeneration import HowOf, one_face_each, words_of_people
 from ..video.report import covered_spans, gaps, is_made_new, spans_in_words, summary, time_span
 from ..video.resume import ResumeState
 from ..video.sound import check_sound
@@ -67,15 +68,11 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
     steps = per_piece * sum(len(tracks_in(tracks, piece)) for piece, _ in todo)
     guide = None if request.model.unguided else model.recognizer
     texts = _texts(request.prompt, followed, tracks)
+    personas = {} if use.personas is None else use.personas.in_video(tracks)
     with progress_bar(source.name, steps) as bar:
-        common = Regeneration(use.preset, match_colors=request.match_colors)
         words = words_of_people(video, tracks, model.diffusion_model, model.crop, use.msi)
-
-        def how(person: int, target: Sequence[Tensor] | None) -> Regeneration:
-            energy = task_energy(request.task, guide, use.preset.form, target=target)
-            return dataclasses.replace(common, energy=energy, words=words.get(person), text=texts[person])
-
-        keep = guide if request.task == "anonymize" else None
+        how = _how_of(request, use, words, texts, personas)
+        keep = guide if request.task == "anonymize" and not personas else None
         regenerate = one_face_each(state, model.diffusion_model, model.crop, how, keep, lambda _: bar.update(1))
         chosen = dataclasses.replace(followed, tracks=tracks)
         cover = None if request.if_impossible == "error" else functools.partial(_say_covered, source, followed, state)
@@ -98,6 +95,32 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
         {"person": person, "first": first, "last": stop - 1} for person in spans for first, stop in spans[person]
     ]
     return Outcome(said, list(spans), spans_in_words(spans, followed), details | {"covered frames": covered})
+
+
+def _how_of(
+    request: ProtectRequest,
+    use: Resources,
+    words: Mapping[int, Tensor],
+    texts: Sequence[str],
+    personas: Mapping[int, Persona],
+) -> HowOf:
+    """How each person's faces are made new."""
+    guide = None if request.model.unguided else use.model.recognizer
+
+    def how(person: int, target: Sequence[Tensor] | None) -> Regeneration:
+        persona = personas.get(person)
+        return Regeneration(
+            use.preset,
+            task_energy(
+                request.task, guide, use.preset.form, target=target, persona=None if persona is None else persona.target
+            ),
+            words.get(person),
+            text=texts[person],
+            match_colors=request.match_colors,
+            noise_key=None if persona is None else persona.noise_key,
+        )
+
+    return how
 
 
 def open_range(source: Path, request: ProtectRequest) -> Video:

@@ -59,6 +59,18 @@ class PeopleRequest:
 
 
 @dataclass(frozen=True)
+class PersonasRequest:
+    """One new face for each person in all inputs: the sealed file of personas, and where the secret that opens it is.
+
+    book: fingerprint of the personas, once the file was opened: it grows with every new person, but they stay the same.
+    """
+
+    file: Path = field(metadata=ASIDE)
+    secret: str = field(metadata=ASIDE)
+    book: str = ""
+
+
+@dataclass(frozen=True)
 class PassphraseRequest:
     """Where a passphrase comes from. What it is counts in no digest."""
 
@@ -85,7 +97,7 @@ class ProtectRequest:
     """``anonymize`` or ``hide``. detector: None for the built-in one.
 
     min_score, min_size: of a face, see :class:`..faces.detectors.Detector`. boxes: JSON file of faces that it misses.
-    keep: parts of the face that stay. match_colors: of new faces, at their border. prompt: what new faces are to be, see
+    personas: None for a new face in each image or video. keep: parts of the face that stay. match_colors: of new faces, at their border. prompt: what new faces are to be, see
     :mod:`..faces.prompts`. if_impossible: what becomes of a face that cannot be made new, None for an error in images and a
     cover in videos. output_format: of images; "same" is the input's, PNG where it is none of them. disclosure: mark what a
     model made a part of. start, end: of videos, in seconds from the first frame.
@@ -102,6 +114,7 @@ class ProtectRequest:
     boxes: Path | None = None
     faces: str = "all"
     people: PeopleRequest = PeopleRequest()
+    personas: PersonasRequest | None = None
     keep: tuple[str, ...] = ()
     match_colors: bool = False
     prompt: str = ""

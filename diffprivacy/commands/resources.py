@@ -17,6 +17,7 @@ from ..recovery.encryption import Encryptor
 from .face_finder import FaceFinder
 from .model import Model, load_model, load_vision
 from .people import People, load_people
+from .personas import Personas, load_personas
 from .requests import ProtectRequest
 from .sealing import load_encryptor
 
@@ -35,6 +36,7 @@ class Resources:
     model: Model
     msi: MSI | None
     people: People | None
+    personas: Personas | None = None
     boxes: BoxFile | None = None
     regenerate: Callable[..., Tensor] | None = None
     network: AbstractContextManager[object] = dataclasses.field(default_factory=nullcontext)
@@ -56,9 +58,9 @@ def load_resources(request: ProtectRequest) -> Resources:
     if msi is not None:
         load_vision(request.model, model.diffusion_model)
         msi.check(model.diffusion_model)
-    return Resources(
-        preset, encryptor, detector, model, msi, load_people(request.people, detector, model.recognizer), boxes
-    )
+    people = load_people(request.people, detector, model.recognizer)
+    personas = load_personas(request, model.recognizer)
+    return Resources(preset, encryptor, detector, model, msi, people, personas, boxes)
 
 
 def _preset(request: ProtectRequest) -> Preset:

@@ -273,6 +273,15 @@ def is_identity(secret: str) -> bool:
     return "AGE-SECRET-KEY-1" in secret or secret.startswith("-----BEGIN ")
 
 
+def public_keys(identities: str) -> list[str]:
+    """The public keys of the text of an identity file; raises DiffPrivacyError for SSH's, of which only ssh-keygen tells it."""
+    if identities.startswith("-----BEGIN "):
+        raise DiffPrivacyError(
+            "An SSH key cannot be used here: give an age identity file (age-keygen) or a passphrase."
+        )
+    return [str(identity.to_public()) for identity in _identities(identities)]
+
+
 def _pyrage() -> Any:
     try:
         import pyrage

@@ -14,7 +14,7 @@ from ..errors import DiffPrivacyError
 from ..faces.geometry import Crop
 from ..identity.recognizers import FaceMatcher
 from ..msi.module import MSI
-from ..regeneration import Regeneration, latent_shape, regenerate_crops
+from ..regeneration import Regeneration, latent_shape, regenerate_crops, starting_noise
 from .frames import Video
 from .protect import Regenerate, face_at
 from .resume import ResumeState
@@ -35,16 +35,20 @@ def one_face_each(
 ) -> Regenerate:
     """What makes crops of the people of a video new.
 
-    Each person's noise, one for all frames, follows from the state's key. keep: measures the face that a
+    Each person's noise, one for all frames, follows from the state's key, or is that of their persona. keep: measures the face that a
     person first got, which the state keeps as the target of that person's later crops; None: there is no target.
     callback: of every sampling step.
     """
     shape = latent_shape(diffusion_model, crop.size)
 
     def regenerate(crops: Tensor, landmarks: Tensor, person: int, smoothing: Tensor) -> Tensor:
-        same = state.noise_key.normal(shape, "person", person).expand(len(crops), -1, -1, -1)
         of_person = dataclasses.replace(how(person, state.faces.get(person)), smoothing=smoothing)
-        new = regenerate_crops(crops, landmarks, same, diffusion_model, of_person, callback)
+        if of_person.noise_key is None:
+            same = state.noise_key.normal(shape, "person", person)
+        else:
+            (same,) = starting_noise(of_person, shape, of_person.noise_key)
+        noise = same.expand(len(crops), -1, -1, -1)
+        new = regenerate_crops(crops, landmarks, noise, diffusion_model, of_person, callback)
         if not bool(new.isfinite().all()):
             raise DiffPrivacyError(f"The model's result for person {person} is no image; try another precision.")
         if keep is not None and person not in state.faces:

@@ -10,6 +10,7 @@ import pytest
 from diffprivacy.commands.requests import (
     ModelRequest,
     PeopleRequest,
+    PersonasRequest,
     ProtectRequest,
     RecognizerFile,
     SealRequest,
@@ -63,6 +64,7 @@ CHANGES = {
     "prompt": "an old man",
     "if_impossible": "cover",
     "people": PeopleRequest(threshold=0.3),
+    "personas": PersonasRequest(Path("album.age"), "env:ALBUM", "another book"),
     "without_face": "copy",
     "preset": "paper",
     "strength": 0.5,

@@ -1,0 +1,151 @@
+"""Does a persona stay one person over many photos, and is it a stranger to the original and under another secret?
+
+    DIFFPRIVACY_DATA=... python -m benchmarks.personas [--people 10] [--photos 10] [--steps 20] [--task anonymize]
+
+LFW photos, each protected under two secrets. A book tells the people by itself, photo by photo, as the command line does;
+*personas* is how many it found. Cosines and the share accepted as one person at each judge's threshold for FAR 1e-3, of
+pairs of protected photos: of one person, of two people, and of one person under two secrets; and of protected photos
+against that person's originals (all of them), and against other people's. Only the guide guides. *without* has new noise
+and no persona for each photo, as the command line without --personas. The last column enrols the first protected photo
+of each person and tries the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffprivacy import demo
+from diffprivacy.diffusion.noise import NoiseKey
+from diffprivacy.evaluation.drawing import contact_sheet
+from diffprivacy.faces.geometry import crop_face, crop_landmarks, paste_faces
+from diffprivacy.identity.embedding import embed_face
+from diffprivacy.identity.thresholds import person_threshold
+from diffprivacy.identity.verification import accept_rate
+from diffprivacy.media.images import Picture, write_picture
+from diffprivacy.personas.book import Persona, PersonaBook
+from diffprivacy.presets import PRESETS
+from diffprivacy.regeneration import Regeneration, Task, latent_shape, regenerate_crops, starting_noise, task_energy
+
+from .attacks import faces
+
+SECRETS = (1, 2)
+HEAD = (
+    "| method, judge | one person | two people | own originals (others) | two secrets (two people) | enrolled |\n|"
+    + "---|" * 6
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--people", type=int, default=10)
+    parser.add_argument("--photos", type=int, default=10, help="of each person")
+    parser.add_argument("--steps", type=int, default=20, help="of the whole schedule; 0.6 of them run")
+    parser.add_argument("--task", choices=["anonymize", "hide"], default="anonymize")
+    parser.add_argument("--methods", nargs="*", default=["personas", "noise", "without"])
+    parser.add_argument("--sheet", type=Path, help="PNG to write the first photos of each person to")
+    options = parser.parse_args(arguments)
+    lab = faces.open_lab()
+    photos = _chosen(faces.people(lab), options.people, options.photos)
+    names = [photo.person for photo in photos]
+    embeddings = np.stack([embed_face(lab.guide, photo.rgb, photo.face) for photo in photos])
+    books = [PersonaBook(NoiseKey.from_seed(secret)) for secret in SECRETS]
+    owners = [
+        [book.assign(one[None], lab.guide, person_threshold(lab.guide))[0] for one in embeddings] for book in books
+    ]
+    print(f"{len(photos)} photos of {len(set(names))} people; personas: {len(books[0])}\n\n{HEAD}", flush=True)
+    originals = [photo.rgb for photo in photos]
+    shown = {"original": originals}
+    for method in options.methods:
+        made = [
+            _protected(
+                photos, [book.persona(number) for number in of], lab, options.task, options.steps, method, secret
+            )
+            for book, of, secret in zip(books, owners, SECRETS, strict=True)
+        ]
+        shown[method] = made[0]
+        for which, judge in lab.judges.items():
+            first, second, known = (faces.embedded(images, photos, judge) for images in (*made, originals))
+            cells = _cells(first, second, known, names, faces.threshold(which, judge))
+            print(f"| {method}, {which} | {' | '.join(cells)} |", flush=True)
+    if options.sheet:
+        _draw(options.sheet, shown, photos)
+
+
+def _chosen(photos: Sequence[faces.Photo], people: int, each: int) -> list[faces.Photo]:
+    names = list(dict.fromkeys(photo.person for photo in photos))[:people]
+    return [photo for name in names for photo in [photo for photo in photos if photo.person == name][:each]]
+
+
+def _protected(
+    photos: Sequence[faces.Photo],
+    personas: Sequence[Persona],
+    lab: faces.Lab,
+    task: Task,
+    steps: int,
+    method: str,
+    secret: int,
+) -> list[Tensor]:
+    """The photos (H,W,3) with their faces made new, one by one."""
+    preset = dataclasses.replace(PRESETS[task]["default"], steps=steps)
+    shape, fresh = latent_shape(lab.diffusion_model, demo.IMAGE_SIZE), NoiseKey.from_seed(secret)
+    images = []
+    for i, (photo, persona) in enumerate(zip(photos, personas, strict=True)):
+        target = persona.target if method == "personas" else None
+        how = Regeneration(
+            preset,
+            task_energy(task, lab.guide, preset.form, persona=target),
+            noise_key=None if method == "without" else persona.noise_key,
+        )
+        crop = crop_face(photo.rgb, photo.face, demo.IMAGE_SIZE, demo.MARGIN).movedim(-1, 0)[None]
+        landmarks = crop_landmarks(photo.face, demo.IMAGE_SIZE, demo.MARGIN)[None]
+        noise = starting_noise(how, shape, fresh, "photo", i)
+        new = regenerate_crops(crop, landmarks, noise, lab.diffusion_model, how).movedim(1, -1)
+        images.append(paste_faces(photo.rgb, [new[0]], [photo.face], demo.MARGIN))
+    return images
+
+
+def _cells(
+    first: np.ndarray, second: np.ndarray, originals: np.ndarray, names: Sequence[str], threshold: float
+) -> list[str]:
+    same = np.asarray(names)[:, None] == np.asarray(names)[None]
+    pairs = np.triu(np.ones_like(same), k=1)
+    within, across, against = first @ first.T, first @ second.T, first @ originals.T
+    begins = np.array([i for i, name in enumerate(names) if names.index(name) == i])
+    probes = np.setdiff1d(np.arange(len(names)), begins)
+    enrolled = np.zeros_like(same)
+    enrolled[np.ix_(begins, probes)] = same[np.ix_(begins, probes)]
+
+    def said(cosines: np.ndarray) -> str:
+        return f"{cosines.mean():.2f}, {100 * accept_rate(cosines, threshold):.0f} %" if len(cosines) else "–"
+
+    return [
+        said(within[same & pairs]),
+        said(within[~same & pairs]),
+        f"{said(against[same])} ({said(against[~same])})",
+        f"{said(across[same])} ({said(across[~same])})",
+        said(within[enrolled]),
+    ]
+
+
+def _draw(file: Path, shown: dict[str, list[Tensor]], photos: Sequence[faces.Photo]) -> None:
+    """The first three photos of the first three people, a row for each method."""
+    names = list(dict.fromkeys(photo.person for photo in photos))[:3]
+    chosen = [i for name in names for i in [i for i, photo in enumerate(photos) if photo.person == name][:3]]
+    rows = [
+        contact_sheet(
+            [crop_face(images[i], photos[i].face, 128, 1.8) for i in chosen], [label, *[""] * (len(chosen) - 1)]
+        )
+        for label, images in shown.items()
+    ]
+    write_picture(file, Picture(torch.cat(rows)))
+
+
+if __name__ == "__main__":
+    main()

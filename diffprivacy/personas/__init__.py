@@ -1,0 +1,1 @@
+"""One person, one new face, in all images."""

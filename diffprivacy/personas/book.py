@@ -1,0 +1,173 @@
+"""Who has which persona: a synthetic identity that a person gets in all images and videos.
+
+A person is known by a template, the mean of the first faces met. Their persona is an embedding for guidance to approach
+and the key of the noise that sampling starts from; both follow from the book's secret and the person's number. Another
+secret gives unrelated ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..diffusion.noise import NoiseKey
+from ..errors import DiffPrivacyError
+from ..faces.alignment import template
+from ..identity.recognizers import FaceMatcher
+from ..identity.strangers import SPREAD, Strangers
+
+TEMPLATE_FACES = 5
+"""Faces that a person's template is the mean of, the first that are met."""
+CROP = 112
+"""Side in pixels of the image that tells how long embeddings are."""
+
+
+@dataclass(frozen=True, eq=False)
+class Persona:
+    """A person's synthetic identity. target: unit vectors (1,D), one for each network of the recognizer."""
+
+    number: int
+    target: tuple[Tensor, ...]
+    noise_key: NoiseKey
+
+
+class PersonaBook:
+    """The people met so far, numbered from 0, and their personas.
+
+    secret: what all personas follow from; by default a fresh one. recognizer: digest of the networks that tell people, see
+    :func:`recognizer_digest`; lengths: of their embeddings, D in all.
+    templates: sums (P,D) of the people's embeddings, counts (P,) of how many; targets: (P,D), unit vectors for each network.
+    """
+
+    def __init__(
+        self,
+        secret: NoiseKey | None = None,
+        recognizer: str = "",
+        lengths: Sequence[int] = (),
+        templates: np.ndarray | None = None,
+        counts: np.ndarray | None = None,
+        targets: np.ndarray | None = None,
+    ):
+        self.secret = secret or NoiseKey()
+        self.recognizer = recognizer
+        self.lengths = tuple(lengths)
+        size = sum(self.lengths)
+        self.templates = np.zeros((0, size), np.float32) if templates is None else templates
+        self.counts = np.zeros(0, np.int64) if counts is None else counts
+        self.targets = np.zeros((0, size), np.float32) if targets is None else targets
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def copy(self) -> PersonaBook:
+        """Another book with the same people and personas."""
+        arrays = (array.copy() for array in (self.templates, self.counts, self.targets))
+        return PersonaBook(self.secret, self.recognizer, self.lengths, *arrays)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells this book's personas from those of another secret, and tells nothing of either."""
+        return hashlib.sha256(b"diff-privacy personas\0" + self.secret.derive("fingerprint").key).hexdigest()[:32]
+
+    def use(self, recognizer: FaceMatcher) -> None:
+        """Begin with these networks; raises DiffPrivacyError for a book that was begun with others."""
+        digest = recognizer_digest(recognizer)
+        if not self.recognizer:
+            self.recognizer, self.lengths = digest, embedding_lengths(recognizer)
+            self.templates = self.targets = np.zeros((0, sum(self.lengths)), np.float32)
+        elif self.recognizer != digest:
+            raise DiffPrivacyError(
+                "The personas were made with other recognizers: take the same ones, or begin another file.", "personas"
+            )
+
+    def assign(self, embeddings: np.ndarray, recognizer: FaceMatcher, threshold: float) -> list[int]:
+        """The numbers of the people with these embeddings (F,D), as :func:`..identity.embedding.embed_face` gives them.
+
+        They are F different people, as in one image. A face is somebody's whose template has a cosine of at least
+        ``threshold``, else somebody's who is new here.
+        """
+        from scipy.optimize import linear_sum_assignment
+
+        self.use(recognizer)
+        known = self.templates / np.maximum(np.linalg.norm(self.templates, axis=1, keepdims=True), 1e-12)
+        cosines = embeddings @ known.T
+        rows, columns = linear_sum_assignment(np.where(cosines >= threshold, -cosines, 2.0))
+        owners = {int(f): int(p) for f, p in zip(rows, columns, strict=True) if cosines[f, p] >= threshold}
+        for face, person in owners.items():
+            if self.counts[person] < TEMPLATE_FACES:
+                self.templates[person] += embeddings[face]
+                self.counts[person] += 1
+        for face in sorted(set(range(len(embeddings))) - set(owners)):
+            owners[face] = self._add(embeddings[face].astype(np.float32), recognizer.strangers)
+        return [owners[face] for face in range(len(embeddings))]
+
+    def persona(self, person: int) -> Persona:
+        """The persona of the person with this number."""
+        parts = torch.from_numpy(self.targets[person].copy())[None].split(self.lengths, dim=1)
+        return Persona(person, tuple(parts), self.secret.derive("persona", person, "noise"))
+
+    def _add(self, embedding: np.ndarray, strangers: Sequence[Strangers]) -> int:
+        target = [
+            drawn_target(
+                self.secret.derive("persona", len(self), "target", network),
+                _unit(embedding[None, where])[0],
+                _unit(np.concatenate([self.targets[:, where], self.templates[:, where]])),
+                kind,
+            )
+            for network, (where, kind) in enumerate(zip(self._places(), strangers, strict=True))
+        ]
+        self.templates = np.concatenate([self.templates, embedding[None]])
+        self.counts = np.append(self.counts, 1)
+        self.targets = np.concatenate([self.targets, np.concatenate(target)[None].astype(np.float32)])
+        return len(self) - 1
+
+    def _places(self) -> Iterator[slice]:
+        """Of each network's part in the vectors."""
+        end = 0
+        for length in self.lengths:
+            yield slice(end, end + length)
+            end += length
+
+
+def drawn_target(key: NoiseKey, person: np.ndarray, known: np.ndarray, strangers: Strangers) -> np.ndarray:
+    """A random unit vector (D,), at a stranger's cosine from a person (D,) and from those known (N,D), people and personas.
+
+    The cosine to the person is drawn once, as strangers' are spread, so that no search finds the person by it. The
+    cosine to the others is strangers' mean: exactly to the D / 4 whom a random direction is most or least like. The rest
+    are strangers anyhow.
+    """
+    length = len(person)
+    direction = key.normal((length,), "direction").double().numpy()
+    away = np.abs(known @ direction)
+    nearest = known[np.argsort(-away, kind="stable")[: length // 4]]
+    fixed = np.concatenate([person[None], nearest]).astype(np.float64)
+    cosines = np.full(len(fixed), strangers.mean)
+    cosines[0] += SPREAD * strangers.std * float(key.normal((1,), "aim"))
+    inverse = np.linalg.pinv(fixed)
+    inside = inverse @ cosines
+    outside = direction - inverse @ (fixed @ direction)
+    return inside + outside * np.sqrt(max(1 - inside @ inside, 0.0)) / np.linalg.norm(outside)
+
+
+def recognizer_digest(recognizer: FaceMatcher) -> str:
+    """SHA-256 of what the networks weigh and of their own weights in the ensemble."""
+    total = hashlib.sha256(repr(tuple(round(weight, 6) for weight in recognizer.weights)).encode())
+    for name, tensor in recognizer.state_dict().items():
+        total.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def embedding_lengths(recognizer: FaceMatcher) -> tuple[int, ...]:
+    """How many numbers each network's embedding has."""
+    parts = recognizer.reference(torch.zeros(1, 3, CROP, CROP), template(CROP)[None])
+    return tuple(part.shape[1] for part in parts)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return F.normalize(torch.from_numpy(vectors).double(), dim=1).numpy()
