@@ -44,6 +44,7 @@ from diffprivacy.identity.verification import operating_point
 from diffprivacy.media.images import Picture, read_picture, write_picture
 from diffprivacy.presets import PRESETS, Preset
 from diffprivacy.recovery import replay as recovery
+from diffprivacy.redrawing import checked
 from diffprivacy.regeneration import Regeneration, Task, task_energy
 
 SETS = ("celebahq512", "lfw250")
@@ -78,7 +79,8 @@ def versions(picture: Picture, face: Face, use: Tools, seed: int) -> dict[str, T
     """What the jobs make of one face of a picture, each (H,W,3)."""
     diffusion_model, protected = use.diffusion_model, {}
     for task, preset in use.presets.items():
-        how = Regeneration(preset, task_energy(task, use.judges["guide"]))
+        guide = use.judges["guide"]
+        how = checked(Regeneration(preset, task_energy(task, guide)), task, guide, "face", print)
         (protected[task],) = pipeline.protect(
             picture.rgb, [face], diffusion_model, demo.CROP, how, NoiseKey.from_seed(seed)
         )

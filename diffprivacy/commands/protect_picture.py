@@ -28,6 +28,7 @@ from ..recovery.encryption import Encryptor
 from ..recovery.key import RecoveryKey
 from ..recovery.keyed import EXPERIMENTAL, Public, anonymize_keyed
 from ..recovery.replay import record
+from ..redrawing import checked
 from ..regeneration import Regeneration, task_energy
 from .batch import Outcome
 from .face_finder import for_programs
@@ -108,7 +109,7 @@ def _protected(
     numbers = [number_of[id(face)] for face in faces]
     personas = [None] * len(faces) if use.personas is None else use.personas.in_picture(picture.rgb, faces)
     hows = [
-        _regeneration(picture.rgb, face, texts[number], persona, request, use)
+        _checked(_regeneration(picture.rgb, face, texts[number], persona, request, use), source, number, request, use)
         for face, number, persona in zip(faces, numbers, personas, strict=True)
     ]
     noise_key = NoiseKey.from_seed(request.seed)
@@ -162,3 +163,18 @@ def _regeneration(
         by=use.regenerate,
         noise_key=None if persona is None else persona.noise_key,
     )
+
+
+def _checked(how: Regeneration, source: Path, number: int, request: ProtectRequest, use: Resources) -> Regeneration:
+    """The same, drawn again where the recognizer that guides sees otherwise than the task promises.
+
+    A face hidden under a persona is to match the persona, not the original.
+    """
+    guide = use.model.recognizer
+    if guide is None or request.model.unguided or (request.task == "hide" and use.personas is not None):
+        return how
+
+    def warn(message: str) -> None:
+        say(f"warning: {source}: {message}", sys.stderr)
+
+    return checked(how, request.task, guide, f"face {number}", warn)

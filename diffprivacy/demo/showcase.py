@@ -28,6 +28,7 @@ from ..progress import sampling_progress
 from ..recovery.encryption import Decryptor, Encryptor
 from ..recovery.key import RecoveryKey
 from ..recovery.replay import record, recover
+from ..redrawing import checked
 from ..regeneration import Regeneration, anonymizing, hiding
 from .backend import load_diffusion_model
 
@@ -95,10 +96,11 @@ def _protect(
     """Write the protected versions, each with its sealed key beside it."""
     guide, noise_key = demo.load_recognizer("guide"), NoiseKey.from_seed(seed)
     anonymized = Regeneration(PRESETS["anonymize"]["default"], anonymizing(guide, VARIANTS), variants=VARIANTS)
+    anonymized = checked(anonymized, "anonymize", guide, "face", print)
     with sampling_progress("anonymize", leave=True) as bar:
         variants = protect(original.rgb, [face], diffusion_model, demo.CROP, anonymized, noise_key, bar)
     with sampling_progress("hide", leave=True) as bar:
-        as_hidden = Regeneration(PRESETS["hide"]["default"], hiding(guide))
+        as_hidden = checked(Regeneration(PRESETS["hide"]["default"], hiding(guide)), "hide", guide, "face", print)
         hidden = protect(original.rgb, [face], diffusion_model, demo.CROP, as_hidden, noise_key.derive("hide"), bar)
     with sampling_progress("record the key", leave=True) as bar:
         key = record(original, [face], diffusion_model, demo.CROP, callback=bar)
@@ -146,6 +148,7 @@ def _other_people(diffusion_model: DiffusersModel, noise_key: NoiseKey) -> list[
     landmarks = (ARCFACE_TEMPLATE - TEMPLATE_SIZE / 2) * demo.IMAGE_SIZE / TEMPLATE_SIZE / demo.MARGIN
     face = Face((0, 0, demo.IMAGE_SIZE, demo.IMAGE_SIZE), landmarks + demo.IMAGE_SIZE / 2, 1.0)
     how = Regeneration(PRESETS["anonymize"]["default"], anonymizing(judges["guide"]))
+    how = checked(how, "anonymize", judges["guide"], "face", print)
     people = read_picture(PORTRAITS).rgb.split(demo.IMAGE_SIZE, dim=1)
     labels, made = [], []
     with sampling_progress("anonymize four other people", leave=True) as bar:

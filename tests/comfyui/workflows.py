@@ -155,3 +155,14 @@ def changed(prompt: dict[str, dict], **changes: Any) -> dict[str, dict]:
         for node in nodes:
             node["inputs"][name] = value
     return prompt
+
+
+def with_known_noise(prompt: dict) -> dict:
+    """The prompt with noise from a seed in place of Private Noise: some private noise makes a face that misses its aim.
+
+    The cosine of a hidden face in ten steps is 0.64 on average, and once in some twenty runs below 0.5.
+    """
+    for node in prompt.values():
+        if node["class_type"] == "DiffPrivacyPrivateNoise":
+            node |= {"class_type": "RandomNoise", "inputs": {"noise_seed": 1}}
+    return prompt

@@ -1,0 +1,93 @@
+"""New faces that miss their aim are drawn again, with other noise."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .diffusion.model import DiffusionModel
+from .diffusion.noise import NoiseKey
+from .diffusion.sampling import Callback
+from .errors import DiffPrivacyError
+from .identity.recognizers import Embeddings, FaceMatcher
+from .regeneration import Regeneration, Task, regenerate_crops
+
+DRAWS = 3
+RECOGNIZED = 3.0
+"""Standard deviations above strangers' mean from which a recognizer takes two faces for one person, about the threshold
+at a false accept rate of 1e-3."""
+MATCHED = 4.0
+"""The same for a hidden face, with some room for recognizers that did not guide."""
+
+log = logging.getLogger(__name__)
+
+
+def checked(
+    how: Regeneration, task: Task, recognizer: FaceMatcher, face: str, warn: Callable[[str], object]
+) -> Regeneration:
+    """The same, drawn again where the recognizer sees otherwise than the task promises; see :class:`Redrawing`."""
+    return replace(how, by=Redrawing(task, recognizer, face, warn, how.by or regenerate_crops))
+
+
+@dataclass(frozen=True)
+class Redrawing:
+    """Does the work of :func:`.regeneration.regenerate_crops`, again for faces that the recognizer sees otherwise than
+    the task promises: at most ``DRAWS`` times.
+
+    An anonymized face that is still recognized then is an error. Of hidden ones the nearest is kept, and ``warn`` is
+    called if it is not recognized.
+    face: what messages call it. regenerate: what makes the crops.
+    """
+
+    task: Task
+    recognizer: FaceMatcher
+    face: str
+    warn: Callable[[str], object]
+    regenerate: Callable[..., Tensor]
+
+    def __call__(
+        self,
+        crops: Tensor,
+        landmarks: Tensor,
+        noise: Tensor,
+        diffusion_model: DiffusionModel,
+        how: Regeneration,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Raises DiffPrivacyError for an anonymized face that is still recognized after the last draw."""
+        original = self.recognizer.reference(crops, landmarks)
+        nearest, least = crops, float("inf")
+        for draw in range(DRAWS):
+            fresh = torch.stack([NoiseKey.of(row).normal(tuple(row.shape), "draw", draw) for row in noise])
+            new = self.regenerate(
+                crops, landmarks, fresh if draw else noise, diffusion_model, how, None if draw else callback
+            )
+            missing = self._missing(original, new, landmarks)
+            if not missing > 0:
+                return new
+            log.debug("%s misses its aim by %.1f standard deviations in draw %d", self.face, missing, draw + 1)
+            if missing < least:
+                nearest, least = new, missing
+        if self.task == "anonymize":
+            raise DiffPrivacyError(
+                f"A recognizer still takes the new {self.face} for the original after {DRAWS} draws: "
+                "choose a higher strength or more steps."
+            )
+        if least > MATCHED - RECOGNIZED:
+            self.warn(f"{self.face} is hidden, but the recognizer does not match it: choose more steps.")
+        return nearest
+
+    def _missing(self, original: Embeddings, new: Tensor, landmarks: Tensor) -> float:
+        """How many standard deviations of strangers the worst of the new crops lies beyond the aim, for any network."""
+        variants = len(new) // len(landmarks)
+        seen = self.recognizer.reference(new, landmarks.repeat_interleave(variants, dim=0))
+        worst = []
+        for strangers, of_original, of_new in zip(self.recognizer.strangers, original, seen, strict=True):
+            cosines = (of_original.repeat_interleave(variants, dim=0) * of_new).sum(dim=1)
+            deviations = (cosines - strangers.mean) / strangers.std
+            worst.append(deviations.max() - RECOGNIZED if self.task == "anonymize" else MATCHED - deviations.min())
+        return float(torch.stack([value.cpu() for value in worst]).max())
