@@ -28,7 +28,7 @@ from diffprivacy import demo
 from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.diffusion.model import DiffusionModel
 from diffprivacy.diffusion.noise import NoiseKey
-from diffprivacy.evaluation.comparison import FaceComparison, clean_pairs, judge
+from diffprivacy.evaluation.comparison import FaceComparison, clean_photos, judge
 from diffprivacy.evaluation.table import table
 from diffprivacy.faces.colors import match_colors
 from diffprivacy.faces.detectors import load_detector
@@ -142,7 +142,7 @@ def main() -> None:
         "demo judge": demo.load_recognizer("judge"),
         "mobilefacenet_ms1m": load_recognizer(data / "recognizers" / "mobilefacenet_ms1m.onnx"),
     }
-    cosines = clean_pairs(sorted((data / "photos" / "lfw250").glob("*/*.jpg")), judges, detector)
+    cosines = clean_photos(sorted((data / "photos" / "lfw250").glob("*/*.jpg")), judges, detector).pairs
     thresholds = {name: operating_point(*of_judge, FAR).threshold for name, of_judge in cosines.items()}
     model = load_diffusion_model()
     how = Regeneration(dataclasses.replace(PRESETS["anonymize"]["default"], steps=options.steps), anonymizing(guide))

@@ -32,7 +32,7 @@ from diffprivacy import demo, pipeline
 from diffprivacy.backends.diffusers import DiffusersModel
 from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.diffusion.noise import NoiseKey
-from diffprivacy.evaluation.comparison import FaceComparison, clean_pairs, judge
+from diffprivacy.evaluation.comparison import FaceComparison, clean_photos, judge
 from diffprivacy.evaluation.drawing import contact_sheet
 from diffprivacy.evaluation.table import table
 from diffprivacy.faces.detectors import Detector, load_detector
@@ -149,7 +149,7 @@ def main() -> None:
     chosen_tools = (data, options.detector, options.steps)
     use = tools(*chosen_tools)
     pairs = sorted((data / "photos" / "lfw250").glob("*/*.jpg"))
-    cosines = clean_pairs(pairs, use.judges, use.detector)
+    cosines = clean_photos(pairs, use.judges, use.detector).pairs
     points = {name: operating_point(*of_judge, FAR) for name, of_judge in cosines.items()}
     for name, point in points.items():
         print(

@@ -36,6 +36,11 @@ SHIPPED = {
     "demo/weights/msi.safetensors": OWN,
     "demo/weights/text_encoder.safetensors": OWN,
     "demo/weights/unet.safetensors": OWN,
+    "faces/facemesh.safetensors": (
+        "Apache-2.0",
+        "diffprivacy/faces/facemesh.LICENSE",
+        "https://github.com/google-ai-edge/mediapipe",
+    ),
     "faces/yunet_n.onnx": (
         "Apache-2.0",
         "diffprivacy/faces/yunet.LICENSE",

@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,19 @@ import numpy as np
 
 from .. import demo
 from ..errors import DiffPrivacyError, UsageError
-from ..evaluation.comparison import clean_pairs, judge
+from ..evaluation.comparison import clean_photos, judge
 from ..evaluation.drawing import cosine_plot
 from ..evaluation.report import Evidence
 from ..evaluation.table import table
+from ..evaluation.utility import changes_of, utility_table
+from ..faces.attributes import Attributes, load_attributes
 from ..faces.detectors import Detector, load_detector
 from ..identity.recognizers import Recognizer, load_recognizer
 from ..identity.thresholds import FAR, kept_thresholds, write_threshold
 from ..identity.verification import operating_point
 from ..media.images import Picture, read_picture, write_picture
 from ..progress import progress_over
-from .evaluate_report import Case, broken_bounds, worst_cases, write_report
+from .evaluate_report import Case, broken_bounds, jpegs, worst_cases, write_report
 from .inputs import layout, pictures_in
 from .manifest import Manifest
 from .options import add_detector_option, recognizer_file, score
@@ -33,6 +36,15 @@ ENDINGS = (".png", ".jpg", ".webp")
 """Of protected and recovered images."""
 MOST_NAMED = 10
 """Missing files that an error names."""
+
+
+@dataclass(frozen=True)
+class Looking:
+    """Who looks at the faces."""
+
+    judges: Mapping[str, Recognizer]
+    detector: Detector
+    attributes: Attributes | None
 
 
 def add_parser(commands: Any) -> None:
@@ -71,6 +83,12 @@ def add_parser(commands: Any) -> None:
         help="write report.html (table, ROC curves, histograms, worst cases) and report.json there; they show originals",
     )
     add(
+        "--attributes",
+        type=Path,
+        metavar="FILE",
+        help="genderage.onnx of insightface (for research only): also measure how much age and sex change",
+    )
+    add(
         "--judge-guides",
         action="store_true",
         help="judge also with recognizers that guided these images; the report marks their figures",
@@ -97,6 +115,7 @@ def _request(options: argparse.Namespace) -> EvaluateRequest:
         keep_thresholds=options.keep_thresholds,
         plot=options.plot,
         judge_guides=options.judge_guides,
+        attributes=options.attributes,
         report=options.report,
         max_tar=options.max_tar,
         min_found=options.min_found,
@@ -111,12 +130,17 @@ def evaluate(request: EvaluateRequest) -> int:
     judges = _judges(request.recognizers)
     guides = _guides(request, list(judges))
     detector = load_detector(request.detector)
-    clean = clean_pairs(pictures_in(request.clean), judges, detector) if request.clean else {}
-    thresholds = _thresholds(request, judges, clean)
+    attributes = load_attributes(request.attributes) if request.attributes else None
+    clean = clean_photos(pictures_in(request.clean), judges, detector, attributes) if request.clean else None
+    thresholds = _thresholds(request, judges, clean.pairs if clean else {})
     folders = {"protected": request.protected} | ({"recovered": request.recovered} if request.recovered else {})
-    cases, left_out = _compared(request.originals, folders, judges, detector)
+    cases, left_out = _compared(request.originals, folders, Looking(judges, detector, attributes))
     versions = {name: [case.comparison for case in of] for name, of in cases.items()}
     print(table(versions, thresholds))
+    floors = jpegs(cases["protected"], detector, attributes)
+    if clean:
+        floors["two photos of one person"] = clean.changes
+    print(f"\n{utility_table(changes_of(versions) | floors)}")
     for name in judges.keys() - thresholds.keys():
         print(f"no TAR for {name}: no threshold at FAR {FAR:g} is kept beside it; give --clean", file=sys.stderr)
     if request.plot:
@@ -125,7 +149,10 @@ def evaluate(request: EvaluateRequest) -> int:
         protected = cases["protected"]
         missing = [case.name for case in protected if case.comparison.found is False]
         worst = worst_cases(protected, list(judges))
-        write_report(request.report, Evidence(versions, thresholds, clean, guides, worst, missing, left_out))
+        write_report(
+            request.report,
+            Evidence(versions, thresholds, clean.pairs if clean else {}, guides, worst, missing, left_out, floors),
+        )
     broken = broken_bounds(versions["protected"], thresholds, request)
     for line in broken:
         print(f"error: {line}", file=sys.stderr)
@@ -165,9 +192,7 @@ def _thresholds(
     return {name: point.threshold for name, point in points.items()}
 
 
-def _compared(
-    originals: Path, folders: Mapping[str, Path], judges: Mapping[str, Recognizer], detector: Detector
-) -> tuple[dict[str, list[Case]], list[str]]:
+def _compared(originals: Path, folders: Mapping[str, Path], by: Looking) -> tuple[dict[str, list[Case]], list[str]]:
     """Every face of every original in each of the folders, and the originals without a face."""
     cases: dict[str, list[Case]] = {name: [] for name in folders}
     left_out: list[str] = []
@@ -175,14 +200,16 @@ def _compared(
     for name, of_originals in matches.items():
         for original, others in progress_over(of_originals, name, "image"):
             picture = read_picture(original).rgb
-            faces = detector.detect(picture)
+            faces = by.detector.detect(picture)
             if not faces and str(original) not in left_out:
                 print(f"warning: {original} is left out: no face was found in it", file=sys.stderr)
                 left_out.append(str(original))
             people = [f"{original}, face {i}" for i in range(len(faces))]
             for other in others:
                 try:
-                    judged = judge(picture, read_picture(other).rgb, faces, people, judges, detector)
+                    judged = judge(
+                        picture, read_picture(other).rgb, faces, people, by.judges, by.detector, by.attributes
+                    )
                 except DiffPrivacyError as error:
                     raise DiffPrivacyError(f"{other}: {error}") from error
                 cases[name] += [Case(original, other, face, each) for face, each in zip(faces, judged, strict=True)]

@@ -10,12 +10,17 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import DiffPrivacyError
-from ..evaluation.comparison import FaceComparison
+from ..evaluation.comparison import FaceComparison, jpeg_changes
+from ..evaluation.intervals import Share
 from ..evaluation.report import Evidence, Worst, as_html, as_json
-from ..evaluation.verdict import Share, found, verdict
+from ..evaluation.utility import JPEG_QUALITY, Changes
+from ..evaluation.verdict import found, verdict
+from ..faces.attributes import Attributes
+from ..faces.detectors import Detector
 from ..faces.geometry import Face, crop_face
 from ..media.atomic import write_atomically
 from ..media.images import read_picture
+from ..progress import progress_over
 from .requests import EvaluateRequest
 
 WORST = 8
@@ -36,6 +41,18 @@ class Case:
     @property
     def name(self) -> str:
         return f"{self.version} ({self.comparison.person.rsplit(', ', 1)[-1]})"
+
+
+def jpegs(cases: Sequence[Case], detector: Detector, attributes: Attributes | None) -> dict[str, Changes]:
+    """What the measures of utility say of a JPEG of each original."""
+    faces: dict[Path, dict[str, Face]] = {}
+    for case in cases:
+        faces.setdefault(case.original, {})[case.comparison.person] = case.face
+    measured: list[tuple[str, Mapping[str, float]]] = []
+    for original, people in progress_over(list(faces.items()), "noise floor", "image"):
+        of = jpeg_changes(read_picture(original).rgb, list(people.values()), detector, attributes)
+        measured += zip(people, of, strict=True)
+    return {f"JPEG of quality {JPEG_QUALITY}": measured}
 
 
 def worst_cases(cases: Sequence[Case], judges: Sequence[str]) -> list[Worst]:

@@ -17,8 +17,10 @@ from ..identity.verification import Scores
 from ..media.images import Picture, encode_png
 from .comparison import FaceComparison
 from .drawing import histogram, roc_plot
+from .intervals import Mean, Share
 from .table import judges_of
-from .verdict import Share, Verdict, found, verdict
+from .utility import MEASURES, Changes, changes_of, lacking, mean_change, number
+from .verdict import Verdict, found, verdict
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1e293b }
@@ -52,7 +54,8 @@ class Evidence:
     versions: the comparisons of each version of the same originals. thresholds: of each judge that has one. clean: each
     judge's cosines of unprotected pairs, of one person and of two. guides: the judges that guided, whose figures say
     little. worst, missing: the faces that are most like their originals, and the names of those in whose place no face
-    is found; left_out: originals without a face.
+    is found; left_out: originals without a face. floors: what the measures of utility say of images of one person that
+    were not protected.
     """
 
     versions: Mapping[str, Sequence[FaceComparison]]
@@ -62,6 +65,12 @@ class Evidence:
     worst: Sequence[Worst] = ()
     missing: Sequence[str] = ()
     left_out: Sequence[str] = ()
+    floors: Mapping[str, Changes] = field(default_factory=dict)
+
+    @property
+    def changes(self) -> dict[str, Changes]:
+        """What utility is told of: every version, then the noise floors."""
+        return changes_of(self.versions) | dict(self.floors)
 
 
 def as_json(evidence: Evidence) -> dict[str, Any]:
@@ -79,7 +88,13 @@ def as_json(evidence: Evidence) -> dict[str, Any]:
     }
     versions = {name: _plain(_fidelity(faces)) for name, faces in evidence.versions.items()}
     named = {"no face in its place": list(evidence.missing), "originals without a face": list(evidence.left_out)}
-    return {"false accept rate": FAR, "judges": judges, "versions": versions, **named}
+    utility = {
+        measure: {
+            name: _plain(asdict(mean)) for name, of in evidence.changes.items() if (mean := mean_change(of, measure))
+        }
+        for measure in MEASURES
+    }
+    return {"false accept rate": FAR, "judges": judges, "versions": versions, "utility": utility, **named}
 
 
 def as_html(evidence: Evidence) -> str:
@@ -90,7 +105,8 @@ def as_html(evidence: Evidence) -> str:
     ]
     for judge in judges_of(evidence.versions):
         parts += _of_judge(evidence, judge)
-    parts.append("<h2>Fidelity</h2>" + _table(_fidelity_rows(evidence.versions)))
+    parts.append("<h2>Fidelity: of what was recovered</h2>" + _table(_fidelity_rows(evidence.versions)))
+    parts += _utility(evidence)
     if evidence.worst:
         parts.append("<h2>Most like their originals</h2><div class='pair'>")
         parts += [
@@ -140,6 +156,27 @@ def _of_judge(evidence: Evidence, judge: str) -> list[str]:
         parts.append(_figure("ROC: dashed, the false accept rate in use", _image(roc_plot(curves, FAR))))
     parts.append(_figure("Cosines: dashed, the threshold", _image(histogram(groups, threshold))))
     return parts
+
+
+def _utility(evidence: Evidence) -> list[str]:
+    columns = evidence.changes
+    rows = [["", "unit", *columns]]
+    for measure, (unit, _) in MEASURES.items():
+        rows.append([measure, unit, *(_mean(mean_change(of, measure), measure, unit) for of in columns.values())])
+    said = "; ".join(f"<i>{name}</i>: {html.escape(meaning)}" for name, (_, meaning) in MEASURES.items())
+    return [
+        "<h2>Utility: how much else changed</h2>",
+        _table(rows),
+        f"<p><small>{said}. In brackets: 95 % interval over people. Compare with the last columns: no two photos of one "
+        "person have zeros.</small></p>",
+    ]
+
+
+def _mean(mean: Mean | None, measure: str, unit: str) -> str:
+    if mean is None:
+        return lacking(measure)
+    low, high = (number(value, unit) for value in (mean.low, mean.high))
+    return f"{number(mean.value, unit)} <small>({low} to {high})</small>"
 
 
 def _pairs(faces: Sequence[FaceComparison], judge: str) -> tuple[np.ndarray, np.ndarray]:

@@ -9,41 +9,7 @@ import numpy as np
 
 from ..identity.verification import link_auc, rank1_hits, strangers_cosine
 from .comparison import FaceComparison
-
-DRAWS = 2000
-"""How often the people are drawn anew for an interval."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """A share in [0,1] of ``count`` faces or pairs, and its 95 % interval over people."""
-
-    value: float
-    low: float
-    high: float
-    count: int
-
-    @classmethod
-    def of(cls, hits: Sequence[bool] | np.ndarray, people: Sequence[str]) -> Share:
-        """The share of hits, each of one person.
-
-        The interval is the bootstrap's (Efron and Tibshirani 1993, chapter 13): as many people as there are, drawn with
-        replacement, each with all faces. Where nobody or everybody is hit, no draw differs: there the rule of three
-        gives the bound, 3 / people.
-        """
-        names, place = np.unique(np.asarray(people), return_inverse=True)
-        sums = np.bincount(place, weights=np.asarray(hits, float))
-        counts = np.bincount(place)
-        value = float(sums.sum() / counts.sum())
-        drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), DRAWS)
-        low, high = np.percentile((drawn @ sums) / (drawn @ counts), [2.5, 97.5])
-        if value in (0, 1):
-            reach = min(1.0, 3 / len(names))
-            low, high = (0.0, reach) if value == 0 else (1 - reach, 1.0)
-        return cls(value, float(low), float(high), int(counts.sum()))
-
-    def __str__(self) -> str:
-        return f"{100 * self.value:.1f} %"
+from .intervals import Share
 
 
 @dataclass(frozen=True)
