@@ -25,7 +25,7 @@ def run(*arguments: object) -> int:
 
 
 def anonymize(source: Path, output: Path, *options: object) -> int:
-    return run("anonymize", source, "-o", output, "--steps", 2, "--strength", 0.5, *options)
+    return run("anonymize", source, "-o", output, "--steps", 2, "--strength", 0.5, "--unguided", *options)
 
 
 def photo(path: Path, mirrored: bool = False) -> Path:
