@@ -116,39 +116,45 @@ class FaceMesh(nn.Module):
         self.points, self.shapes = PointNet(), ShapeNet()
 
     def forward(self, images: Tensor, landmarks: Tensor) -> Tensor:
-        """Points (B,478,3) in pixels of the images (B,3,H,W) in [0,1], whose five points are landmarks (B,5,2).
+        """Points (B,478,3) in pixels of the images (B,3,H,W) in [0,1], whose five points are landmarks (B,5,2)."""
+        return self.read(images, self.places(images, landmarks))
 
-        They are looked for twice: around the five points, then around the points found. The places of the crops have no
-        gradient.
+    @torch.no_grad()
+    def places(self, images: Tensor, landmarks: Tensor) -> Tensor:
+        """Where to look for the points, as matrices (B,3,3) from pixels of the crops to pixels of the images.
+
+        They are looked for around the five points first, which tells the box around all.
         """
         to_template = similarity(landmarks.float().cpu(), template(TEMPLATE_SIZE))
-        with torch.no_grad():
-            first = torch.tensor(FIRST_BOX).expand(len(images), 3)
-            found = self._in_crops(images, to_template, first)[..., :2].cpu()
-            low, high = _moved(found, to_template).aminmax(dim=1)
+        first = _places(torch.tensor(FIRST_BOX).expand(len(images), 3), to_template)
+        low, high = _moved(self.read(images, first)[..., :2].cpu(), to_template).aminmax(dim=1)
         boxes = torch.cat(((low + high) / 2, (high - low).amax(dim=1, keepdim=True)), dim=1)
-        return self._in_crops(images, to_template, boxes)
+        return _places(boxes, to_template)
 
-    def _in_crops(self, images: Tensor, to_template: Tensor, boxes: Tensor) -> Tensor:
-        """The points found in crops around boxes (B,3), middle and side in pixels of the ArcFace crop."""
-        scale = SIDE / (WIDTH * boxes[:, 2])
-        to_crop = torch.diag_embed(torch.stack((scale, scale, torch.ones_like(scale)), dim=1))
-        to_crop[:, :2, 2] = (SIDE - 1) / 2 - boxes[:, :2] * scale[:, None]
-        to_image = torch.linalg.inv(to_crop @ to_template)
-        found = self.points(warp(images, to_image, SIDE, SIDE, "border"))
-        back = to_image.to(found)
-        flat = _moved(found[..., :2], back)
-        return torch.cat((flat, found[..., 2:] * torch.linalg.det(back[:, :2, :2]).sqrt()[:, None, None]), dim=2)
+    def read(self, images: Tensor, places: Tensor) -> Tensor:
+        """Points (B,478,3) in pixels of the images, from the crops at the given places."""
+        found = self.points(warp(images, places, SIDE, SIDE, "border"))
+        places = places.to(found)
+        size = torch.linalg.det(places[:, :2, :2]).sqrt()[:, None, None]
+        return torch.cat((_moved(found[..., :2], places), found[..., 2:] * size), dim=2)
+
+
+def _places(boxes: Tensor, to_template: Tensor) -> Tensor:
+    """Crops around boxes (B,3), middle and side in pixels of the ArcFace crop."""
+    scale = SIDE / (WIDTH * boxes[:, 2])
+    to_crop = torch.diag_embed(torch.stack((scale, scale, torch.ones_like(scale)), dim=1))
+    to_crop[:, :2, 2] = (SIDE - 1) / 2 - boxes[:, :2] * scale[:, None]
+    return torch.linalg.inv(to_crop @ to_template)
 
 
 def _moved(points: Tensor, matrices: Tensor) -> Tensor:
     return points @ matrices[:, :2, :2].mT + matrices[:, None, :2, 2]
 
 
-@lru_cache(maxsize=1)
-def load_face_mesh() -> FaceMesh:
-    """The landmarker of this package, on the CPU; others copy it to their device."""
+@lru_cache(maxsize=4)
+def load_face_mesh(device: str = "cpu") -> FaceMesh:
+    """The landmarker of this package in float32 on a device; 7 MB."""
     with torch.inference_mode(False):
         network = FaceMesh()
         network.load_state_dict(load_file(WEIGHTS))
-        return network.eval().requires_grad_(False)
+        return network.eval().requires_grad_(False).to(device)

@@ -22,7 +22,7 @@ def photos(server):
     Image.fromarray(original[:400]).save(server.base / "input" / "cut.png")
 
 
-def report(protected: str, recovered: str | None = None, detector: bool = False) -> Graph:
+def report(protected: str, recovered: str | None = None, detector: bool = False, gate: bool = False) -> Graph:
     graph = Graph()
     loader = graph.add("DiffPrivacyLoadDemoModel")
     found = graph.add("DiffPrivacyLoadDetector", file="built-in (no file needed)")
@@ -34,7 +34,9 @@ def report(protected: str, recovered: str | None = None, detector: bool = False)
         inputs["recovered"] = graph.add("LoadImage", image=recovered)
     if detector:
         inputs["detector"] = found
-    node = graph.add("DiffPrivacyReport", **inputs)
+    node = graph.add("DiffPrivacyReport", **inputs, **({"gate": True} if gate else {}))
+    if gate:
+        graph.add("PreviewImage", images=[node[0], 4])
     graph.add("SaveImage", images=[node[0], 1], filename_prefix="plot")
     for index in (2, 3):
         graph.add("PreviewAny", source=[node[0], index])
@@ -50,7 +52,7 @@ def results(server, graph: Graph) -> tuple[str, np.ndarray, float, float]:
 
 
 def test_an_erased_face_is_nobody_and_a_recovered_one_is_herself(server):
-    text, plot, cosine, fidelity = results(server, report("erased.png", "astronaut.png", detector=True))
+    text, plot, cosine, fidelity = results(server, report("erased.png", "astronaut.png", detector=True, gate=True))
     lines = text.splitlines()
     assert (
         lines[0]
@@ -59,6 +61,8 @@ def test_an_erased_face_is_nobody_and_a_recovered_one_is_herself(server):
     assert "0.0 %" in lines[2].split("|")[2]
     assert lines[2].split("|")[3].strip() == "0.0 %"
     assert lines[3].startswith("| recovered | 1.00 (–), 100.0 %, –, –, – | 100.0 % | 0.000 | inf dB | 1.000 | 1.000 |")
+    pose = next(line for line in lines if line.startswith("| head pose |")).split(" | ")
+    assert pose[:3] == ["| head pose", "°", "–"] and pose[3] == "0.0" and float(pose[4].strip(" |")) < 2
     assert cosine < 0.4
     assert fidelity == float("inf")
     assert plot.std() > 10
@@ -66,10 +70,15 @@ def test_an_erased_face_is_nobody_and_a_recovered_one_is_herself(server):
 
 def test_without_a_detector_nothing_is_said_of_finding(server):
     text, _, cosine, fidelity = results(server, report("erased.png"))
-    (line,) = text.splitlines()[2:]
+    line = text.splitlines()[2]
     assert line.split("|")[3:5] == [" – ", " – "]
     assert cosine < 0.4
     assert 5 < fidelity < 20
+
+
+def test_the_gate_stops_a_face_that_is_still_recognized(server):
+    with pytest.raises(PromptError, match=r"Socket `protected`: The gate stops: .* image 0, face 0 \(cosine 1.00\)"):
+        server.run(report("astronaut.png", gate=True))
 
 
 def test_pictures_of_another_size_are_refused(server):
