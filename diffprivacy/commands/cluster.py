@@ -13,6 +13,8 @@ import importlib.util
 import logging
 import os
 import secrets
+import shutil
+import signal
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +33,8 @@ ATTEMPTS = 3
 """Workers that may die over one input."""
 NONE = -1
 """In place of the number of inputs that a worker has been given."""
+FOLDER = "diffprivacy-ray"
+"""How names of folders for local clusters begin."""
 OBJECT_STORE = 2**27
 """Bytes of a local cluster's object store: nothing but paths and results goes through it."""
 
@@ -126,13 +130,17 @@ def _finished(
 def _cluster(request: ProtectRequest) -> Iterator[Any]:
     """Ray, connected to the cluster at ``RAY_ADDRESS``, else to one of this machine alone that ends with the command.
 
-    The latter reports nothing to anybody, has no dashboard, and takes work from nobody who has not its token.
+    The latter reports nothing to anybody, has no dashboard, and takes work from nobody who has not its token. It ends,
+    and its folder with it, also when the command is terminated; what a killed one left is swept by the next.
     """
+    from filelock import FileLock
+
     address = os.environ.get("RAY_ADDRESS")
     variables = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     if not address:
         variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_worker_niceness": "0"}
-    with environment(**variables), tempfile.TemporaryDirectory(prefix="ray") as folder:
+    sweep()
+    with environment(**variables), tempfile.TemporaryDirectory(prefix=FOLDER) as folder, FileLock(f"{folder}/lock"):
         import ray  # It looks at the variables when it is imported.
 
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -145,7 +153,18 @@ def _cluster(request: ProtectRequest) -> Iterator[Any]:
         except (ConnectionError, RuntimeError, ValueError) as error:
             where = f"at {address} (RAY_ADDRESS)" if address else "on this machine"
             raise DiffPrivacyError(f"There is no Ray cluster {where}: {error}") from error
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own aborts
         try:
             yield ray
         finally:
             ray.shutdown()
+            signal.signal(signal.SIGTERM, before)
+
+
+def sweep() -> None:
+    """Remove the folders of local clusters whose commands were killed."""
+    from filelock import FileLock
+
+    for lock in Path(tempfile.gettempdir()).glob(f"{FOLDER}*/lock"):
+        with contextlib.suppress(TimeoutError, OSError), FileLock(lock, timeout=0):
+            shutil.rmtree(lock.parent, ignore_errors=True)

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 
 from diffprivacy import demo
+from diffprivacy.demo import showcase
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import protected_mask
 from diffprivacy.media.images import values
 from diffprivacy.video.sound import unsigned_aac
 from testing.videos import av, pixels, psnr, sound_packets, write_source
+from tests.comfyui.conftest import PACK
 from tests.comfyui.graphs import Graph, slot
 from tests.comfyui.server import ComfyServer, PromptError
 from tests.comfyui.test_frames import astronaut
+from tests.comfyui.workflows import changed, load_prompt
 
 QUICK = {"size": demo.IMAGE_SIZE, "margin": demo.MARGIN, "steps": 2, "strength": 0.5}
 
@@ -53,6 +56,22 @@ def test_every_frame_has_a_new_face_and_the_sound_is_kept(server: ComfyServer):
     assert [data for _, data in sound_packets(file)] == [unsigned_aac(data) for _, data in sound_packets(source)]
     with av.open(str(file)) as container:
         assert "prompt" not in container.metadata
+
+
+def test_the_workflow_protects_its_example(server: ComfyServer):
+    prompt = load_prompt(PACK / "workflows" / "protect-video.json", server.get("/object_info"))
+    changed(prompt, RepeatImageBatch__amount=2, DiffPrivacyProtectVideo__steps=2)
+    outputs = server.run(prompt)
+    nodes = {node["class_type"]: outputs.get(name) for name, node in prompt.items()}
+    assert nodes["PreviewAny"]["text"] == ["2 frames, 1 person, 0 faces carried over"]
+    (reference,) = nodes["DiffPrivacyProtectVideo"]["images"]
+    original = (showcase.example_photo().rgb.numpy() * 255).round().astype(np.uint8)
+    mask = protected_mask(original.shape, load_detector(None).detect(values(original)), demo.MARGIN).numpy()
+    frames = pixels(server.base / "output" / reference["subfolder"] / reference["filename"])
+    assert len(frames) == 2
+    for frame in frames:
+        assert np.abs(original.astype(int) - frame)[mask == 1].mean() > 5
+        assert psnr(original[mask == 0], frame[mask == 0]) > 30
 
 
 def test_a_trimmed_video_is_protected_as_trimmed(server: ComfyServer):

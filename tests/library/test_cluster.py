@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import tempfile
+import time
 
 import pyrage
 import pytest
+from filelock import FileLock
 
-from diffprivacy.commands import protect
+from diffprivacy.commands import cluster, protect
 from diffprivacy.media import atomic
 from testing.dying import dying, plan_deaths
 from testing.folders import anonymize, photo, wall
 
 
-def test_two_workers_one_of_them_killed_make_what_one_process_makes(tmp_path, capsys, monkeypatch):
-    """Keys included. It dies where files take their places."""
+def test_a_killed_command_and_a_killed_worker_leave_what_one_process_makes(tmp_path, capsys, monkeypatch):
+    """Keys included. The command dies after its first file, then one of two workers where files take their places."""
     identity = pyrage.x25519.Identity.generate()
     for i in range(3):
         photo(tmp_path / "in" / f"{i}.png", bool(i % 2))
@@ -23,7 +27,13 @@ def test_two_workers_one_of_them_killed_make_what_one_process_makes(tmp_path, ca
     once, out = tmp_path / "once", tmp_path / "out"
     assert anonymize(tmp_path / "in", once, *options) == 1
     alone = capsys.readouterr()
-    plan_deaths(out, {"1.png": [18]})
+    command = [sys.executable, "-m", "diffprivacy", "anonymize", tmp_path / "in", "-o", out, "--steps", 2, "--strength", 0.5]
+    with subprocess.Popen([*map(str, [*command, *options, "--engine", "ray", "--jobs", 1])]) as killed:
+        while not any(out.glob("*.png")):
+            assert killed.poll() is None
+            time.sleep(0.05)
+        killed.kill()
+    plan_deaths(out, {"2.png": [18]})
     with monkeypatch.context() as patch:
         patch.setattr(protect, "protect_input", dying)
         assert anonymize(tmp_path / "in", out, *options, "--engine", "ray", "--jobs", 2) == 1
@@ -40,6 +50,17 @@ def test_two_workers_one_of_them_killed_make_what_one_process_makes(tmp_path, ca
     assert anonymize(tmp_path / "in", out, *options) == 1
     assert "3 already done" in capsys.readouterr().out
     assert alone.err.count("wall.png") == 1
+
+
+def test_the_folder_of_a_killed_commands_cluster_is_swept(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left, held = (tmp_path / f"{cluster.FOLDER}-{name}" for name in ("left", "held"))
+    for folder in (left, held):
+        folder.mkdir()
+        (folder / "lock").touch()
+    with FileLock(held / "lock"):
+        cluster.sweep()
+    assert [*tmp_path.iterdir()] == [held]
 
 
 def test_without_ray_the_command_says_what_to_install(tmp_path, capsys, monkeypatch):
