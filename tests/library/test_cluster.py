@@ -27,7 +27,19 @@ def test_a_killed_command_and_a_killed_worker_leave_what_one_process_makes(tmp_p
     once, out = tmp_path / "once", tmp_path / "out"
     assert anonymize(tmp_path / "in", once, *options) == 1
     alone = capsys.readouterr()
-    command = [sys.executable, "-m", "diffprivacy", "anonymize", tmp_path / "in", "-o", out, "--steps", 2, "--strength", 0.5]
+    command = [
+        sys.executable,
+        "-m",
+        "diffprivacy",
+        "anonymize",
+        tmp_path / "in",
+        "-o",
+        out,
+        "--steps",
+        2,
+        "--strength",
+        0.5,
+    ]
     with subprocess.Popen([*map(str, [*command, *options, "--engine", "ray", "--jobs", 1])]) as killed:
         while not any(out.glob("*.png")):
             assert killed.poll() is None
