@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -85,9 +85,14 @@ class Redrawing:
         """How many standard deviations of strangers the worst of the new crops lies beyond the aim, for any network."""
         variants = len(new) // len(landmarks)
         seen = self.recognizer.reference(new, landmarks.repeat_interleave(variants, dim=0))
-        worst = []
-        for strangers, of_original, of_new in zip(self.recognizer.strangers, original, seen, strict=True):
-            cosines = (of_original.repeat_interleave(variants, dim=0) * of_new).sum(dim=1)
-            deviations = (cosines - strangers.mean) / strangers.std
-            worst.append(deviations.max() - RECOGNIZED if self.task == "anonymize" else MATCHED - deviations.min())
-        return float(torch.stack([value.cpu() for value in worst]).max())
+        originals = [vectors.repeat_interleave(variants, dim=0) for vectors in original]
+        seen_alike = likeness(self.recognizer, originals, seen)
+        return float(seen_alike.max() - RECOGNIZED if self.task == "anonymize" else MATCHED - seen_alike.min())
+
+
+def likeness(recognizer: FaceMatcher, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """How many standard deviations above strangers' mean the cosines of embeddings (B,D) lie: (N,B) for N networks."""
+    return torch.stack([
+        (((x * y).sum(dim=1) - strangers.mean) / strangers.std).cpu()
+        for strangers, x, y in zip(recognizer.strangers, a, b, strict=True)
+    ])  # fmt: skip

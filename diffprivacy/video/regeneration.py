@@ -14,6 +14,7 @@ from ..errors import DiffPrivacyError
 from ..faces.geometry import Crop
 from ..identity.recognizers import FaceMatcher
 from ..msi.module import MSI
+from ..redrawing import RECOGNIZED, likeness
 from ..regeneration import Regeneration, latent_shape, regenerate_crops, starting_noise
 from .frames import Video
 from .protect import Regenerate, face_at
@@ -32,12 +33,13 @@ def one_face_each(
     how: HowOf,
     keep: FaceMatcher | None = None,
     callback: Callback | None = None,
+    check: FaceMatcher | None = None,
 ) -> Regenerate:
     """What makes crops of the people of a video new.
 
     Each person's noise, one for all frames, follows from the state's key, or is that of their persona. keep: measures the face that a
     person first got, which the state keeps as the target of that person's later crops; None: there is no target.
-    callback: of every sampling step.
+    callback: of every sampling step. check: what is not to take a new face for the person; see check_unrecognized.
     """
     shape = latent_shape(diffusion_model, crop.size)
 
@@ -51,11 +53,23 @@ def one_face_each(
         new = regenerate_crops(crops, landmarks, noise, diffusion_model, of_person, callback)
         if not bool(new.isfinite().all()):
             raise DiffPrivacyError(f"The model's result for person {person} is no image; try another precision.")
+        if check is not None:
+            check_unrecognized(check, crops, new, landmarks, person)
         if keep is not None and person not in state.faces:
             state.keep_face(person, mean_face(keep, new, landmarks))
         return new
 
     return regenerate
+
+
+def check_unrecognized(recognizer: FaceMatcher, crops: Tensor, new: Tensor, landmarks: Tensor, person: int) -> None:
+    """Raises DiffPrivacyError where the recognizer takes what a person's new crops have in common for that person."""
+    faces = [mean_face(recognizer, images, landmarks) for images in (crops, new)]
+    if bool((likeness(recognizer, *faces) > RECOGNIZED).any()):
+        raise DiffPrivacyError(
+            f"A recognizer still takes the new face of person {person} for theirs: "
+            "choose a higher strength or more steps."
+        )
 
 
 def words_of_people(
