@@ -119,6 +119,16 @@ class ComfyPage:
         }"""
         return self.page.wait_for_function(script, arg=kind).json_value()
 
+    def offered_models(self) -> list[str]:
+        """Files that the open workflow names, this ComfyUI lacks, and the page offers to download."""
+        if not self.page.get_by_test_id("missing-model-download").count():
+            self.page.get_by_role("button", name="View details").click()
+        self.page.get_by_test_id("missing-model-download").first.wait_for()
+        labels = [
+            button.get_attribute("aria-label") for button in self.page.get_by_test_id("missing-model-download").all()
+        ]
+        return sorted(label.removeprefix("Download ") for label in labels)
+
     def complaints(self) -> list[str]:
         """Texts of open dialogs and error messages."""
         return self.evaluate(

@@ -12,9 +12,8 @@ import pytest
 from tests.browser.conftest import ComfyPage
 from tests.comfyui.conftest import PACK
 from tests.comfyui.server import PromptError
-from tests.comfyui.workflows import to_prompt
+from tests.comfyui.workflows import FAMILIES, ON_DEMO_MODEL, to_prompt
 
-WORKFLOWS = sorted(set((PACK / "workflows").glob("*.json")) - set((PACK / "workflows").glob("*.app.json")))
 BLOCKS = sorted((PACK / "subgraphs").glob("*.json"))
 OLD = sorted((PACK / "tests" / "comfyui" / "old").rglob("*.json"))
 HELP_PAGES = sorted((PACK / "web" / "docs").glob("*.md"))
@@ -48,14 +47,18 @@ def workflow(name: str) -> dict:
     return read(PACK / "workflows" / f"{name}.json")
 
 
-@pytest.mark.parametrize("file", [*WORKFLOWS, *OLD], ids=lambda file: f"{file.parent.name}-{file.stem}")
+@pytest.mark.parametrize("file", [*ON_DEMO_MODEL, *FAMILIES, *OLD], ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_opens_without_a_complaint_and_sends_what_was_saved(page: ComfyPage, object_info, file):
     page.open(read(file))
     page.page.wait_for_load_state("networkidle")
     sent = page.prompt()
     assert not page.errors
-    if file in WORKFLOWS:  # The old one names a checkpoint that this ComfyUI does not have.
+    if file in ON_DEMO_MODEL:  # Others name checkpoints that this ComfyUI does not have.
         assert not page.complaints()
+    if file in FAMILIES:
+        assert page.offered_models() == sorted(
+            model["name"] for node in read(file)["nodes"] for model in node["properties"].get("models", [])
+        )
     assert_same(sent, to_prompt(read(file), object_info), object_info)
 
 

@@ -38,6 +38,14 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 @pytest.fixture(scope="session")
+def flow_models(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like ComfyUI's ``models`` with small flow and video models, their VAEs and tiny decoders."""
+    folder = tmp_path_factory.mktemp("models")
+    subprocess.run([sys.executable, "-m", "testing.flow_models", comfyui, folder], check=True, cwd=PACK)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def inside(comfyui: Path) -> Iterator[Callable[..., None]]:
     """Runs a script with arguments in a fork of one Python process of ComfyUI's own, which has the pack loaded."""
     command = [sys.executable, HERE / "inside.py", comfyui, PACK]

@@ -7,6 +7,7 @@ import comfy.model_management
 import comfy.sd
 import folder_paths
 import pyrage
+import torch
 
 cheap = runpy.run_path(str(Path(__file__).resolve().parents[2] / "testing" / "cheap_passphrase.py"))
 pyrage.passphrase.encrypt = cheap["encrypt"]
@@ -39,4 +40,18 @@ class LoadThinCheckpoint:
         return comfy.sd.load_checkpoint_guess_config(file, te_model_options=thin)[:3]
 
 
-NODE_CLASS_MAPPINGS = {"LoadedModels": LoadedModels, "LoadThinCheckpoint": LoadThinCheckpoint}
+class TextOfWidth:
+    """CLIP Text Encode for small models whose text encoders cannot be small: seeded numbers of a width."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"text": ("STRING",), "width": ("INT",), "pooled": ("INT",)}})
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "encode"
+    CATEGORY = "tests"
+
+    def encode(self, text, width, pooled):
+        generator = torch.Generator().manual_seed(len(text))
+        tokens = torch.randn(1, 8, width, generator=generator)
+        return ([[tokens, {"pooled_output": torch.randn(1, pooled, generator=generator)} if pooled else {}]],)
+
+
+NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in (LoadedModels, LoadThinCheckpoint, TextOfWidth)}

@@ -18,10 +18,8 @@ FLOW = (*IMAGES, "wan", "qwen_image", "krea2")
 
 
 @pytest.fixture(scope="module")
-def found(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    models = tmp_path_factory.mktemp("models")
-    run("-m", "testing.flow_models", comfyui, models)
-    lines = run(HERE / "flow.py", comfyui, PACK, models, *IMAGES, *VIDEO)
+def found(comfyui: Path, flow_models: Path) -> dict[str, dict[str, Any]]:
+    lines = run(HERE / "flow.py", comfyui, PACK, flow_models, *IMAGES, *VIDEO)
     return {name: facts for line in lines for name, facts in json.loads(line).items()}
 
 

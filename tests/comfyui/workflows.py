@@ -7,6 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+FOLDER = Path(__file__).parents[2] / "workflows"
+FAMILIES = [
+    FOLDER / f"{name}.json" for name in ("sdxl", "z-image-turbo", "qwen-image", "flux2-klein", "protect-then-edit")
+]
+"""Workflows on models of other families, which name their files; all others run as saved, with the embedded model."""
+ON_DEMO_MODEL = sorted(set(FOLDER.glob("*.json")) - set(FOLDER.glob("*.app.json")) - set(FAMILIES))
+
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 NOTES = {"Note", "MarkdownNote"}
 MUTED = 2
