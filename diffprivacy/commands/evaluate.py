@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import demo
 from ..errors import DiffPrivacyError, UsageError
+from ..evaluation.attacks import attack_table
 from ..evaluation.comparison import clean_photos, judge
 from ..evaluation.drawing import cosine_plot
 from ..evaluation.report import Evidence
@@ -26,6 +27,7 @@ from ..identity.thresholds import FAR, kept_thresholds, write_threshold
 from ..identity.verification import operating_point
 from ..media.images import Picture, read_picture, write_picture
 from ..progress import progress_over
+from .evaluate_attacks import ATTACKS, attacked
 from .evaluate_report import Case, broken_bounds, jpegs, worst_cases, write_report
 from .inputs import layout, pictures_in
 from .manifest import Manifest
@@ -89,10 +91,24 @@ def add_parser(commands: Any) -> None:
         help="genderage.onnx of insightface (for research only): also measure how much age and sex change",
     )
     add(
+        "--attack",
+        action="append",
+        default=[],
+        choices=ATTACKS,
+        help="learn from half of the people what protecting does, and search for the others: parrot by their embeddings, "
+        "undo by a network on their images (minutes); may be repeated",
+    )
+    add(
         "--judge-guides",
         action="store_true",
         help="judge also with recognizers that guided these images; the report marks their figures",
     )
+    _add_bounds(parser)
+    parser.set_defaults(run=lambda options: evaluate(_request(options)))
+
+
+def _add_bounds(parser: Any) -> None:
+    add = parser.add_argument
     bound = {"type": score, "metavar": "SHARE"}
     add("--max-tar", **bound, help="exit with 1 if a judge accepts more of the protected faces than this, such as 0.01")
     add("--min-found", **bound, help="exit with 1 if the detector finds fewer of the protected faces than this")
@@ -101,7 +117,6 @@ def add_parser(commands: Any) -> None:
         **bound,
         help="exit with 1 if a judge takes more pairs of two protections of one face for one person than this",
     )
-    parser.set_defaults(run=lambda options: evaluate(_request(options)))
 
 
 def _request(options: argparse.Namespace) -> EvaluateRequest:
@@ -116,6 +131,7 @@ def _request(options: argparse.Namespace) -> EvaluateRequest:
         plot=options.plot,
         judge_guides=options.judge_guides,
         attributes=options.attributes,
+        attacks=tuple(options.attack),
         report=options.report,
         max_tar=options.max_tar,
         min_found=options.min_found,
@@ -143,16 +159,18 @@ def evaluate(request: EvaluateRequest) -> int:
     print(f"\n{utility_table(changes_of(versions) | floors)}")
     for name in judges.keys() - thresholds.keys():
         print(f"no TAR for {name}: no threshold at FAR {FAR:g} is kept beside it; give --clean", file=sys.stderr)
+    attacks = attacked(request.attacks, cases["protected"], judges)
+    if attacks:
+        print(f"\n{attack_table(attacks)}")
     if request.plot:
         write_picture(request.plot, Picture(cosine_plot(versions, thresholds)))
     if request.report:
         protected = cases["protected"]
         missing = [case.name for case in protected if case.comparison.found is False]
         worst = worst_cases(protected, list(judges))
-        write_report(
-            request.report,
-            Evidence(versions, thresholds, clean.pairs if clean else {}, guides, worst, missing, left_out, floors),
-        )
+        pairs = clean.pairs if clean else {}
+        evidence = Evidence(versions, thresholds, pairs, guides, worst, missing, left_out, floors, attacks)
+        write_report(request.report, evidence)
     broken = broken_bounds(versions["protected"], thresholds, request)
     for line in broken:
         print(f"error: {line}", file=sys.stderr)

@@ -162,7 +162,7 @@ class RecoverRequest:
 class EvaluateRequest:
     """``evaluate``. recognizers: that judge, none for the demo model's judge. judge_guides: also those that guided.
 
-    attributes: network of age and sex. report: folder for report.html and report.json. max_tar, min_found, max_link: bounds in [0,1] for the protected faces.
+    attributes: network of age and sex. attacks: parrot, undo. report: folder for report.html and report.json. max_tar, min_found, max_link: bounds in [0,1] for the protected faces.
     """
 
     originals: Path
@@ -175,6 +175,7 @@ class EvaluateRequest:
     plot: Path | None = None
     judge_guides: bool = False
     attributes: Path | None = None
+    attacks: tuple[str, ...] = ()
     report: Path | None = None
     max_tar: float | None = None
     min_found: float | None = None

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..identity.thresholds import FAR
 from ..identity.verification import Scores
 from ..media.images import Picture, encode_png
+from .attacks import Attack
 from .comparison import FaceComparison
 from .drawing import histogram, roc_plot
 from .intervals import Mean, Share
@@ -55,7 +56,7 @@ class Evidence:
     judge's cosines of unprotected pairs, of one person and of two. guides: the judges that guided, whose figures say
     little. worst, missing: the faces that are most like their originals, and the names of those in whose place no face
     is found; left_out: originals without a face. floors: what the measures of utility say of images of one person that
-    were not protected.
+    were not protected. attacks: those that learn, by the judge that searches.
     """
 
     versions: Mapping[str, Sequence[FaceComparison]]
@@ -66,6 +67,7 @@ class Evidence:
     missing: Sequence[str] = ()
     left_out: Sequence[str] = ()
     floors: Mapping[str, Changes] = field(default_factory=dict)
+    attacks: Mapping[str, Sequence[Attack]] = field(default_factory=dict)
 
     @property
     def changes(self) -> dict[str, Changes]:
@@ -88,13 +90,21 @@ def as_json(evidence: Evidence) -> dict[str, Any]:
     }
     versions = {name: _plain(_fidelity(faces)) for name, faces in evidence.versions.items()}
     named = {"no face in its place": list(evidence.missing), "originals without a face": list(evidence.left_out)}
+    attacks = {judge: {attack.name: asdict(attack) for attack in of} for judge, of in evidence.attacks.items()}
     utility = {
         measure: {
             name: _plain(asdict(mean)) for name, of in evidence.changes.items() if (mean := mean_change(of, measure))
         }
         for measure in MEASURES
     }
-    return {"false accept rate": FAR, "judges": judges, "versions": versions, "utility": utility, **named}
+    return {
+        "false accept rate": FAR,
+        "judges": judges,
+        "versions": versions,
+        "utility": utility,
+        "attacks": attacks,
+        **named,
+    }
 
 
 def as_html(evidence: Evidence) -> str:
@@ -106,7 +116,7 @@ def as_html(evidence: Evidence) -> str:
     for judge in judges_of(evidence.versions):
         parts += _of_judge(evidence, judge)
     parts.append("<h2>Fidelity: of what was recovered</h2>" + _table(_fidelity_rows(evidence.versions)))
-    parts += _utility(evidence)
+    parts += _utility(evidence) + _attacks(evidence)
     if evidence.worst:
         parts.append("<h2>Most like their originals</h2><div class='pair'>")
         parts += [
@@ -170,6 +180,14 @@ def _utility(evidence: Evidence) -> list[str]:
         f"<p><small>{said}. In brackets: 95 % interval over people. Compare with the last columns: no two photos of one "
         "person have zeros.</small></p>",
     ]
+
+
+def _attacks(evidence: Evidence) -> list[str]:
+    rows = [["attack", "judge that searches", "found", "chance"]]
+    for judge, of in evidence.attacks.items():
+        rows += [[a.name, html.escape(judge), _with_interval(a.found), f"{100 * a.chance:.1f} %"] for a in of]
+    said = "Learned on half of the people; the others are searched for among their originals."
+    return ["<h2>Attacks that learn</h2>", _table(rows), f"<p><small>{said}</small></p>"] if evidence.attacks else []
 
 
 def _mean(mean: Mean | None, measure: str, unit: str) -> str:

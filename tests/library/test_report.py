@@ -135,7 +135,7 @@ def test_the_report_lies_in_its_folder_and_a_broken_bound_ends_with_1(folders, t
     told = json.loads((tmp_path / "report" / "report.json").read_text())
     assert told["judges"]["demo judge"]["versions"]["protected"]["tar"]["value"] == 1
     assert [Path(name).name for name in told["originals without a face"]] == ["sky.png"]
-    assert {"protected", "JPEG of quality 75"} == told["utility"]["head pose"].keys() and told["utility"]["age"] == {}
+    assert {"protected", "JPEG of quality 60"} == told["utility"]["head pose"].keys() and told["utility"]["age"] == {}
     page = tmp_path / "report" / "report.html"
     assert "needs genderage.onnx" in page.read_text()
     assert page.read_text().count("<img") == 3, "the cosines, and the worst face beside its original"
