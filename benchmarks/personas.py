@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sheet", type=Path, help="PNG to write the first photos of each person to")
     options = parser.parse_args(arguments)
     lab = faces.open_lab()
-    photos = _chosen(faces.people(lab), options.people, options.photos)
+    photos = faces.people(lab, options.people, options.photos)
     names = [photo.person for photo in photos]
     embeddings = np.stack([embed_face(lab.guide, photo.rgb, photo.face) for photo in photos])
     books = [PersonaBook(NoiseKey.from_seed(secret)) for secret in SECRETS]
@@ -76,11 +76,6 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"| {method}, {which} | {' | '.join(cells)} |", flush=True)
     if options.sheet:
         _draw(options.sheet, shown, photos)
-
-
-def _chosen(photos: Sequence[faces.Photo], people: int, each: int) -> list[faces.Photo]:
-    names = list(dict.fromkeys(photo.person for photo in photos))[:people]
-    return [photo for name in names for photo in [photo for photo in photos if photo.person == name][:each]]
 
 
 def _protected(

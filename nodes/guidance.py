@@ -131,7 +131,7 @@ class AnonymizeEnergy(io.ComfyNode):
         decoy=DECOY_WEIGHT,
         noise=None,
     ) -> io.NodeOutput:
-        images, landmarks = _reference(reference, faces)
+        images, landmarks = reference_crops(reference, faces)
         embeddings = recognizer.reference(images, landmarks)
         rows = _private_rows(noise, faces)
         aims = drawn_aims(recognizer.strangers, rows, aim)
@@ -199,7 +199,7 @@ class HideEnergy(io.ComfyNode):
         accepted=energies.ACCEPTED,
         structure=energies.STRUCTURE,
     ) -> io.NodeOutput:
-        images, landmarks = _reference(reference, faces)
+        images, landmarks = reference_crops(reference, faces)
         embeddings = recognizer.reference(images, landmarks)
         energy = energies.identity_toward(recognizer, embeddings, landmarks, accepted) * identity
         if augmentations:
@@ -326,7 +326,7 @@ class EnergyGuidance(io.ComfyNode):
             denoised, sigma, sigmas = prediction.denoised, prediction.sigma, prediction.sigmas
             return guide(denoised, gradient, sigma, sigmas, stronger, prediction.levels)
 
-        patchers = [network.patcher, *(recognizer.patcher for recognizer in energy.recognizers)]
+        patchers = [network.patcher, *(patcher for recognizer in energy.recognizers for patcher in recognizer.patchers)]
 
         def memory(shape: Sequence[int]) -> float:
             return network.memory((min(chunk or shape[0], shape[0]), *shape[1:]))
@@ -342,7 +342,7 @@ def _private_rows(noise: Any, faces: sockets.FaceBatch) -> torch.Tensor:
     return (noise or FreshNoise()).generate_noise({"samples": torch.zeros(len(rows), 1, 4, 4), "batch_index": rows})
 
 
-def _reference(reference: torch.Tensor, faces: sockets.FaceBatch) -> tuple[torch.Tensor, torch.Tensor]:
+def reference_crops(reference: torch.Tensor, faces: sockets.FaceBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """One crop (F,3,H,W) of each face, and its five points (F,5,2) in pixels of the crop."""
     landmarks = faces.crop_landmarks(reference.shape[1])
     variants, rest = divmod(len(reference), len(landmarks))

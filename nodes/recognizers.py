@@ -9,7 +9,7 @@ from comfy_api.v0_0_2 import io
 
 from ..diffprivacy.identity.recognizers import Ensemble, load_recognizer
 from . import models, sockets
-from .comfy.memory import ManagedRecognizer
+from .comfy.memory import ManagedEnsemble, ManagedRecognizer
 
 CATEGORY = "Diff-Privacy/guidance"
 RECOGNIZER_FOLDERS = ("insightface",)
@@ -25,8 +25,8 @@ class LoadRecognizer(io.ComfyNode):
             node_id="DiffPrivacyLoadRecognizer",
             display_name="Load Face Recognizer",
             category=CATEGORY,
-            description="One to three face recognizers from models/insightface; several make an ensemble, whose guidance "
-            "carries over better to recognizers it has never seen.",
+            description="A face recognizer from models/insightface. Several of them, joined by Combine Recognizers, guide so that "
+            "it carries over better to recognizers they have never seen.",
             search_aliases=["arcface", "insightface", "face recognition", "face embedding"],
             inputs=[
                 io.Combo.Input(
@@ -34,8 +34,17 @@ class LoadRecognizer(io.ComfyNode):
                     options=files,
                     tooltip="ArcFace ONNX file in models/insightface, such as models/antelopev2/glintr100.onnx.",
                 ),
-                io.Combo.Input("second_file", options=[NO_FILE, *files], default=NO_FILE, optional=True),
-                io.Combo.Input("third_file", options=[NO_FILE, *files], default=NO_FILE, optional=True),
+                *(
+                    io.Combo.Input(
+                        name,
+                        options=[NO_FILE, *files],
+                        default=NO_FILE,
+                        optional=True,
+                        advanced=True,
+                        tooltip="As in older workflows; Combine Recognizers takes any number.",
+                    )
+                    for name in ("second_file", "third_file")
+                ),
                 io.Combo.Input(
                     "channels",
                     options=[BY_EXPERIMENT, "RGB", "BGR"],
@@ -79,4 +88,30 @@ def _recognizer_path(file: str) -> Path:
     return models.find(file, ".onnx", "an ArcFace ONNX file such as insightface's w600k_r50.onnx", *RECOGNIZER_FOLDERS)
 
 
-NODES = [LoadRecognizer]
+class CombineRecognizers(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        recognizer = sockets.FaceRecognizer.Input("recognizer", tooltip="From Load Face Recognizer or Load Demo Model.")
+        return io.Schema(
+            node_id="DiffPrivacyCombineRecognizers",
+            display_name="Combine Recognizers",
+            category=CATEGORY,
+            description="Several face recognizers as one, each with the same say: what they guide carries over better to "
+            "recognizers they have never seen.",
+            search_aliases=["ensemble", "arcface", "face recognition"],
+            inputs=[
+                io.Autogrow.Input(
+                    "recognizers",
+                    template=io.Autogrow.TemplatePrefix(recognizer, prefix="recognizer", min=2, max=16),
+                    tooltip="The list grows as you connect.",
+                )
+            ],
+            outputs=[sockets.FaceRecognizer.Output(display_name="recognizer")],
+        )
+
+    @classmethod
+    def execute(cls, recognizers) -> io.NodeOutput:
+        return io.NodeOutput(ManagedEnsemble([one for one in recognizers.values() if one is not None]))
+
+
+NODES = [LoadRecognizer, CombineRecognizers]

@@ -53,4 +53,9 @@ def fingerprint(source: str) -> str:
         found = "1" + read(source)
     except DiffPrivacyError:
         found = "0"
-    return hashlib.blake2b(f"{source}\0{found}".encode(), key=_PROCESS_KEY, digest_size=16).hexdigest()
+    return digest(f"{source}\0{found}".encode())
+
+
+def digest(data: bytes) -> str:
+    """A hash under a key that this process alone has."""
+    return hashlib.blake2b(data, key=_PROCESS_KEY, digest_size=16).hexdigest()

@@ -72,9 +72,11 @@ def celebrities(lab: Lab, most: int | None = None) -> list[Photo]:
     return _photos(sorted((lab.data / "photos" / "celebahq512").glob("*.jpg"))[:most], lab, lambda path: path.stem)
 
 
-def people(lab: Lab) -> list[Photo]:
-    """LFW: ten photos each of ten people."""
-    return _photos(sorted((lab.data / "photos" / "lfw250").glob("*/*.jpg")), lab, lambda path: path.parent.name)
+def people(lab: Lab, most: int = 10, each: int = 10) -> list[Photo]:
+    """LFW: ten photos each of ten people, or the first of them."""
+    folders = sorted((lab.data / "photos" / "lfw250").iterdir())[:most]
+    files = [file for folder in folders for file in sorted(folder.glob("*.jpg"))[:each]]
+    return _photos(files, lab, lambda path: path.parent.name)
 
 
 def _photos(files: Sequence[Path], lab: Lab, person: Callable[[Path], str]) -> list[Photo]:

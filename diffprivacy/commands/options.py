@@ -11,7 +11,15 @@ from ..faces.keeping import parse_parts
 from ..faces.prompts import parse_prompts
 from ..identity.thresholds import SAME_PERSON
 from ..recovery.key import FIDELITIES
-from .requests import ModelRequest, PassphraseRequest, PeopleRequest, PersonasRequest, RecognizerFile, SealRequest
+from .requests import (
+    CredentialsRequest,
+    ModelRequest,
+    PassphraseRequest,
+    PeopleRequest,
+    PersonasRequest,
+    RecognizerFile,
+    SealRequest,
+)
 
 SEED_WARNING = (
     "warning: --seed is for tests only: anyone who guesses the number can remove the noise from the images and come close "
@@ -248,6 +256,26 @@ def personas_request(options: argparse.Namespace) -> PersonasRequest | None:
             "--personas and --personas-secret go together: the file, and env:NAME or file:PATH, where its secret is."
         )
     return None if options.personas is None else PersonasRequest(options.personas, options.personas_secret)
+
+
+def add_credentials_options(parser: argparse.ArgumentParser) -> None:
+    """The options that :func:`credentials_request` reads."""
+    group = parser.add_argument_group(
+        "content credentials (C2PA: a signature that names you and says that a model was used)"
+    )
+    group.add_argument(
+        "--c2pa-certificate", type=Path, metavar="FILE", help="PEM chain of your own certificate, the signer's first"
+    )
+    group.add_argument("--c2pa-key", type=Path, metavar="FILE", help="PEM private key of that certificate")
+
+
+def credentials_request(options: argparse.Namespace) -> CredentialsRequest | None:
+    """Who signs, None for nobody."""
+    if (options.c2pa_certificate is None) != (options.c2pa_key is None):
+        raise UsageError("--c2pa-certificate and --c2pa-key go together.")
+    if options.c2pa_key is None:
+        return None
+    return CredentialsRequest(options.c2pa_certificate, options.c2pa_key)
 
 
 def add_passphrase_options(parser: argparse._ActionsContainer) -> None:

@@ -30,6 +30,7 @@ from .options import (
     UNGUIDED_WARNING,
     VARIANTS_WARNING,
     add_checkpoint_options,
+    add_credentials_options,
     add_crop_options,
     add_detector_option,
     add_guide_options,
@@ -38,6 +39,7 @@ from .options import (
     add_personas_options,
     add_seal_options,
     add_vision_option,
+    credentials_request,
     model_request,
     moment,
     parts,
@@ -116,6 +118,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     _add_output_options(parser)
     add_vision_option(parser)
     add_seal_options(parser)
+    add_credentials_options(parser)
 
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
@@ -250,6 +253,7 @@ def _request(options: argparse.Namespace) -> ProtectRequest:
         output_format=options.output_format,
         quality=options.quality,
         disclosure=not options.no_disclosure,
+        credentials=credentials_request(options),
         overwrite=options.overwrite,
         engine=options.engine,
         jobs=options.jobs,

@@ -55,9 +55,12 @@ def protect_picture(
     said = []
     for file in files:
         data = encode_picture(next(pictures), file.suffix, request.quality)
-        if request.disclosure and len(covered) < len(faces):
+        is_new = len(covered) < len(faces)
+        if request.disclosure and is_new:
             data = disclose(data)
         said.append(_write(made, file, data, key, use.encryptor, request.sealing))
+        if use.credentials is not None and is_new:
+            use.credentials.sign(made.files[file], file.suffix)
     which = ", ".join(f"face {number}" for number in covered)
     return Outcome(said, covered, which, {"faces": for_programs(found, faces)})
 

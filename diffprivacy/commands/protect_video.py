@@ -83,8 +83,11 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
     joined = made.add(target)
     join([path for _, path in plan], video, joined, sound=request.sound)
     spans = covered_spans(state)
-    if request.disclosure and is_made_new(tracks, spans):
+    is_new = is_made_new(tracks, spans)
+    if request.disclosure and is_new:
         disclose_video(joined)
+    if use.credentials is not None and is_new:
+        use.credentials.sign(joined, target.suffix)
     made.afterwards.append(state.remove)
     if unseen := gaps(followed):
         print(f"warning: {source}: {unseen}", file=sys.stderr)

@@ -93,6 +93,14 @@ class SealRequest:
 
 
 @dataclass(frozen=True)
+class CredentialsRequest:
+    """Who signs finished files: the PEM files of a certificate chain and of its private key."""
+
+    certificate: Path
+    key: Path = field(metadata=ASIDE)
+
+
+@dataclass(frozen=True)
 class ProtectRequest:
     """``anonymize`` or ``hide``. detector: None for the built-in one.
 
@@ -100,7 +108,7 @@ class ProtectRequest:
     personas: None for a new face in each image or video. keep: parts of the face that stay. match_colors: of new faces, at their border. prompt: what new faces are to be, see
     :mod:`..faces.prompts`. if_impossible: what becomes of a face that cannot be made new, None for an error in images and a
     cover in videos. output_format: of images; "same" is the input's, PNG where it is none of them. disclosure: mark what a
-    model made a part of. start, end: of videos, in seconds from the first frame.
+    model made a part of; credentials: and sign it, None for no signature. start, end: of videos, in seconds from the first frame.
     jobs: inputs worked on at once, None for what suits the engine. batch: faces of several inputs made new at once.
     """
 
@@ -133,6 +141,7 @@ class ProtectRequest:
     output_format: OutputFormat = "png"
     quality: int = QUALITY
     disclosure: bool = True
+    credentials: CredentialsRequest | None = None
     overwrite: bool = field(default=False, metadata=ASIDE)
     engine: Engine = field(default="local", metadata=ASIDE)
     jobs: int | None = field(default=None, metadata=ASIDE)

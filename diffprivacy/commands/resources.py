@@ -11,6 +11,7 @@ from torch import Tensor
 from ..diffusion.sampling import strength_steps
 from ..faces.detectors import Detector, load_detector
 from ..faces.regions import BoxFile, read_boxes
+from ..media.credentials import Credentials, read_credentials
 from ..msi.module import MSI, load_msi
 from ..presets import PRESETS, Preset
 from ..recovery.encryption import Encryptor
@@ -37,6 +38,7 @@ class Resources:
     msi: MSI | None
     people: People | None
     personas: Personas | None = None
+    credentials: Credentials | None = None
     boxes: BoxFile | None = None
     regenerate: Callable[..., Tensor] | None = None
     network: AbstractContextManager[object] = dataclasses.field(default_factory=nullcontext)
@@ -51,6 +53,8 @@ def load_resources(request: ProtectRequest) -> Resources:
     """Raises DiffPrivacyError for options that do not fit together and files that cannot be used."""
     preset = _preset(request)
     encryptor = load_encryptor(request)
+    signer = request.credentials
+    credentials = None if signer is None else read_credentials(signer.certificate, signer.key)
     detector = load_detector(request.detector, request.min_score, request.min_size)
     boxes = None if request.boxes is None else read_boxes(request.boxes)
     model = load_model(request.model)
@@ -60,7 +64,7 @@ def load_resources(request: ProtectRequest) -> Resources:
         msi.check(model.diffusion_model)
     people = load_people(request.people, detector, model.recognizer)
     personas = load_personas(request, model.recognizer)
-    return Resources(preset, encryptor, detector, model, msi, people, personas, boxes)
+    return Resources(preset, encryptor, detector, model, msi, people, personas, credentials, boxes)
 
 
 def _preset(request: ProtectRequest) -> Preset:

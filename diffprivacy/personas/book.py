@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from ..identity.strangers import SPREAD, Strangers
 
 TEMPLATE_FACES = 5
 """Faces that a person's template is the mean of, the first that are met."""
+ALIKE = 0.95
+"""Cosine to the template from which a face adds nothing to it, such as one that is met again."""
 CROP = 112
 """Side in pixels of the image that tells how long embeddings are."""
 
@@ -65,6 +68,10 @@ class PersonaBook:
     def __len__(self) -> int:
         return len(self.counts)
 
+    def take(self, other: PersonaBook) -> None:
+        """Become equal to another book."""
+        self.__dict__.update(other.copy().__dict__)
+
     def copy(self) -> PersonaBook:
         """Another book with the same people and personas."""
         arrays = (array.copy() for array in (self.templates, self.counts, self.targets))
@@ -100,7 +107,7 @@ class PersonaBook:
         rows, columns = linear_sum_assignment(np.where(cosines >= threshold, -cosines, 2.0))
         owners = {int(f): int(p) for f, p in zip(rows, columns, strict=True) if cosines[f, p] >= threshold}
         for face, person in owners.items():
-            if self.counts[person] < TEMPLATE_FACES:
+            if self.counts[person] < TEMPLATE_FACES and cosines[face, person] < ALIKE:
                 self.templates[person] += embeddings[face]
                 self.counts[person] += 1
         for face in sorted(set(range(len(embeddings))) - set(owners)):
@@ -156,11 +163,16 @@ def drawn_target(key: NoiseKey, person: np.ndarray, known: np.ndarray, strangers
 
 
 def recognizer_digest(recognizer: FaceMatcher) -> str:
-    """SHA-256 of what the networks weigh and of their own weights in the ensemble."""
-    total = hashlib.sha256(repr(tuple(round(weight, 6) for weight in recognizer.weights)).encode())
-    for name, tensor in recognizer.state_dict().items():
-        total.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return total.hexdigest()
+    """SHA-256 of the networks' parameters and of their weights in the ensemble, whatever holds them."""
+    if recognizer not in _digests:
+        total = hashlib.sha256(repr(tuple(round(weight, 6) for weight in recognizer.weights)).encode())
+        for tensor in recognizer.state_dict().values():
+            total.update(repr(tuple(tensor.shape)).encode() + tensor.float().cpu().contiguous().numpy().tobytes())
+        _digests[recognizer] = total.hexdigest()
+    return _digests[recognizer]
+
+
+_digests: WeakKeyDictionary[FaceMatcher, str] = WeakKeyDictionary()
 
 
 def embedding_lengths(recognizer: FaceMatcher) -> tuple[int, ...]:

@@ -64,6 +64,16 @@ class PersonaFile:
             if is_new or to_bytes(book) != before:
                 self.write(book)
 
+    def keep(self, book: PersonaBook) -> None:
+        """Write a book that was read here, or begun for a file that was missing, and has grown since.
+
+        Raises DiffPrivacyError where that would lose people: the file holds another book, or has grown meanwhile.
+        """
+        with self.changing() as there:
+            if len(there) and (there.fingerprint != book.fingerprint or len(there) > len(book)):
+                raise DiffPrivacyError(f"{self.path}, the persona file, was changed since it was loaded: run again.")
+            there.take(book)
+
     def _bytes(self) -> bytes:
         check_file(self.path, "persona file", MAX_BYTES)
         try:

@@ -17,7 +17,7 @@ from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 
 from ...diffprivacy.errors import DiffPrivacyError
-from ...diffprivacy.identity.recognizers import Embeddings, FaceMatcher
+from ...diffprivacy.identity.recognizers import Embeddings, Ensemble, FaceMatcher
 
 STATE = (
     "dynamic_",
@@ -79,13 +79,22 @@ class ManagedRecognizer(FaceMatcher):
         self.strangers = recognizer.strangers
         self.thresholds = recognizer.thresholds
         management = comfy.model_management
-        self.patcher = Resident(recognizer, management.get_torch_device(), management.unet_offload_device())
+        patcher = Resident(recognizer, management.get_torch_device(), management.unet_offload_device())
+        self.patchers = (patcher,)
 
     def embed(self, images: Tensor, landmarks: Tensor, mirrored: bool = False) -> Embeddings:
-        load([self.patcher])
-        device = self.patcher.load_device
+        load(self.patchers)
+        device = self.patchers[0].load_device
         embeddings = self.recognizer.embed(images.to(device), landmarks, mirrored)
         return tuple(embedding.to(images.device) for embedding in embeddings)
+
+
+class ManagedEnsemble(Ensemble):
+    """Managed recognizers, equally heavy, each brought to the GPU by itself."""
+
+    def __init__(self, members: Sequence[ManagedRecognizer | ManagedEnsemble]):
+        super().__init__([(member, 1.0) for member in members])
+        self.patchers: tuple[Any, ...] = tuple(patcher for member in members for patcher in member.patchers)
 
 
 def load(patchers: Sequence[Any], memory_required: float = 0) -> None:

@@ -163,7 +163,8 @@ class Networks:
         self.vae.latent_channels = 16
         with torch.inference_mode(False):
             self.recognizer = memory.ManagedRecognizer(demo.load_recognizer("guide"))
-        self.patchers = [each.patcher for each in (self.clip, self.vision, self.vae, self.recognizer)] + [self.model]
+        self.patchers = [each.patcher for each in (self.clip, self.vision, self.vae)] + [self.model]
+        self.patchers += self.recognizer.patchers
         self.errors: list[float] = []
 
     def size(self) -> int:

@@ -41,15 +41,22 @@ def write_recognizer(path: Path, side: int, length: int, seed: int) -> None:
 
 
 def test_recognizers_of_differing_sizes_guide_together(server):
-    """Two of one kind guide as one of them does; two of different sizes, or one that takes BGR, as neither does."""
+    """Two of one kind guide as one of them does; two of different sizes, or one that takes BGR, as neither does.
+
+    By a list that grows, and by the files of older workflows.
+    """
     folder = server.base / "models" / "insightface"
     folder.mkdir(exist_ok=True)
     write_recognizer(folder / "small.onnx", 64, 32, 0)
     write_recognizer(folder / "large.onnx", 112, 96, 1)
 
-    def guided_by(**files: str) -> np.ndarray:
+    def guided_by(*others: str, **files: str) -> np.ndarray:
         graph = anonymized(scale=0.1)
         recognizer = graph.add("DiffPrivacyLoadRecognizer", **{"channels": "RGB"} | files)
+        if others:
+            more = [graph.add("DiffPrivacyLoadRecognizer", channels="RGB", file=file) for file in others]
+            grown = {f"recognizers.recognizer{i}": one for i, one in enumerate([recognizer, *more])}
+            recognizer = graph.add("DiffPrivacyCombineRecognizers", **grown)
         for node in graph.values():
             if node["class_type"] == "DiffPrivacyAnonymizeEnergy":
                 node["inputs"]["recognizer"] = recognizer
@@ -62,6 +69,7 @@ def test_recognizers_of_differing_sizes_guide_together(server):
     twice = guided_by(file="small.onnx", second_file="small.onnx")
     both = guided_by(file="small.onnx", second_file="none", third_file="large.onnx")
     assert np.abs(twice - small).max() <= 1
+    assert np.array_equal(guided_by("large.onnx", file="small.onnx"), both)
     assert min(np.abs(both - small).max(), np.abs(both - large).max(), np.abs(small - large).max()) > 5
 
 

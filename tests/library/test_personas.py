@@ -60,9 +60,11 @@ def test_people_are_known_again_and_two_in_one_image_are_two():
     seen /= np.linalg.norm(seen, axis=1, keepdims=True)
     assert book.assign(seen[[3, 1, 4]], RECOGNIZER, THRESHOLD) == [3, 1, 4]
     assert book.assign(np.stack([seen[2], known[2]]), RECOGNIZER, THRESHOLD) == [5, 2]
-    for _ in range(2 * TEMPLATE_FACES):
-        book.assign(known[:1], RECOGNIZER, THRESHOLD)
-    assert book.counts.max() == TEMPLATE_FACES
+    before = to_bytes(book)
+    assert book.assign(known[[1, 0]], RECOGNIZER, THRESHOLD) == [1, 0] and to_bytes(book) == before
+    for other in faces(2 * TEMPLATE_FACES, 2):
+        assert book.assign(0.8 * known[:1] + 0.6 * other[None], RECOGNIZER, THRESHOLD) == [0]
+    assert book.counts.tolist() == [TEMPLATE_FACES, 1, 1, 1, 1, 1]
 
 
 def test_personas_are_strangers_to_their_person_to_each_other_and_under_another_secret():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from diffprivacy.commands.requests import (
+    CredentialsRequest,
     ModelRequest,
     PeopleRequest,
     PersonasRequest,
@@ -78,6 +79,7 @@ CHANGES = {
     "end": 9.5,
     "output_format": "jpg",
     "quality": 50,
+    "credentials": CredentialsRequest(Path("certificate.pem"), Path("key.pem")),
     "sealing": SealRequest(fidelity="compact"),
 }
 
