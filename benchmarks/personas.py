@@ -5,9 +5,9 @@
 LFW photos, each protected under two secrets. A book tells the people by itself, photo by photo, as the command line does;
 *personas* is how many it found. Cosines and the share accepted as one person at each judge's threshold for FAR 1e-3, of
 pairs of protected photos: of one person, of two people, and of one person under two secrets; and of protected photos
-against that person's originals (all of them), and against other people's. Only the guide guides. *without* has new noise
-and no persona for each photo, as the command line without --personas. The last column enrols the first protected photo
-of each person and tries the others.
+against that person's originals (all of them), and against other people's. Only the guide guides. *drawn* leaves out that
+the first face of a persona is what later ones are made like; *without* has new noise and no persona for each photo, as the
+command line without --personas. The last column enrols the first protected photo of each person and tries the others.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,10 @@ from diffprivacy.identity.embedding import embed_face
 from diffprivacy.identity.thresholds import person_threshold
 from diffprivacy.identity.verification import accept_rate
 from diffprivacy.media.images import Picture, write_picture
-from diffprivacy.personas.book import Persona, PersonaBook
-from diffprivacy.presets import PRESETS
+from diffprivacy.personas.book import PersonaBook
+from diffprivacy.presets import PERSONA_SCALE, PRESETS, Preset
 from diffprivacy.regeneration import Regeneration, Task, latent_shape, regenerate_crops, starting_noise, task_energy
+from diffprivacy.video.regeneration import mean_face
 
 from .attacks import faces
 
@@ -48,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--photos", type=int, default=10, help="of each person")
     parser.add_argument("--steps", type=int, default=20, help="of the whole schedule; 0.6 of them run")
     parser.add_argument("--task", choices=["anonymize", "hide"], default="anonymize")
-    parser.add_argument("--methods", nargs="*", default=["personas", "noise", "without"])
+    parser.add_argument("--methods", nargs="*", default=["personas", "drawn", "without"])
     parser.add_argument("--sheet", type=Path, help="PNG to write the first photos of each person to")
     options = parser.parse_args(arguments)
     lab = faces.open_lab()
@@ -64,10 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
     shown = {"original": originals}
     for method in options.methods:
         made = [
-            _protected(
-                photos, [book.persona(number) for number in of], lab, options.task, options.steps, method, secret
-            )
-            for book, of, secret in zip(books, owners, SECRETS, strict=True)
+            _protected(photos, book.copy(), of, lab, Method(method, options.task, options.steps))
+            for book, of in zip(books, owners, strict=True)
         ]
         shown[method] = made[0]
         for which, judge in lab.judges.items():
@@ -78,31 +78,43 @@ def main(arguments: list[str] | None = None) -> None:
         _draw(options.sheet, shown, photos)
 
 
+@dataclass(frozen=True)
+class Method:
+    """How faces are made new; name: "personas", "drawn" or "without"."""
+
+    name: str
+    task: Task
+    steps: int
+
+    @property
+    def preset(self) -> Preset:
+        preset = dataclasses.replace(PRESETS[self.task]["default"], steps=self.steps)
+        if self.name == "without":
+            return preset
+        return dataclasses.replace(preset, scale=PERSONA_SCALE, scale_after=PERSONA_SCALE)
+
+
 def _protected(
-    photos: Sequence[faces.Photo],
-    personas: Sequence[Persona],
-    lab: faces.Lab,
-    task: Task,
-    steps: int,
-    method: str,
-    secret: int,
+    photos: Sequence[faces.Photo], book: PersonaBook, owners: Sequence[int], lab: faces.Lab, method: Method
 ) -> list[Tensor]:
     """The photos (H,W,3) with their faces made new, one by one."""
-    preset = dataclasses.replace(PRESETS[task]["default"], steps=steps)
-    shape, fresh = latent_shape(lab.diffusion_model, demo.IMAGE_SIZE), NoiseKey.from_seed(secret)
+    shape = latent_shape(lab.diffusion_model, demo.IMAGE_SIZE)
     images = []
-    for i, (photo, persona) in enumerate(zip(photos, personas, strict=True)):
-        target = persona.target if method == "personas" else None
+    for i, (photo, owner) in enumerate(zip(photos, owners, strict=True)):
+        persona = None if method.name == "without" else book.persona(owner)
+        target = None if persona is None else persona.target
         how = Regeneration(
-            preset,
-            task_energy(task, lab.guide, preset.form, persona=target),
-            noise_key=None if method == "without" else persona.noise_key,
+            method.preset,
+            task_energy(method.task, lab.guide, method.preset.form, persona=target),
+            noise_key=None if persona is None else persona.noise_key,
         )
         crop = crop_face(photo.rgb, photo.face, demo.IMAGE_SIZE, demo.MARGIN).movedim(-1, 0)[None]
         landmarks = crop_landmarks(photo.face, demo.IMAGE_SIZE, demo.MARGIN)[None]
-        noise = starting_noise(how, shape, fresh, "photo", i)
-        new = regenerate_crops(crop, landmarks, noise, lab.diffusion_model, how).movedim(1, -1)
-        images.append(paste_faces(photo.rgb, [new[0]], [photo.face], demo.MARGIN))
+        noise = starting_noise(how, shape, book.secret, "photo", i)
+        new = regenerate_crops(crop, landmarks, noise, lab.diffusion_model, how)
+        if method.name == "personas":
+            book.keep_face(owner, mean_face(lab.guide, new, landmarks))
+        images.append(paste_faces(photo.rgb, [new[0].movedim(0, -1)], [photo.face], demo.MARGIN))
     return images
 
 

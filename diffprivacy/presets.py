@@ -50,6 +50,9 @@ class Preset:
 GUIDED = (251, LAST)
 """Time steps of guidance: below them the network can no longer clean up what guidance leaves behind."""
 
+PERSONA_SCALE = 0.05
+"""Of guidance toward a persona, which has farther to go than away from the original."""
+
 PRESETS: Mapping[str, Mapping[str, Preset]] = {
     "anonymize": {
         "paper": Preset(strength=0.6, steps=50, switch=400, scale=1.0, scale_after=1.0),

@@ -138,9 +138,9 @@ def anonymizing(
 
 
 def becoming(recognizer: FaceMatcher | None, persona: Sequence[Tensor], alone: bool = False) -> EnergyOf:
-    """Toward a persona until recognizers take the face for it, and away from the original until it is a stranger's.
+    """Toward a persona, and away from the original until it is a stranger's.
 
-    persona: embeddings (1,D), one for each network. Raises DiffPrivacyError without a recognizer.
+    persona: embeddings (1,D) or (F,D), one for each network. Raises DiffPrivacyError without a recognizer.
     """
     if recognizer is None:
         raise DiffPrivacyError("A persona needs a recognizer that guides toward it; name one.", "recognizer")
@@ -150,7 +150,7 @@ def becoming(recognizer: FaceMatcher | None, persona: Sequence[Tensor], alone: b
         aims = drawn_aims(recognizer.strangers, noise, AWAY)
         target = tuple(vector.expand(len(crops), -1) for vector in persona)
         away = identity_away(recognizer, reference, landmarks, aims)
-        return augmented(away + identity_toward(recognizer, target, landmarks, ACCEPTED), landmarks, alone=alone)
+        return augmented(away + identity_toward(recognizer, target, landmarks), landmarks, alone=alone)
 
     return energy
 

@@ -15,6 +15,7 @@ from comfy_api.v0_0_2 import io, ui
 
 from ..diffprivacy.errors import DiffPrivacyError, NoFaceError
 from ..diffprivacy.identity.embedding import embed_face
+from ..diffprivacy.identity.recognizers import FaceMatcher
 from ..diffprivacy.identity.thresholds import SAME_PERSON, person_threshold
 from ..diffprivacy.personas.book import Persona, PersonaBook
 from ..diffprivacy.personas.files import PersonaFile
@@ -30,10 +31,12 @@ NAME = re.compile(r"\w[\w .-]{0,63}")
 
 @dataclass(frozen=True)
 class OpenPersonas:
-    """What PERSONAS holds: a book, and the file that it belongs to."""
+    """What PERSONAS holds: a book, the file that it belongs to, and whose faces the crops are, with who tells them."""
 
     book: PersonaBook
     file: PersonaFile
+    owners: tuple[int, ...] = ()
+    recognizer: FaceMatcher | None = None
 
 
 class PersonaNoise:
@@ -165,7 +168,8 @@ class AssignPersonas(io.ComfyNode):
         energy = becoming(recognizer, target)(crops, landmarks, rows)
         people = len(set(owners))
         text = f"{people} people, {len(book) - before} of them new; the file knows {len(book)}"
-        return io.NodeOutput(OpenPersonas(book, personas.file), noise, energy, ui=ui.PreviewText(text))
+        assigned = OpenPersonas(book, personas.file, tuple(owners), recognizer)
+        return io.NodeOutput(assigned, noise, energy, ui=ui.PreviewText(text))
 
 
 def _assigned(book, frames, faces, recognizer, threshold) -> list[int]:
@@ -199,12 +203,28 @@ class SavePersonas(io.ComfyNode):
             "faces. Who is who is never written in clear.",
             search_aliases=["persona", "save persona"],
             is_output_node=True,
-            inputs=[sockets.Personas.Input("personas", tooltip="From Assign Personas.")],
+            inputs=[
+                sockets.Personas.Input("personas", tooltip="From Assign Personas."),
+                io.Image.Input(
+                    "crops",
+                    optional=True,
+                    tooltip="The new faces, from VAE Decode: the first of each persona becomes what later ones are made like.",
+                ),
+                sockets.Faces.Input("faces", optional=True, tooltip="From Crop Faces, for crops."),
+            ],
         )
 
     @classmethod
-    def execute(cls, personas) -> io.NodeOutput:
-        personas.file.keep(personas.book)
+    def execute(cls, personas, crops=None, faces=None) -> io.NodeOutput:
+        book = personas.book.copy()
+        if crops is not None:
+            if faces is None or personas.recognizer is None or len(faces) != len(personas.owners):
+                raise DiffPrivacyError("Connect faces of Crop Faces, and personas of Assign Personas.", "faces")
+            made, landmarks = reference_crops(crops, faces)
+            parts = personas.recognizer.reference(made, landmarks)
+            for row, owner in enumerate(personas.owners):
+                book.keep_face(owner, [part[row : row + 1] for part in parts])
+        personas.file.keep(book)
         return io.NodeOutput(ui=ui.PreviewText(f"{personas.file.path.name} knows {len(personas.book)} people"))
 
 

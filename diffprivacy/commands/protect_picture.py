@@ -115,6 +115,8 @@ def _protected(
         _checked(_regeneration(picture.rgb, face, texts[number], persona, request, use), source, number, request, use)
         for face, number, persona in zip(faces, numbers, personas, strict=True)
     ]
+    if use.personas is not None:
+        hows = [use.personas.kept(how, persona) for how, persona in zip(hows, personas, strict=True)]
     noise_key = NoiseKey.from_seed(request.seed)
 
     def cover(i: int, error: Exception) -> None:

@@ -73,11 +73,14 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
         words = words_of_people(video, tracks, model.diffusion_model, model.crop, use.msi)
         how = _how_of(request, use, words, texts, personas)
         check = guide if request.task == "anonymize" else None
-        keep = None if personas else check
+        keep = guide if personas else check
         regenerate = one_face_each(state, model.diffusion_model, model.crop, how, keep, lambda _: bar.update(1), check)
         chosen = dataclasses.replace(followed, tracks=tracks)
         cover = None if request.if_impossible == "error" else functools.partial(_say_covered, source, followed, state)
         protect_pieces(video, todo, chosen, regenerate, Pasting(model.crop, request.keep, cover))
+    if use.personas is not None:
+        for person in personas.keys() & state.faces.keys():
+            use.personas.keep_face(personas[person].number, state.faces[person])
     if use.encryptor is not None:
         use.encryptor.encrypt_file(source, made.add(sealed_beside(target, source)))
     joined = made.add(target)
@@ -113,11 +116,10 @@ def _how_of(
 
     def how(person: int, target: Sequence[Tensor] | None) -> Regeneration:
         persona = personas.get(person)
+        become = None if persona is None else persona.target if persona.is_made else target or persona.target
         return Regeneration(
             use.preset,
-            task_energy(
-                request.task, guide, use.preset.form, target=target, persona=None if persona is None else persona.target
-            ),
+            task_energy(request.task, guide, use.preset.form, target=target, persona=become),
             words.get(person),
             text=texts[person],
             match_colors=request.match_colors,

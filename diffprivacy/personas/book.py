@@ -1,8 +1,8 @@
 """Who has which persona: a synthetic identity that a person gets in all images and videos.
 
-A person is known by a template, the mean of the first faces met. Their persona is an embedding for guidance to approach
-and the key of the noise that sampling starts from; both follow from the book's secret and the person's number. Another
-secret gives unrelated ones.
+A person is known by a template, the mean of the first faces met. Their persona is drawn: an embedding for guidance to
+approach and the key of the noise that sampling starts from, which follow from the book's secret and the person's number.
+The first face that is made so becomes what all later ones are made like. Another secret gives unrelated ones.
 """
 
 from __future__ import annotations
@@ -33,11 +33,16 @@ CROP = 112
 
 @dataclass(frozen=True, eq=False)
 class Persona:
-    """A person's synthetic identity. target: unit vectors (1,D), one for each network of the recognizer."""
+    """A person's synthetic identity.
+
+    target: unit vectors (1,D), one for each network of the recognizer, for guidance to approach: what was drawn, or once
+    the persona's first face is made, what the networks see in it. is_made: whether it is.
+    """
 
     number: int
     target: tuple[Tensor, ...]
     noise_key: NoiseKey
+    is_made: bool = False
 
 
 class PersonaBook:
@@ -45,7 +50,8 @@ class PersonaBook:
 
     secret: what all personas follow from; by default a fresh one. recognizer: digest of the networks that tell people, see
     :func:`recognizer_digest`; lengths: of their embeddings, D in all.
-    templates: sums (P,D) of the people's embeddings, counts (P,) of how many; targets: (P,D), unit vectors for each network.
+    templates: sums (P,D) of the people's embeddings, counts (P,) of how many. targets: what was drawn, (P,D), unit vectors
+    for each network; faces: the personas' first faces in the same form, zeros for those that are not made yet.
     """
 
     def __init__(
@@ -56,6 +62,7 @@ class PersonaBook:
         templates: np.ndarray | None = None,
         counts: np.ndarray | None = None,
         targets: np.ndarray | None = None,
+        faces: np.ndarray | None = None,
     ):
         self.secret = secret or NoiseKey()
         self.recognizer = recognizer
@@ -64,6 +71,7 @@ class PersonaBook:
         self.templates = np.zeros((0, size), np.float32) if templates is None else templates
         self.counts = np.zeros(0, np.int64) if counts is None else counts
         self.targets = np.zeros((0, size), np.float32) if targets is None else targets
+        self.faces = np.zeros((0, size), np.float32) if faces is None else faces
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -74,7 +82,7 @@ class PersonaBook:
 
     def copy(self) -> PersonaBook:
         """Another book with the same people and personas."""
-        arrays = (array.copy() for array in (self.templates, self.counts, self.targets))
+        arrays = (array.copy() for array in (self.templates, self.counts, self.targets, self.faces))
         return PersonaBook(self.secret, self.recognizer, self.lengths, *arrays)
 
     @property
@@ -87,7 +95,7 @@ class PersonaBook:
         digest = recognizer_digest(recognizer)
         if not self.recognizer:
             self.recognizer, self.lengths = digest, embedding_lengths(recognizer)
-            self.templates = self.targets = np.zeros((0, sum(self.lengths)), np.float32)
+            self.templates = self.targets = self.faces = np.zeros((0, sum(self.lengths)), np.float32)
         elif self.recognizer != digest:
             raise DiffPrivacyError(
                 "The personas were made with other recognizers: take the same ones, or begin another file.", "personas"
@@ -116,8 +124,16 @@ class PersonaBook:
 
     def persona(self, person: int) -> Persona:
         """The persona of the person with this number."""
-        parts = torch.from_numpy(self.targets[person].copy())[None].split(self.lengths, dim=1)
-        return Persona(person, tuple(parts), self.secret.derive("persona", person, "noise"))
+        is_made = bool(self.faces[person].any())
+        vector = (self.faces if is_made else self.targets)[person].copy()
+        parts = torch.from_numpy(vector)[None].split(self.lengths, dim=1)
+        return Persona(person, tuple(parts), self.secret.derive("persona", person, "noise"), is_made)
+
+    def keep_face(self, person: int, face: Sequence[Tensor]) -> None:
+        """Make later faces of a person like their persona's first: embeddings (1,D) of each network. Others change nothing."""
+        vector = torch.cat(tuple(face), dim=1)[0].cpu().float().numpy()
+        if not self.faces[person].any() and np.isfinite(vector).all():
+            self.faces[person] = vector
 
     def _add(self, embedding: np.ndarray, strangers: Sequence[Strangers]) -> int:
         target = [
@@ -132,6 +148,7 @@ class PersonaBook:
         self.templates = np.concatenate([self.templates, embedding[None]])
         self.counts = np.append(self.counts, 1)
         self.targets = np.concatenate([self.targets, np.concatenate(target)[None].astype(np.float32)])
+        self.faces = np.concatenate([self.faces, np.zeros((1, sum(self.lengths)), np.float32)])
         return len(self) - 1
 
     def _places(self) -> Iterator[slice]:

@@ -21,7 +21,7 @@ from .book import PersonaBook
 FORMAT = "diff-privacy personas 1"
 MAX_BYTES = 2**28
 """Of a sealed file: some 100 000 people."""
-ARRAYS = {"templates": np.float32, "counts": np.int64, "targets": np.float32}
+ARRAYS = {"templates": np.float32, "counts": np.int64, "targets": np.float32, "faces": np.float32}
 
 
 class PersonaFile:
@@ -110,8 +110,12 @@ def from_bytes(data: bytes) -> PersonaBook:
     except (SafetensorError, KeyError, TypeError, ValueError):
         raise DiffPrivacyError("It holds no personas.") from None
     people, size = len(book.counts), sum(lengths)
-    shapes = {"templates": (people, size), "counts": (people,), "targets": (people, size)}
+    shapes = {"templates": (people, size), "counts": (people,), "targets": (people, size), "faces": (people, size)}
     fits = all(getattr(book, n).shape == shapes[n] and getattr(book, n).dtype == kind for n, kind in ARRAYS.items())
-    if texts["format"] != FORMAT.encode() or not fits or not np.isfinite(book.templates + book.targets).all():
+    if (
+        texts["format"] != FORMAT.encode()
+        or not fits
+        or not np.isfinite(book.templates + book.targets + book.faces).all()
+    ):
         raise DiffPrivacyError("It holds no personas that this version reads.")
     return book

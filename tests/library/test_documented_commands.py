@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from testing.certificates import write_certificate
 from testing.folders import FRIENDS, photo, run
 from testing.reference import ROOT, blocks
 from testing.videos import write_source
@@ -71,6 +72,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, networks: dict[str, Pa
     three.crop((210, 60, 310, 180)).save("me.jpg", quality=95)
     Path("boxes.json").write_text(json.dumps({"group.jpg": [{"x": 2, "y": 2, "width": 30, "height": 40}]}))
     Path("passphrase.txt").write_text("correct horse")
+    write_certificate(tmp_path)
     frame = np.ascontiguousarray(skimage.data.astronaut()[0:240, 100:340])
     Path("films").mkdir()
     for name in ("interview.mp4", "films/film.mp4"):
