@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,11 @@ class Personas:
         """The face that a persona got, as the networks see it."""
         with self.file.changing() as book:
             book.keep_face(person, face)
+
+    def keep_faces(self, personas: Mapping[int, Persona], faces: Mapping[int, Sequence[Tensor]]) -> None:
+        """The faces that people of a video got."""
+        for person in personas.keys() & faces.keys():
+            self.keep_face(personas[person].number, faces[person])
 
     def in_video(self, tracks: Sequence[Track]) -> dict[int, Persona]:
         """Of each person of a video."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
 
@@ -110,13 +110,7 @@ def _protected(
     texts = prompts_of(parse_prompts(request.prompt), len(found))
     number_of = {id(face): number for number, face in enumerate(found)}
     numbers = [number_of[id(face)] for face in faces]
-    personas = [None] * len(faces) if use.personas is None else use.personas.in_picture(picture.rgb, faces)
-    hows = [
-        _checked(_regeneration(picture.rgb, face, texts[number], persona, request, use), source, number, request, use)
-        for face, number, persona in zip(faces, numbers, personas, strict=True)
-    ]
-    if use.personas is not None:
-        hows = [use.personas.kept(how, persona) for how, persona in zip(hows, personas, strict=True)]
+    hows = _hows(source, picture.rgb, dict(zip(numbers, faces, strict=True)), texts, request, use)
     noise_key = NoiseKey.from_seed(request.seed)
 
     def cover(i: int, error: Exception) -> None:
@@ -145,6 +139,25 @@ def _protected(
     with use.network:
         key = record(picture, faces, model.diffusion_model, model.crop, request.sealing.fidelity, callback=progress)
     return pictures, key
+
+
+def _hows(
+    source: Path,
+    picture: Tensor,
+    faces: Mapping[int, Face],
+    texts: Sequence[str],
+    request: ProtectRequest,
+    use: Resources,
+) -> list[Regeneration]:
+    """How the faces of an image (H,W,3), given by their numbers, are made new."""
+    personas = [None] * len(faces) if use.personas is None else use.personas.in_picture(picture, [*faces.values()])
+    hows = [
+        _checked(_regeneration(picture, face, texts[number], persona, request, use), source, number, request, use)
+        for (number, face), persona in zip(faces.items(), personas, strict=True)
+    ]
+    if use.personas is None:
+        return hows
+    return [use.personas.kept(how, persona) for how, persona in zip(hows, personas, strict=True)]
 
 
 def _regeneration(

@@ -79,8 +79,7 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
         cover = None if request.if_impossible == "error" else functools.partial(_say_covered, source, followed, state)
         protect_pieces(video, todo, chosen, regenerate, Pasting(model.crop, request.keep, cover))
     if use.personas is not None:
-        for person in personas.keys() & state.faces.keys():
-            use.personas.keep_face(personas[person].number, state.faces[person])
+        use.personas.keep_faces(personas, state.faces)
     if use.encryptor is not None:
         use.encryptor.encrypt_file(source, made.add(sealed_beside(target, source)))
     joined = made.add(target)
