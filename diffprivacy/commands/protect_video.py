@@ -67,11 +67,10 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
     per_piece = strength_steps(use.preset.steps, use.preset.strength)
     steps = per_piece * sum(len(tracks_in(tracks, piece)) for piece, _ in todo)
     guide = None if request.model.unguided else model.recognizer
-    texts = _texts(request.prompt, followed, tracks)
     personas = {} if use.personas is None else use.personas.in_video(tracks)
     with progress_bar(source.name, steps) as bar:
         words = words_of_people(video, tracks, model.diffusion_model, model.crop, use.msi)
-        how = _how_of(request, use, words, texts, personas)
+        how = _how_of(request, use, words, _texts(request.prompt, followed, tracks), personas)
         check = guide if request.task == "anonymize" else None
         keep = guide if personas else check
         regenerate = one_face_each(state, model.diffusion_model, model.crop, how, keep, lambda _: bar.update(1), check)
