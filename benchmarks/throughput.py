@@ -1,11 +1,12 @@
 """Images a second against the number of processes and the size of batches, and how memory grows with the number of inputs.
 
-    python -m benchmarks.throughput [--inputs 16] [--runs 1x1 2x1 2x4]
+    python -m benchmarks.throughput [--inputs 16] [--runs 1x1 2x1 2x4] [--before COMMIT]
     python -m benchmarks.throughput --parts 1 4 8
     python -m benchmarks.throughput --memory 300
 
 A run is jobs x batch, on the embedded model and a processor. Starting a process counts: rates are of the whole command.
-On a machine that does other things too compare images in a second of computing. --parts: what a face costs in one step of
+On a machine that does other things too compare images in a second of computing. --before: the first row is the command of
+an earlier commit, one input after the other, by its defaults. --parts: what a face costs in one step of
 sampling, by the size of the batch. --memory: the largest memory of one process at that many inputs over that at 10.
 """
 
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,9 @@ print(json.dumps({"code": code, "peak": resource.getrusage(resource.RUSAGE_SELF)
 """
 
 
+COMPILED = str(Path(tempfile.gettempdir()) / "throughput-compiled")
+
+
 @dataclass(frozen=True)
 class Run:
     """seconds: of the clock; computing: of all processors together. peak: largest memory of the first process in kB."""
@@ -51,8 +55,9 @@ class Run:
     peak: int
 
 
-def run(inputs: int, *options: object) -> Run:
-    """The command on so many photos."""
+def run(inputs: int, *options: object, version: Path = Path()) -> Run:
+    """The command of a version's folder on so many photos. Its modules are compiled beforehand, as by an installation."""
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": COMPILED}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for i in range(inputs):
@@ -60,7 +65,12 @@ def run(inputs: int, *options: object) -> Run:
         command = ["anonymize", folder / "in", "-o", folder / "out", "--device", "cpu", *options]
         start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
-            [sys.executable, "-c", MEASURED, *map(str, command)], capture_output=True, text=True, check=True
+            [sys.executable, "-c", MEASURED, *map(str, command)],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=version,
+            env=environment,
         )
         seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
         found = json.loads(done.stderr.splitlines()[-1])
@@ -109,7 +119,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=16)
     parser.add_argument("--runs", nargs="+", default=["1x1", "2x1", "1x4", "2x4"], metavar="JOBSxBATCH")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=50, help="of the full schedule (default 50, as the command's)")
+    parser.add_argument("--before", metavar="COMMIT", help="compare with the command of this commit")
     parser.add_argument("--memory", type=int, metavar="N", help="compare memory at 10 and at N inputs instead")
     parser.add_argument("--parts", type=int, nargs="+", metavar="BATCH", help="what a face costs in one step instead")
     options = parser.parse_args()
@@ -121,13 +132,34 @@ def main() -> None:
         few, many = (run(inputs, *quick).peak for inputs in (10, options.memory))
         print(f"memory at {options.memory} inputs over that at 10: {many / few:.3f} ({many / 1e6:.2f} GB)")
         return
-    cores = len(os.sched_getaffinity(0))
     print("| jobs | batch | images a second | images in a second of computing | cores busy |\n|---|---|---|---|---|")
+    steps = ("--steps", options.steps)
+    rows: list[tuple[str, str, Callable[[int], Run]]] = []
+    with tempfile.TemporaryDirectory() as name:
+        if options.before:
+            archive = subprocess.run(["git", "archive", options.before], capture_output=True, check=True).stdout
+            subprocess.run(["tar", "x", "-C", name], input=archive, check=True)
+            rows.append((options.before, "-", lambda inputs: run(inputs, *steps, version=Path(name))))
+        for each in options.runs:
+            jobs, batch = each.split("x")
+            rows.append(
+                (
+                    jobs,
+                    batch,
+                    lambda inputs, jobs=jobs, batch=batch: run(inputs, *steps, "--jobs", jobs, "--batch", batch),
+                )
+            )
+        table(rows, options.inputs)
+
+
+def table(rows: Sequence[tuple[str, str, Callable[[int], Run]]], inputs: int) -> None:
+    """Print what each row's command does, also as a multiple of the first's."""
+    cores = len(os.sched_getaffinity(0))
     first: tuple[float, float] | None = None
-    for each in options.runs:
-        jobs, batch = each.split("x")
-        done = run(options.inputs, "--steps", options.steps, "--jobs", jobs, "--batch", batch)
-        rate, computed = options.inputs / done.seconds, options.inputs / done.computing
+    for jobs, batch, command in rows:
+        command(1)  # what it loads is compiled, and in memory
+        done = command(inputs)
+        rate, computed = inputs / done.seconds, inputs / done.computing
         first = first or (rate, computed)
         busy = f"{100 * done.computing / done.seconds / cores:.0f} %"
         print(

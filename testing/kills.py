@@ -41,18 +41,22 @@ class Kills:
         self._expected: dict[str, bytes] = {}
         once = folder / "once"
         with self._begun(once) as process:
-            self._wait(process, lambda: any(once.glob(f"{atomic.PREFIX}*")))
+            while not any(once.glob(f"{atomic.PREFIX}*")):
+                time.sleep(PAUSE)
             begin = time.monotonic()
             assert process.wait() == 0
         self.seconds = time.monotonic() - begin
         self._expected = {file.name: content(file) for file in once.glob("[!.]*")}
+        self.files = len(self._expected)
 
-    def kill(self, moment: float, worker: bool) -> bool:
-        """Whether the run was killed so many seconds after its work began, or had ended by then."""
+    def kill(self, worker: bool) -> bool:
+        """Whether the run was killed, or had ended by then; it is killed so long after one of its files appeared, or its work
+        began, as the next may take."""
         with self._begun(self.out) as process:
-            self._wait(process, lambda: any(self.out.glob(f"{atomic.PREFIX}*")))
-            begin = time.monotonic()
-            self._wait(process, lambda: time.monotonic() - begin > moment)
+            after = random.randrange(self.files)
+            self._wait(process, lambda: any(self.out.glob(f"{atomic.PREFIX}*")) and len(self.there()) >= after)
+            end = time.monotonic() + random.uniform(0, self.seconds if self.files == 1 else 1)
+            self._wait(process, lambda: time.monotonic() > end)
             if process.poll() is None:
                 family = psutil.Process(process.pid).children(recursive=True)
                 workers = [each for each in family if any(word in " ".join(each.cmdline()) for word in WORKERS)]
@@ -76,9 +80,19 @@ class Kills:
         names = {file.name for file in self.out.iterdir()}
         assert names == {*self._expected, ".diffprivacy.json"}, names
 
+    def begin_anew(self) -> None:
+        """Finish, and remove what was made."""
+        self.finish()
+        for file in self.out.iterdir():
+            file.unlink()
+
+    def there(self) -> list[Path]:
+        """What bears a final name."""
+        return list(self.out.glob("[!.]*"))
+
     def check(self) -> None:
         """What bears a final name is whole."""
-        for file in self.out.glob("[!.]*"):
+        for file in self.there():
             assert content(file) == self._expected[file.name], f"{file} is not what it is to be"
             self.seen += 1
 
@@ -113,16 +127,13 @@ def main() -> None:
         runs = Kills(folder, source, ["--engine", options.engine, "--jobs", "2"])
         done = 0
         while done < options.times:
-            moment, worker = random.uniform(0, runs.seconds), bool(done % 2)
-            if runs.kill(moment, worker):
+            worker = bool(done % 2)
+            if runs.kill(worker):
                 done += 1
-                kept = len(list(runs.out.glob("[!.]*")))
                 whom = "a worker" if worker else "the command"
-                print(f"{done}: {whom} killed after {moment:.1f} s of work; {kept} files are there", flush=True)
-            if worker:
-                runs.finish()
-                for file in runs.out.iterdir():
-                    file.unlink()
+                print(f"{done}: {whom} killed; {len(runs.there())} files are there", flush=True)
+            if worker or len(runs.there()) == runs.files:
+                runs.begin_anew()
         runs.finish()
         print(f"{done} kills; final files were looked at {runs.seen} times, and were those of an uninterrupted run")
 
