@@ -15,6 +15,7 @@ import torch
 
 from diffprivacy.commands import protect
 from diffprivacy.commands.batch import reason
+from diffprivacy.commands.inputs import Names, plan
 from diffprivacy.commands.terminal import Lasting
 from diffprivacy.media import atomic
 from testing.folders import anonymize, photo, run, wall
@@ -34,6 +35,21 @@ def test_another_folders_file_of_the_same_name_is_refused(tmp_path, capsys):
     assert anonymize(second.parent, out) == 1
     assert "out/1.png is there already and was made from another file" in capsys.readouterr().err
     assert (out / "1.png").read_bytes() == made
+
+
+def test_inputs_of_one_name_become_files_of_different_names(tmp_path):
+    for name in ("a.jpg", "a.jpeg", "a.png", "a.bmp", "b.webp"):
+        (tmp_path / name).touch()
+    found = plan([tmp_path], tmp_path / "out", names=Names(picture_format="same"))
+    names = {source.name: [file.name for file in files] for source, files in found.targets.items()}
+    expected = {
+        "a.jpg": "a.jpg.jpg",
+        "a.jpeg": "a.jpeg.jpg",
+        "a.png": "a.png.png",
+        "a.bmp": "a.bmp.png",
+        "b.webp": "b.webp",
+    }
+    assert names == {source: [file] for source, file in expected.items()}
 
 
 def test_several_folders_keep_their_names(tmp_path):
