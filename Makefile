@@ -10,6 +10,10 @@ BIN := $(VENV)/bin
 COMFYUI_PATH ?= $(patsubst %/comfy/sd.py,%,$(firstword $(wildcard ../../comfy/sd.py $(HOME)/comfy/ComfyUI/comfy/sd.py)))
 export COMFYUI_PATH
 
+# Tests start many processes: each module is compiled once for all of them, also where the environment forbids it.
+unexport PYTHONDONTWRITEBYTECODE
+test test-library test-graphs: export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/bytecode
+
 .PHONY: demo test test-library test-graphs lint release-check comfyui clean
 
 demo: $(VENV)/.installed

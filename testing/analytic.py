@@ -45,7 +45,7 @@ class Mixture:
         return noise * torch.einsum("bk,bkchw->bchw", weights, offset) / total
 
     def denoiser(self, prediction="eps"):
-        """The same network as a host wraps it: float32, k-diffusion convention, epsilon or v prediction."""
+        """The same network as a backend wraps it: float32, k-diffusion convention, epsilon or v prediction."""
 
         def denoise(x, sigma):
             assert x.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""Seeded tiny checkpoints that stock ComfyUI and the diffusers host load like any Stable Diffusion file."""
+"""Seeded tiny checkpoints that stock ComfyUI and the diffusers backend load like any Stable Diffusion file."""
 
 from __future__ import annotations
 

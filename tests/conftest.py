@@ -11,8 +11,10 @@ from hypothesis import HealthCheck, settings
 from testing.checkpoints import write_tiny_folder, write_tiny_sd1
 from tests.comfyui.server import PACK, ComfyServer, find_comfyui
 
-# A busy machine is slow at everything, so that no example may fail for the time it took.
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# A busy machine is slow at everything, so that no example may fail for the time it took; and no run has other examples.
+settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True, database=None
+)
 settings.load_profile("patient")
 
 
@@ -22,7 +24,13 @@ NOT_RUN = pytest.StashKey[int]()
 def pytest_configure(config: pytest.Config) -> None:
     """Processes that tests start compile each module once for all of them, also where the environment forbids it."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    os.environ["PYTHONPYCACHEPREFIX"] = str(config.cache.mkdir("bytecode"))
+    os.environ.setdefault("PYTHONPYCACHEPREFIX", str(config.cache.mkdir("bytecode")))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What a test and its fixtures draw from PyTorch is the same in every run."""
+    torch.manual_seed(0)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

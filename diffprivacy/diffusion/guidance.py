@@ -114,8 +114,8 @@ def guide(
 ) -> Tensor:
     """The guided prediction at sigma within the descending schedule sigmas (N+1,); ``denoised`` itself when off.
 
-    The gradient's seed follows from the time step: every step sees other views, and every run, on whatever host, the
-    same. Raises DiffPrivacyError when the energy's gradient is not finite.
+    The gradient's seed follows from the time step: every step sees other views, and every run, with whatever backend,
+    the same. Raises DiffPrivacyError when the energy's gradient is not finite.
     """
     scale = guidance.scale_at(sigma, sigmas, noise_levels)
     if scale == 0:

@@ -49,7 +49,7 @@ class Energy:
     It keeps no state: what is random in it is drawn from the seed of the call.
     function: of what is seen and the seed.
     landmarks: (F,5,2) in pixels, of the faces outside whose crops it reads nothing; None when it may read anything.
-    recognizers: those that it asks, which a host brings to its device before sampling.
+    recognizers: those that it asks, which a backend brings to its device before sampling.
     """
 
     def __init__(

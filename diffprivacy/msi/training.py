@@ -122,7 +122,7 @@ class Training:
             self.msi.parameters(), lr=self.lr, betas=(0.8, 0.99), eps=1e-12, weight_decay=settings.weight_decay
         )
         self.whitening = Whitening(msi.text_encoder.widths, self.device) if settings.whiten else None
-        # A host's half-precision conditioning would lose small gradients.
+        # A backend's half-precision conditioning would lose small gradients.
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**12, enabled=self.device.type == "cuda")
         self.chunk = settings.chunk or settings.batch
         self.average = _tensors(self.msi)

@@ -1,10 +1,9 @@
-"""Runs inside a Python process of ComfyUI's own: its memory management as on an NVIDIA card, on a machine without one.
+"""Run by inside.py: ComfyUI's memory management as on an NVIDIA card, on a machine without one.
 
-python card.py COMFYUI PACK SCENARIO… prints what each scenario found as one line of JSON. ComfyUI's native part loads on
+card.py PACK SCENARIO… prints what each scenario found as one line of JSON. ComfyUI's native part loads on
 any Linux machine, so its dynamic patchers are real. The device "meta" stands for the card.
 """
 
-import asyncio
 import copy
 import gc
 import itertools
@@ -13,30 +12,15 @@ import sys
 from importlib import import_module
 from unittest.mock import patch
 
-comfyui, pack, *scenarios = sys.argv[1:]
-sys.argv = ["main.py", "--cpu"]
-sys.path.insert(0, comfyui)
+import comfy.model_management as management
+import comfy.model_patcher as patchers
+import comfy.ops
+import comfy.samplers
+import comfy.sd
+import torch
+from torch import nn
 
-import comfy_aimdo.control  # noqa: E402
-
-comfy_aimdo.control.init(implementation="cuda")
-
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
-
-import comfy.model_management as management  # noqa: E402
-import comfy.model_patcher as patchers  # noqa: E402
-import comfy.ops  # noqa: E402
-import comfy.samplers  # noqa: E402
-import comfy.sd  # noqa: E402
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
-
-import nodes  # noqa: E402
-
-torch.set_num_threads(1)
-assert asyncio.run(nodes.load_custom_node(pack))
+pack, *scenarios = sys.argv[1:]
 prefix = pack.replace(".", "_x_") + "."
 memory, sampling, guiding = (sys.modules[f"{prefix}nodes.comfy.{name}"] for name in ("memory", "sampling", "guiding"))
 CARD, CPU = torch.device("meta"), torch.device("cpu")

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,17 +39,25 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         session.exitstatus = pytest.ExitCode.OK
 
 
-@pytest.fixture(scope="session")
-def flow_models(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like ComfyUI's ``models`` with small flow and video models, their VAEs and tiny decoders."""
-    folder = tmp_path_factory.mktemp("models")
-    subprocess.run([sys.executable, "-m", "testing.flow_models", comfyui, folder], check=True, cwd=PACK)
-    return folder
+@dataclass
+class Ended:
+    """What a script printed."""
+
+    output: str
+    errors: str
+
+    def found(self) -> dict[str, Any]:
+        """The lines of JSON in its output, in one."""
+        lines = [json.loads(line) for line in self.output.splitlines() if line.startswith("{")]
+        return {name: facts for line in lines for name, facts in line.items()}
 
 
 @pytest.fixture(scope="session")
-def inside(comfyui: Path) -> Iterator[Callable[..., None]]:
-    """Runs a script with arguments in a fork of one Python process of ComfyUI's own, which has the pack loaded."""
+def inside(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ended]]:
+    """Runs a script with arguments in a fork of one Python process of ComfyUI's own, which has the pack loaded.
+
+    A script that ends otherwise than well, also by a signal, is a failed test.
+    """
     command = [sys.executable, HERE / "inside.py", comfyui, PACK]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -56,9 +66,24 @@ def inside(comfyui: Path) -> Iterator[Callable[..., None]]:
         assert process.stdin is not None and process.stdout is not None
         answers = process.stdout
 
-        def run(script: str, *arguments: object) -> None:
-            print(json.dumps([str(HERE / script), *map(str, arguments)]), file=process.stdin, flush=True)
-            assert next((line for line in answers if line.startswith("exit ")), "died") == "exit 0\n"
+        def run(script: str | Path, *arguments: object) -> Ended:
+            printed = tmp_path_factory.mktemp("inside")
+            files = printed / "output", printed / "errors"
+            print(
+                json.dumps([*map(str, files), *map(str, (HERE / script, *arguments))]), file=process.stdin, flush=True
+            )
+            answer = next((line for line in answers if line.startswith("exit ")), "died")
+            ended = Ended(*(file.read_text() if file.exists() else "" for file in files))
+            assert answer == "exit 0\n", f"{answer}{ended.errors[-3000:]}"
+            return ended
 
         yield run
         process.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def flow_models(comfyui: Path, inside: Callable[..., Ended], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like ComfyUI's ``models`` with small flow and video models, their VAEs and tiny decoders."""
+    folder = tmp_path_factory.mktemp("models")
+    inside(PACK / "testing" / "flow_models.py", comfyui, folder)
+    return folder

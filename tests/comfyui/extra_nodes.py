@@ -1,6 +1,9 @@
-"""What only tests need, beside the pack in the ComfyUI of the tests: nodes, and passphrases that cost nothing."""
+"""What only tests need, beside the pack in the ComfyUI of the tests: nodes, and passphrases and validations that cost little."""
 
+import gc
 import runpy
+import sys
+from dataclasses import make_dataclass
 from pathlib import Path
 
 import comfy.model_management
@@ -8,22 +11,37 @@ import comfy.sd
 import folder_paths
 import pyrage
 import torch
+from server import PromptServer
 
+VALIDATION = 4
+"""Pairs in each validation of Train MSI, which are most of a short training's time."""
 cheap = runpy.run_path(str(Path(__file__).resolve().parents[2] / "testing" / "cheap_passphrase.py"))
 pyrage.passphrase.encrypt = cheap["encrypt"]
 
 
-class LoadedModels:
-    """Counts what ComfyUI's memory management holds."""
+async def validate_little(_) -> None:
+    """Once all nodes are loaded, whose order is the file system's."""
+    (msi,) = (module for name, module in sys.modules.items() if name.endswith("diff-privacy.nodes.msi"))
+    msi.Settings = make_dataclass("Settings", [("validation", int, VALIDATION)], bases=(msi.Settings,), frozen=True)
+
+
+PromptServer.instance.app.on_startup.append(validate_little)
+
+
+class Held:
+    """Counts the models that ComfyUI's memory management holds, and the bytes of all tensors that are alive."""
 
     INPUT_TYPES = classmethod(lambda cls: {"required": {"when": ("INT",)}})
-    RETURN_TYPES = ("INT",)
+    RETURN_TYPES = ("INT", "INT")
     FUNCTION = "count"
     CATEGORY = "tests"
 
     def count(self, when):
         comfy.model_management.cleanup_models_gc()
-        return (len(comfy.model_management.current_loaded_models),)
+        gc.collect()
+        tensors = (each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter))
+        storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
+        return (len(comfy.model_management.current_loaded_models), sum(storages.values()))
 
 
 class LoadThinCheckpoint:
@@ -54,4 +72,4 @@ class TextOfWidth:
         return ([[tokens, {"pooled_output": torch.randn(1, pooled, generator=generator)} if pooled else {}]],)
 
 
-NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in (LoadedModels, LoadThinCheckpoint, TextOfWidth)}
+NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in (Held, LoadThinCheckpoint, TextOfWidth)}

@@ -1,9 +1,8 @@
-"""Runs inside a Python process of ComfyUI's own: flow and video models of every family that can be made small.
+"""Run by inside.py: flow and video models of every family that can be made small.
 
-python flow.py COMFYUI PACK MODELS FAMILY… prints what each family's run found as one line of JSON.
+flow.py PACK MODELS FAMILY… prints what each family's run found as one line of JSON.
 """
 
-import asyncio
 import inspect
 import json
 import logging
@@ -11,28 +10,19 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-comfyui, pack, models, *families = sys.argv[1:]
-sys.argv = ["main.py", "--cpu"]
-sys.path.insert(0, comfyui)
+import comfy.model_base
+import comfy.samplers
+import comfy.sd
+import comfy.supported_models
+import comfy_extras.nodes_custom_sampler as stock
+import folder_paths
+import pyrage
+import torch
 
-import comfy.options  # noqa: E402
+import nodes
 
-comfy.options.enable_args_parsing()
-
-import comfy.model_base  # noqa: E402
-import comfy.samplers  # noqa: E402
-import comfy.sd  # noqa: E402
-import comfy.supported_models  # noqa: E402
-import comfy_extras.nodes_custom_sampler as stock  # noqa: E402
-import folder_paths  # noqa: E402
-import pyrage  # noqa: E402
-import torch  # noqa: E402
-
-import nodes  # noqa: E402
-
-torch.set_num_threads(1)
+pack, models, *families = sys.argv[1:]
 folder_paths.add_model_folder_path("vae_approx", f"{models}/vae_approx", is_default=True)
-assert asyncio.run(nodes.load_custom_node(pack))
 prefix = pack.replace(".", "_x_") + "."
 guidance, recovery, schedule, latents, decoders = (
     import_module(f"{prefix}nodes.{name}") for name in ("guidance", "recovery", "schedule", "latents", "comfy.decoders")
@@ -50,8 +40,8 @@ WIDTHS |= {"cosmos": (1024, None), "krea2": (80, None)}
 """Of each family's text context and pooled vector."""
 SIDE = {"flux2": 2}
 """Of the latents, 4 elsewhere: pictures have 32 pixels a side."""
-THOROUGH = ("sd3", "wan")
-"""Families that are guided with other samplers and 20 steps too."""
+RUNS = {"sd3": (("euler", 4), ("res_multistep", 8), ("euler", 20)), "wan": (("euler", 4), ("res_multistep", 8))}
+"""Samplers and steps: more for one family of images and one of videos, which are also inverted in 20 steps."""
 ROWS = 2
 USED = (0.1, 0.5, 0.9)
 """Shares of the way at which noise levels are compared."""
@@ -179,8 +169,7 @@ def explore(family: str) -> dict:
     found["dimensions"] = len(shape)
     found["off is the model"] = guided(model, 0.0) is model
     found["energies"] = {}
-    runs = (("euler", 4), ("res_multistep", 8), ("dpmpp_2m", 8), ("euler", 20))
-    for sampler, steps in runs if family in THOROUGH else runs[:2]:
+    for sampler, steps in RUNS.get(family, (("euler", 4),)):
         sigmas = schedule_of(model, steps, 0.6)
         plain, moved = (
             energy(sampled(each, positive, latent, sigmas, sampler, noise_seed=2)) for each in (model, guided(model))
@@ -193,7 +182,7 @@ def explore(family: str) -> dict:
     mixed = schedule.ScheduleEmbeddings.execute(positive, other, "custom", 500, 0).result[0]
     mask = torch.zeros(1, 1, *[1] * len(frames), side, side)
     mask[..., : side // 2] = 1
-    for steps in (4, 20):
+    for steps in (4, 20) if family in RUNS else (4,):
         sigmas = schedule_of(model, steps, 0.6)
         for name, of in (("plain", latent), ("masked", {**latent, "noise_mask": mask}))[: 2 if steps == 4 else 1]:
             noise, sampler = recovery.InvertLatent.execute(model, mixed, of, sigmas, "automatic", 40).result

@@ -1,11 +1,10 @@
-"""Runs inside a Python process of ComfyUI's own: prompts one after the other on a card that computes, with its memory.
+"""Run by inside.py: prompts one after the other on a card that computes, with its memory.
 
-python rounds.py COMFYUI PACK FOLDER PATCHER:MEMORY:ROUNDS… prints what each gave as one line of JSON. PATCHER is
+rounds.py PACK FOLDER PATCHER:MEMORY:ROUNDS… prints what each gave as one line of JSON. PATCHER is
 "dynamic" or "legacy", MEMORY "all", "half" or "little". The card is testing.pretended_card's: its tensors are apart from
 the CPU's, so that a weight left behind is an error. FOLDER gets a TAESD.
 """
 
-import asyncio
 import copy
 import functools
 import gc
@@ -16,36 +15,25 @@ import weakref
 from importlib import import_module
 from pathlib import Path
 
-comfyui, pack, folder, *runs = sys.argv[1:]
-sys.argv = ["main.py", "--cpu", "--fp32-text-enc"]
-sys.path.insert(0, comfyui)
-sys.path.append(pack)
+import comfy.cli_args
+import comfy.memory_management
+import comfy.model_management as management
+import comfy.model_patcher as patchers
+import comfy.sd
+import folder_paths
+import torch
+from comfy.ldm.models.autoencoder import AutoencoderKL
+from comfy.taesd.taesd import TAESD
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import comfy_aimdo.control  # noqa: E402
-
-comfy_aimdo.control.init(implementation="cuda")
-
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
-
-import comfy.memory_management  # noqa: E402
-import comfy.model_management as management  # noqa: E402
-import comfy.model_patcher as patchers  # noqa: E402
-import comfy.sd  # noqa: E402
-import folder_paths  # noqa: E402
-import torch  # noqa: E402
-from comfy.ldm.models.autoencoder import AutoencoderKL  # noqa: E402
-from comfy.taesd.taesd import TAESD  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.optim.optimizer import register_optimizer_step_pre_hook  # noqa: E402
-
-import nodes  # noqa: E402
-from testing import pretended_card  # noqa: E402
+import nodes
+from testing import pretended_card
 
 logging.basicConfig(level=logging.INFO, force=True)  # At this level ComfyUI says that it looks for a leak.
-torch.set_num_threads(1)
+comfy.cli_args.args.fp32_text_enc = True
+pack, folder, *runs = sys.argv[1:]
 CARD, CPU = pretended_card.install(), torch.device("cpu")
 MEMORY = {"card": 2**40}
 """Bytes of the card."""
@@ -66,7 +54,6 @@ management.vram_state = management.VRAMState.NORMAL_VRAM
 patchers.ModelPatcherDynamic._vbar_get = lambda self, create=False: None  # No card, no pages of its memory.
 PATCHERS = {"dynamic": patchers.ModelPatcherDynamic, "legacy": patchers.ModelPatcher}
 
-assert asyncio.run(nodes.load_custom_node(pack))
 prefix = pack.replace(".", "_x_") + "."
 demo_model, memory, guidance_nodes, msi_nodes = (
     sys.modules[f"{prefix}nodes.{name}"] for name in ("comfy.demo_model", "comfy.memory", "guidance", "msi")

@@ -142,7 +142,7 @@ def test_other_families_of_checkpoints(server, kind):
     sampled = graph.add("SaveLatent", samples=guided.sample(), filename_prefix="latents/guided")
     guided.scale = 0.0
     unguided = graph.add("SaveLatent", samples=guided.sample(), filename_prefix="latents/plain")
-    sigmas = graph.add("BasicScheduler", model=guided.model, scheduler="normal", steps=10, denoise=1.0)
+    sigmas = graph.add("BasicScheduler", model=guided.model, scheduler="normal", steps=6, denoise=1.0)
     inverted = graph.add(
         "DiffPrivacyInvertLatent",
         **{"model": guided.model, "positive": guided.positive, "latent_image": guided.latent, "sigmas": sigmas},
@@ -162,7 +162,7 @@ def test_other_families_of_checkpoints(server, kind):
     msi = graph.add(
         "DiffPrivacyTrainMSI",
         **{"images": guided.crops, "model": guided.model, "clip": clip, "vae": guided.vae, "clip_vision": vision},
-        **{"steps": 1, "seed": 0, "batch": 8, "chunk": 0, "learning_rate": 0.1},
+        **{"steps": 1, "seed": 0, "batch": 2, "chunk": 0, "learning_rate": 0.1},
         **{"checkpointing": True, "flips": False},
     )
     module = graph.add("DiffPrivacySaveMSI", msi=msi, filename_prefix=f"families/{kind}")

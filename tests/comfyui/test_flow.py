@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.comfyui.conftest import HERE, PACK
+from tests.comfyui.conftest import PACK
 
 IMAGES = ("sd3", "flux", "flux2")
 VIDEO = ("wan", "qwen_image", "krea2", "cosmos")
@@ -18,17 +15,8 @@ FLOW = (*IMAGES, "wan", "qwen_image", "krea2")
 
 
 @pytest.fixture(scope="module")
-def found(comfyui: Path, flow_models: Path) -> dict[str, dict[str, Any]]:
-    lines = run(HERE / "flow.py", comfyui, PACK, flow_models, *IMAGES, *VIDEO)
-    return {name: facts for line in lines for name, facts in json.loads(line).items()}
-
-
-def run(*command: Any) -> list[str]:
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], capture_output=True, text=True, timeout=3000, check=False, cwd=PACK
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [line for line in done.stdout.splitlines() if line.startswith("{")]
+def found(inside, flow_models: Path) -> dict[str, dict[str, Any]]:
+    return inside("flow.py", PACK, flow_models, *IMAGES, *VIDEO).found()
 
 
 def test_latents_have_the_dimensions_of_their_family(found):

@@ -1,15 +1,22 @@
 """Fixtures of the library tests."""
 
 import functools
+import math
 import os
+import random
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyrage
 import pytest
 import torch
 
-from diffprivacy import demo
-from diffprivacy.commands import model, resources
+from diffprivacy import demo, redrawing
+from diffprivacy.commands import model, resources, train_msi
+from diffprivacy.diffusion import noise
+from diffprivacy.msi.training import Settings
+from diffprivacy.recovery import keyed
 from testing import cheap_passphrase
 from testing.wheel import build_wheel, install
 
@@ -37,12 +44,41 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install(wheel, tmp_path_factory.mktemp("installed") / "environment") / "diffprivacy"
 
 
+@pytest.fixture(autouse=True)
+def known_noise(monkeypatch: pytest.MonkeyPatch):
+    """Keys of noise and salts, which are the operating system's otherwise, so that what a test finds is no luck."""
+    for module in (noise, keyed):
+        monkeypatch.setattr(module, "secrets", SimpleNamespace(token_bytes=random.Random(0).randbytes))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cheap_passphrases():
     """Files encrypted to a passphrase cost nothing; test_encryption tries pyrage's own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pyrage.passphrase, "encrypt", cheap_passphrase.encrypt)
         yield
+
+
+@dataclass(frozen=True)
+class LittleValidation(Settings):
+    """Validations are most of a short training's time."""
+
+    validation: int = 4
+
+
+@pytest.fixture(scope="session", autouse=True)
+def little_validation():
+    """``train-msi`` measures its progress on few pairs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_msi, "Settings", LittleValidation)
+        yield
+
+
+@pytest.fixture
+def whatever_is_drawn(monkeypatch: pytest.MonkeyPatch):
+    """New faces are taken at the first draw, as few steps make no strangers."""
+    monkeypatch.setattr(redrawing, "RECOGNIZED", math.inf)
+    monkeypatch.setattr(redrawing, "MATCHED", -math.inf)
 
 
 @pytest.fixture(scope="module")

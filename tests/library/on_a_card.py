@@ -6,6 +6,7 @@ python -m tests.library.on_a_card DEVICE FOLDER SCENARIO… with the device card
 from __future__ import annotations
 
 import json
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -15,7 +16,7 @@ import skimage.data
 import torch
 from PIL import Image
 
-from diffprivacy import demo, devices
+from diffprivacy import demo, devices, redrawing
 from diffprivacy.cli import main
 from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.diffusion.guidance import Guidance, guided
@@ -117,7 +118,7 @@ def keys() -> dict:
     original = Picture(photo)
     diffusion_model = load_diffusion_model().to(CARD)
     for method in ("fixed point", "belm"):
-        key = record(original, [face], diffusion_model, CROP, how=Replay(method=method, steps=8)).bound_to(original)
+        key = record(original, [face], diffusion_model, CROP, how=Replay(method=method, steps=4)).bound_to(original)
         restored = recover(original, [key], diffusion_model).rgb
         found[method] = [restored.device.type, float((restored - photo).abs().mean())]
     return found
@@ -132,6 +133,7 @@ def commands() -> dict:
     """A photo anonymized there and here from the same noise."""
     source = Path(folder) / "astronaut.png"
     Image.fromarray(skimage.data.astronaut()).save(source)
+    redrawing.RECOGNIZED = math.inf  # Two steps make no strangers.
     made = {}
     for device in (CPU.type, CARD.type):
         out = Path(folder) / device

@@ -20,14 +20,14 @@ from testing.folders import FRIENDS, photo, run
 from testing.reference import ROOT, blocks
 from testing.videos import write_source
 
-pytestmark = pytest.mark.usefixtures("models_loaded_once")
+pytestmark = pytest.mark.usefixtures("models_loaded_once", "whatever_is_drawn")
 IDENTITY = pyrage.x25519.Identity.generate()
 QUICK = {
     "anonymize": ["--steps", "2", "--strength", "0.5"],
     "hide": ["--steps", "2", "--strength", "0.5"],
-    "train-msi": ["--steps", "1", "--batch", "8", "--no-flips", "--size", "64"],
+    "train-msi": ["--steps", "1", "--batch", "2", "--no-flips", "--size", "64"],
 }
-"""Options that make a command quick; the README's run without them in test_readme."""
+"""Options that make a command quick."""
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 BLOCKS = {
     f"{page.stem}-{number}": lines

@@ -51,7 +51,7 @@ def test_a_folder_that_is_killed_again_and_again_ends_the_same(tmp_path):
         for path in out.glob("[!.]*"):
             assert path.read_bytes() == expected[path.name]
 
-    killed_until_done(out, moments, 5, check, *arguments, out)
+    killed_until_done(out, moments, 3, check, *arguments, out)
     assert {path.name for path in out.glob("[!.]*")} == set(expected)
 
 
@@ -87,7 +87,7 @@ def test_a_film_that_is_killed_again_and_again_ends_the_same(tmp_path):
         if (out / "film.mp4").exists():
             assert all(map(np.array_equal, pixels(out / "film.mp4"), expected))
 
-    killed_until_done(out, moments, 5, check, *arguments, out)
+    killed_until_done(out, moments, 3, check, *arguments, out)
     assert len(pixels(out / "film.mp4")) == len(frames)
 
 

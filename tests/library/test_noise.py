@@ -81,6 +81,11 @@ def test_the_numbers_of_a_key_stay_what_they_are():
     torch.testing.assert_close(NoiseKey(key).normal((2, 3), "person", 0), torch.tensor(expected).view(2, 3))
 
 
+@pytest.fixture
+def known_noise():
+    """Here it is the operating system's."""
+
+
 def test_fresh_keys_differ_and_hold_256_bits():
     keys = {NoiseKey().key for _ in range(64)}
     assert len(keys) == 64

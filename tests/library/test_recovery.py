@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -73,28 +74,28 @@ def crop(rgb: torch.Tensor, scene: Scene) -> torch.Tensor:
     return crop_face(rgb, scene.faces[0], demo.IMAGE_SIZE, demo.MARGIN)
 
 
-@pytest.mark.parametrize(
-    ("fidelity", "method", "loss"),
-    [("latent", "fixed point", 0.01), ("latent", "belm", 0.01), ("compact", "belm", 0.2)],
-)
-def test_replay_is_as_good_as_the_autoencoder(astronaut, diffusion_model, fidelity, method, loss):
-    key = key_of(astronaut, diffusion_model, fidelity, method=method)
+@pytest.fixture(scope="module")
+def lost(astronaut, diffusion_model) -> Callable[[torch.Tensor], float]:
+    """By how many dB less than a round trip through the autoencoder the worst of some latents shows the face."""
     original = crop(astronaut.original.rgb, astronaut)
     encoded = diffusion_model.encode(original.movedim(-1, 0)[None])
-    ceiling, found = (
-        psnr(diffusion_model.decode(latent)[0].movedim(0, -1), original)
-        for latent in (encoded, replay(key, diffusion_model))
-    )
-    assert found > ceiling - loss
+
+    def of(latents: torch.Tensor) -> float:
+        return min(psnr(picture.movedim(0, -1), original) for picture in diffusion_model.decode(latents))
+
+    return lambda latents: of(encoded) - of(latents)
 
 
-def test_replay_in_another_batch_size_is_as_good(astronaut, diffusion_model):
+def test_replay_is_as_good_as_the_autoencoder(astronaut, diffusion_model, lost):
     key = key_of(astronaut, diffusion_model)
-    batch = sample_euler(stage_denoiser(diffusion_model), key.noise_map.repeat(3, 1, 1, 1), key.sigmas)
-    original = crop(astronaut.original.rgb, astronaut)
-    encoded = diffusion_model.encode(original.movedim(-1, 0)[None])
-    ceiling = psnr(diffusion_model.decode(encoded)[0].movedim(0, -1), original)
-    assert all(psnr(picture.movedim(0, -1), original) > ceiling - 0.1 for picture in diffusion_model.decode(batch))
+    assert lost(replay(key, diffusion_model)) < 0.01
+    in_another_batch_size = key.noise_map.repeat(3, 1, 1, 1)
+    assert lost(sample_euler(stage_denoiser(diffusion_model), in_another_batch_size, key.sigmas)) < 0.1
+
+
+@pytest.mark.parametrize(("kind", "loss"), [("latent", 0.01), ("compact", 0.2)])
+def test_belm_is_as_good(astronaut, diffusion_model, lost, kind, loss):
+    assert lost(replay(key_of(astronaut, diffusion_model, kind, method="belm"), diffusion_model)) < loss
 
 
 def test_recovered_picture_shows_the_original_and_nothing_of_the_strange_face(astronaut, diffusion_model):

@@ -126,7 +126,7 @@ def test_ten_words_say_a_real_face_better_than_one_and_one_better_than_any_promp
     diffusion_model, data_dir, name, capsys
 ):
     data = prepare(diffusion_model, photo_of(data_dir, name), flips=False)
-    settings = Settings(steps=20, batch=10, validate_every=20, patience=0)
+    settings = Settings(steps=12, batch=10, validate_every=12, patience=0)
     untrained = Training(new_msi(diffusion_model), diffusion_model, data, settings)
     losses = {"best fixed prompt": min(fixed_prompt(untrained, diffusion_model, prompt) for prompt in FIXED)}
     for stages in (1, 10):
