@@ -14,6 +14,7 @@ from ..diffprivacy.diffusion.guidance import Guidance, guide
 from ..diffprivacy.diffusion.out_of_memory import halving
 from ..diffprivacy.errors import DiffPrivacyError
 from ..diffprivacy.identity import energies
+from ..diffprivacy.identity.expression import EXPRESSION_WEIGHT, keep_expression
 from ..diffprivacy.identity.strangers import AWAY, DECOY, DECOY_WEIGHT, drawn_aims, drawn_decoys
 from ..diffprivacy.presets import GUIDED
 from . import sockets
@@ -209,6 +210,36 @@ class HideEnergy(io.ComfyNode):
         return io.NodeOutput(energy)
 
 
+class KeepExpressionEnergy(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffPrivacyKeepExpressionEnergy",
+            display_name="Keep Expression Energy",
+            category=CATEGORY,
+            description="Falls as faces smile, look and open eyes and mouth as the originals do. Add it to another energy "
+            "with Combine Energies. It costs some privacy: recognizers that did not guide see more of the original.",
+            search_aliases=["keep expression", "expression loss", "blendshapes", "facial expression", "gaze", "mouth"],
+            inputs=[
+                io.Image.Input("reference", tooltip="The crops that will be sampled, from Crop Faces."),
+                sockets.Faces.Input("faces", tooltip="From Crop Faces: where eyes, nose and mouth are in the crops."),
+                io.Float.Input(
+                    "weight",
+                    default=EXPRESSION_WEIGHT,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Against the other energies. More than 0.5 keeps hardly more, and every bit costs some privacy.",
+                ),
+            ],
+            outputs=[sockets.Energy.Output(display_name="energy")],
+        )
+
+    @classmethod
+    def execute(cls, reference, faces, weight) -> io.NodeOutput:
+        return io.NodeOutput(keep_expression(*reference_crops(reference, faces)) * weight)
+
+
 class CombineEnergies(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -355,4 +386,4 @@ def reference_crops(reference: torch.Tensor, faces: sockets.FaceBatch) -> tuple[
     return reference[::variants].movedim(-1, 1).cpu().float(), landmarks
 
 
-NODES = [AnonymizeEnergy, HideEnergy, CombineEnergies, EnergyGuidance]
+NODES = [AnonymizeEnergy, HideEnergy, KeepExpressionEnergy, CombineEnergies, EnergyGuidance]

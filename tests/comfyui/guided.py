@@ -9,8 +9,13 @@ from tests.comfyui.graphs import Graph, demo_crops, slot
 STEPS = 6
 
 
-def anonymized(sampler: str = "euler", scheduler: str = "normal", custom: bool = False, **guidance) -> Graph:
-    """One demo crop redrawn; guidance are the inputs of Energy Guidance, none for the plain model."""
+def anonymized(
+    sampler: str = "euler", scheduler: str = "normal", custom: bool = False, expression: float = 0, **guidance
+) -> Graph:
+    """One demo crop redrawn; guidance are the inputs of Energy Guidance, none for the plain model.
+
+    expression: weight of keeping it.
+    """
     graph = Graph()
     loader, image, crops = demo_crops(graph, variants=2)
     model, clip, vae, guide = loader, slot(loader, 1), slot(loader, 2), slot(loader, 4)
@@ -20,6 +25,12 @@ def anonymized(sampler: str = "euler", scheduler: str = "normal", custom: bool =
             **{"recognizer": guide, "reference": crops, "faces": slot(crops, 2), "identity": 1.0, "diversity": 1.0},
             **{"form": "smooth", "augmentations": 0},
         )
+        if expression:
+            keep = graph.add(
+                "DiffPrivacyKeepExpressionEnergy", reference=crops, faces=slot(crops, 2), weight=expression
+            )
+            both = {"energy_1": energy, "energy_2": keep, "weight_1": 1.0, "weight_2": 1.0}
+            energy = graph.add("DiffPrivacyCombineEnergies", **both)
         settings = {"rule": "normalized", "scale": 0.1, "from_step": 999, "to_step": 0, "every": 1}
         settings |= {"decoder": "VAE", "chunk": 0} | guidance
         model = graph.add("DiffPrivacyEnergyGuidance", model=model, vae=vae, energy=energy, **settings)

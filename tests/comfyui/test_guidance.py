@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from diffprivacy import demo
+from diffprivacy.evaluation.utility import changes, looks
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import crop_face, crop_landmarks
 from tests.comfyui.conftest import PACK
@@ -58,6 +59,19 @@ def test_guidance_takes_the_face_away_under_any_sampler(server, photo, face, sam
     plain = likeness(run(server, anonymized(sampler, scheduler, custom)), photo, face)
     guided = likeness(run(server, anonymized(sampler, scheduler, custom, scale=0.2)), photo, face)
     assert guided < plain - 0.1
+
+
+def test_expressions_are_kept_beside_another_energy(server, photo, face):
+    """Two energies in one graph: eyes and smile change less than with that of identity alone, which still works."""
+    before = looks(picture(photo), face)
+
+    def changed(faces: list[np.ndarray]) -> float:
+        after = [looks(torch.from_numpy(rgb.astype(np.float32) / 255), face) for rgb in faces]
+        return float(np.mean([changes(before, each)["expression"] for each in after]))
+
+    alone, kept = (run(server, anonymized(scale=0.1, expression=weight)) for weight in (0, 1))
+    assert changed(kept) < changed(alone)
+    assert likeness(kept, photo, face) < 0.6, "the original's is 1"
 
 
 def test_scale_zero_is_the_plain_model_bit_for_bit(server):

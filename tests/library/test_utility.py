@@ -34,6 +34,8 @@ from diffprivacy.evaluation.utility import (
 from diffprivacy.faces.attributes import load_attributes
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.facemesh import load_face_mesh
+from diffprivacy.identity.energies import latent_gradient
+from diffprivacy.identity.expression import keep_expression
 from diffprivacy.media.images import Picture, write_picture
 
 PIXELS = skimage.data.astronaut()[:256, 96:352]
@@ -80,6 +82,21 @@ def test_points_follow_the_image_under_autograd(astronaut, face):
     images = astronaut.movedim(-1, 0)[None].clone().requires_grad_()
     load_face_mesh()(images, torch.from_numpy(face.landmarks)[None])[0, 13].sum().backward()
     assert images.grad is not None and images.grad.abs().sum() > 0
+
+
+def test_an_energy_keeps_the_expression(astronaut, face):
+    """None for the same face; some for one whose mouth is twisted, which a step down its gradient takes back."""
+    image, landmarks = astronaut.movedim(-1, 0)[None], torch.from_numpy(face.landmarks)[None]
+    energy = keep_expression(image, landmarks)
+    assert energy(image).item() == pytest.approx(0, abs=1e-4)
+    pixels = skimage.transform.swirl(astronaut.numpy(), (127, 146), strength=2, radius=60)
+    twisted = torch.from_numpy(pixels.astype(np.float32)).movedim(-1, 0)[None]
+    before, slope = energy(twisted).item(), latent_gradient(energy, lambda images: images)(twisted)
+    assert before > 0.2
+    assert slope.isfinite().all()
+    assert energy(twisted - 0.1 * slope / slope.norm()).item() < 0.8 * before
+    two = energy(torch.cat((image, twisted)))
+    assert two.tolist() == pytest.approx([0, before], abs=1e-3), "two variants of one face"
 
 
 def test_equal_images_differ_in_nothing(before):
