@@ -1,12 +1,14 @@
 """Images a second against the number of processes and the size of batches, and how memory grows with the number of inputs.
 
     python -m benchmarks.throughput [--inputs 16] [--runs 1x1 2x1 2x4] [--before COMMIT]
+    python -m benchmarks.throughput --full-size --inputs 1 --steps 2 --runs 1x1
     python -m benchmarks.throughput --parts 1 4 8
     python -m benchmarks.throughput --memory 300
 
 A run is jobs x batch, on the embedded model and a processor. Starting a process counts: rates are of the whole command.
 On a machine that does other things too compare images in a second of computing. --before: the first row is the command of
-an earlier commit, one input after the other, by its defaults. --parts: what a face costs in one step of
+an earlier commit, one input after the other, by its defaults. --full-size: by seeded weights of Stable Diffusion 1.5's
+size, 512 pixels a face. --parts: what a face costs in one step of
 sampling, by the size of the batch. --memory: the largest memory of one process at that many inputs over that at 10.
 """
 
@@ -33,6 +35,7 @@ from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import crop_face, crop_landmarks
 from diffprivacy.identity.energies import latent_gradient
 from diffprivacy.regeneration import anonymizing, latent_shape
+from testing.checkpoints import write_full_size_folder
 from testing.folders import FACE, photo
 
 MEASURED = """
@@ -121,6 +124,7 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", default=["1x1", "2x1", "1x4", "2x4"], metavar="JOBSxBATCH")
     parser.add_argument("--steps", type=int, default=50, help="of the full schedule (default 50, as the command's)")
     parser.add_argument("--before", metavar="COMMIT", help="compare with the command of this commit")
+    parser.add_argument("--full-size", action="store_true", help="by a model of Stable Diffusion 1.5's size")
     parser.add_argument("--memory", type=int, metavar="N", help="compare memory at 10 and at N inputs instead")
     parser.add_argument("--parts", type=int, nargs="+", metavar="BATCH", help="what a face costs in one step instead")
     options = parser.parse_args()
@@ -133,9 +137,12 @@ def main() -> None:
         print(f"memory at {options.memory} inputs over that at 10: {many / few:.3f} ({many / 1e6:.2f} GB)")
         return
     print("| jobs | batch | images a second | images in a second of computing | cores busy |\n|---|---|---|---|---|")
-    steps = ("--steps", options.steps)
+    steps: tuple[object, ...] = ("--steps", options.steps)
     rows: list[tuple[str, str, Callable[[int], Run]]] = []
     with tempfile.TemporaryDirectory() as name:
+        if options.full_size:
+            checkpoint = write_full_size_folder(Path(name) / "full-size")
+            steps += "--checkpoint", checkpoint
         if options.before:
             archive = subprocess.run(["git", "archive", options.before], capture_output=True, check=True).stdout
             subprocess.run(["tar", "x", "-C", name], input=archive, check=True)

@@ -161,9 +161,28 @@ def text_model(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key if key.startswith(outside) else f"text_model.{key}": value for key, value in state.items()}
 
 
+def write_full_size_folder(path: Path, seed: int = 0) -> Path:
+    """A seeded diffusers folder of SD 1.5's size, 4 GB: good for time and memory, not for pictures."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(seed)
+    autoencoder = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+    )
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+    text = CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG["l"], num_hidden_layers=12, eos_token_id=49407))
+    _save_folder(path, unet, autoencoder, [text], "epsilon")
+    return path
+
+
 def write_tiny_folder(path: Path, kind: str, seed: int = 0) -> Path:
     """A seeded diffusers folder shaped like SD 2.x ("sd2": v-prediction) or SDXL ("sdxl": two text encoders)."""
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     torch.manual_seed(seed)
@@ -200,19 +219,25 @@ def write_tiny_folder(path: Path, kind: str, seed: int = 0) -> Path:
         latent_channels=4,
         scaling_factor=0.13025,
     )
+    _save_folder(path, unet, vae, encoders, "v_prediction" if kind == "sd2" else "epsilon")
+    return path
+
+
+def _save_folder(path: Path, unet: Any, autoencoder: Any, encoders: list[Any], prediction: str) -> None:
+    from diffusers import DDIMScheduler
+
     scheduler = DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
         beta_end=0.012,
-        prediction_type="v_prediction" if kind == "sd2" else "epsilon",
+        prediction_type=prediction,
         clip_sample=False,
     )
     unet.save_pretrained(path / "unet")
-    vae.save_pretrained(path / "vae")
+    autoencoder.save_pretrained(path / "vae")
     scheduler.save_pretrained(path / "scheduler")
     index: dict[str, Any] = {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
     for name, encoder in zip(("text_encoder", "text_encoder_2"), encoders, strict=False):
         encoder.save_pretrained(path / name)
         index[name] = ["transformers", type(encoder).__name__]
     (path / "model_index.json").write_text(json.dumps(index))
-    return path

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from testing.videos import write_source
 from tests.comfyui.server import ComfyServer, find_comfyui
 
 HERE = Path(__file__).parent
@@ -49,6 +51,7 @@ def page(server: ComfyServer, comfyui: Path) -> Iterator[ComfyPage]:
     from playwright.sync_api import sync_playwright
 
     shutil.copy(comfyui / "input" / "example.png", server.base / "input")
+    write_source(server.base / "input" / "example.mp4", [np.zeros((16, 16, 3), np.uint8)] * 2)
     # Without it the page opens the template browser for the first visitor.
     setting = urllib.request.Request(f"{server.url}/settings/Comfy.TutorialCompleted", b"true", method="POST")
     urllib.request.urlopen(setting).close()
