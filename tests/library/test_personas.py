@@ -189,7 +189,7 @@ def test_one_face_in_photos_and_a_film(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(regeneration, "noise_to", seen)
     monkeypatch.setattr(protect_picture, "checked", lambda how, *_: how)  # two steps may miss their aim
 
-    def again(file: Path, *options: str) -> int:
+    def again(file: Path, *options: object) -> int:
         return anonymize(source, out, "--personas", file, "--personas-secret", "env:ALBUM", *options)
 
     assert again(book) == 0
@@ -199,8 +199,10 @@ def test_one_face_in_photos_and_a_film(tmp_path, capsys, monkeypatch):
     assert again(book) == 0 and "3 already done" in capsys.readouterr().out
     first = starts[0]
     (source / "c.mp4").unlink()
-    assert again(tmp_path / "other.age") == 0
-    assert len(starts) == 6 and not torch.equal(starts[-1], first)
+    other = tmp_path / "other.age"
+    assert again(other, "--batch", 2) == 0
+    assert len(starts) == 6 and torch.equal(starts[-1], starts[-2]) and not torch.equal(starts[-1], first)
+    assert len(met := PersonaFile(other, "passphrase").read()) == 1 and met.persona(0).is_made
     monkeypatch.setenv("ALBUM", "wrong")
     before = {path: path.read_bytes() for path in (*out.iterdir(), book)}
     assert again(book, "--overwrite") == 1
