@@ -164,6 +164,7 @@ def test_a_judge_that_is_no_recognizer_is_named(folders, tmp_path, capsys):
     assert "no.onnx" in line
 
 
+@pytest.mark.usefixtures("whatever_is_drawn")
 def test_a_recognizer_that_guided_judges_only_when_told_and_is_marked(folders, data_dir, tmp_path, capsys):
     """By the record of the output folder, in any format of images."""
     originals, _ = folders

@@ -18,7 +18,7 @@ PACKAGES = {
     "sklearn": "scikit-learn",
 }
 """Names of packages by what is imported, where they differ."""
-EXTRAS = {"torch", "diffusers", "av", "cryptography", "ray"}
+EXTRAS = {"torch", "diffusers", "av", "c2pa", "cryptography", "ray"}
 
 
 def test_every_shipped_binary_has_a_licence_and_its_text():
