@@ -229,7 +229,7 @@ class KeepExpressionEnergy(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="Against the other energies. More than 0.5 keeps hardly more, and every bit costs some privacy.",
+                    tooltip="Against the other energies. More than 0.25 keeps hardly more, and every bit costs some privacy.",
                 ),
             ],
             outputs=[sockets.Energy.Output(display_name="energy")],

@@ -9,8 +9,8 @@ from ..devices import upload
 from ..faces.facemesh import EYES, MOUTH, load_face_mesh
 from .energies import Energy, Seen
 
-EXPRESSION_WEIGHT = 0.5
-"""Against an energy of identity; four times as much keeps hardly more."""
+EXPRESSION_WEIGHT = 0.25
+"""Against an energy of identity; twice as much keeps hardly more."""
 
 
 def keep_expression(reference: Tensor, landmarks: Tensor) -> Energy:
