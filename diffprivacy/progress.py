@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO, TypeVar
@@ -10,22 +11,28 @@ from .diffusion.sampling import Callback
 
 Item = TypeVar("Item")
 
+_LOCK = threading.RLock()
+"""Of all bars. tqdm's own is shared with forks of the process, and one that dies while it writes keeps it for ever."""
+
+
+def _tqdm() -> Any:
+    from tqdm import tqdm
+
+    tqdm.set_lock(_LOCK)
+    return tqdm
+
 
 def progress_bar(name: str, total: int | None = None, unit: str = "step", leave: bool = False, initial: int = 0) -> Any:
     """A bar of tqdm with the time left, shown on terminals only. total: None if it is not known.
 
     leave: the bar stays when it is done. initial: what is done already.
     """
-    from tqdm import tqdm
-
-    return tqdm(desc=name, total=total, unit=unit, leave=leave, initial=initial, disable=None)
+    return _tqdm()(desc=name, total=total, unit=unit, leave=leave, initial=initial, disable=None)
 
 
 def say(line: str, stream: TextIO) -> None:
     """Print a line above the bars that are shown."""
-    from tqdm import tqdm
-
-    tqdm.write(line, file=stream)
+    _tqdm().write(line, file=stream)
 
 
 def progress_over(items: Sequence[Item], name: str, unit: str) -> Iterable[Item]:
