@@ -16,6 +16,7 @@ from .commands import COMMANDS
 from .commands.batch import StopBatch, reason
 from .commands.terminal import Lasting
 from .errors import UsageError
+from .progress import begin_bars
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     with contextlib.redirect_stdout(Lasting(sys.stdout)), contextlib.redirect_stderr(Lasting(sys.stderr)):
         options = parser().parse_args(arguments)
+        begin_bars()
         with _shown() if options.verbose else contextlib.nullcontext():
             return _run(options)
 

@@ -11,15 +11,15 @@ from .diffusion.sampling import Callback
 
 Item = TypeVar("Item")
 
-_LOCK = threading.RLock()
-"""Of all bars. tqdm's own is shared with forks of the process, and one that dies while it writes keeps it for ever."""
 
+def begin_bars() -> None:
+    """Give the bars of a command a lock of their own.
 
-def _tqdm() -> Any:
+    tqdm's is one for the process and its forks, and stays taken where a terminal fails while a bar is drawn.
+    """
     from tqdm import tqdm
 
-    tqdm.set_lock(_LOCK)
-    return tqdm
+    tqdm.set_lock(threading.RLock())
 
 
 def progress_bar(name: str, total: int | None = None, unit: str = "step", leave: bool = False, initial: int = 0) -> Any:
@@ -27,12 +27,16 @@ def progress_bar(name: str, total: int | None = None, unit: str = "step", leave:
 
     leave: the bar stays when it is done. initial: what is done already.
     """
-    return _tqdm()(desc=name, total=total, unit=unit, leave=leave, initial=initial, disable=None)
+    from tqdm import tqdm
+
+    return tqdm(desc=name, total=total, unit=unit, leave=leave, initial=initial, disable=None)
 
 
 def say(line: str, stream: TextIO) -> None:
     """Print a line above the bars that are shown."""
-    _tqdm().write(line, file=stream)
+    from tqdm import tqdm
+
+    tqdm.write(line, file=stream)
 
 
 def progress_over(items: Sequence[Item], name: str, unit: str) -> Iterable[Item]:
