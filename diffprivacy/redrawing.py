@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from .diffusion.model import DiffusionModel
-from .diffusion.noise import NoiseKey
 from .diffusion.sampling import Callback
 from .errors import DiffPrivacyError
 from .identity.recognizers import Embeddings, FaceMatcher
-from .regeneration import Regeneration, Task, regenerate_crops
+from .regeneration import Regeneration, Task, fresh_noise, regenerate_crops
 
 DRAWS = 3
 RECOGNIZED = 3.0
@@ -62,10 +61,8 @@ class Redrawing:
         original = self.recognizer.reference(crops, landmarks)
         nearest, least = crops, float("inf")
         for draw in range(DRAWS):
-            fresh = torch.stack([NoiseKey.of(row).normal(tuple(row.shape), "draw", draw) for row in noise])
-            new = self.regenerate(
-                crops, landmarks, fresh if draw else noise, diffusion_model, how, None if draw else callback
-            )
+            rows = fresh_noise(noise, draw, "draw") if draw else noise
+            new = self.regenerate(crops, landmarks, rows, diffusion_model, how, None if draw else callback)
             missing = self._missing(original, new, landmarks)
             if not missing > 0:
                 return new

@@ -137,7 +137,9 @@ def anonymizing(
     return energy
 
 
-def becoming(recognizer: FaceMatcher | None, persona: Sequence[Tensor], alone: bool = False) -> EnergyOf:
+def becoming(
+    recognizer: FaceMatcher | None, persona: Sequence[Tensor], alone: bool = False
+) -> Callable[[Tensor, Tensor, Tensor], Energy]:
     """Toward a persona, and away from the original until it is a stranger's.
 
     persona: embeddings (1,D) or (F,D), one for each network. Raises DiffPrivacyError without a recognizer.
@@ -155,13 +157,12 @@ def becoming(recognizer: FaceMatcher | None, persona: Sequence[Tensor], alone: b
     return energy
 
 
-def looking_different(energy_of: EnergyOf) -> EnergyOf:
+def looking_different(energy_of: Callable[[Tensor, Tensor, Tensor], Energy]) -> EnergyOf:
     """With an energy, away from the original's structure."""
 
     def energy(crops: Tensor, landmarks: Tensor, noise: Tensor) -> Energy:
         visual = VISUAL_WEIGHT * visual_distance(crops, landmarks, landmarks, STRUCTURE)
-        other = energy_of(crops, landmarks, noise)
-        return visual if other is None else other + visual
+        return energy_of(crops, landmarks, noise) + visual
 
     return energy
 
@@ -179,10 +180,9 @@ def hiding(recognizer: FaceMatcher | None, form: EnergyForm = "stranger", alone:
         reference = recognizer.reference(crops, landmarks)
         if form == "paper":
             return identity_toward(recognizer, reference, landmarks)
-        toward = augmented(identity_toward(recognizer, reference, landmarks, ACCEPTED), landmarks, alone=alone)
-        return toward + VISUAL_WEIGHT * visual_distance(crops, landmarks, landmarks, STRUCTURE)
+        return augmented(identity_toward(recognizer, reference, landmarks, ACCEPTED), landmarks, alone=alone)
 
-    return energy
+    return energy if form == "paper" else looking_different(energy)
 
 
 def regenerate_crops(
@@ -223,9 +223,9 @@ def regenerate_crops(
     return torch.stack([match_colors(*of_one) for of_one in zip(new, originals, points, strict=True)])
 
 
-def fresh_noise(noise: Tensor, step: int) -> Tensor:
-    """New unit Gaussian noise for a step, which follows from the private noise (B,...) row by row."""
-    return torch.stack([NoiseKey.of(row).normal(tuple(row.shape), "step", step) for row in noise])
+def fresh_noise(noise: Tensor, number: int, of: str = "step") -> Tensor:
+    """New unit Gaussian noise, such as for a step, which follows from the private noise (B,...) row by row."""
+    return torch.stack([NoiseKey.of(row).normal(tuple(row.shape), of, number) for row in noise])
 
 
 def _predictions(

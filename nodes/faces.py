@@ -21,6 +21,21 @@ SHOWN = 0.3
 DETECTOR_FOLDERS = ("insightface", "detection")
 
 
+def person_threshold_input() -> io.Float.Input:
+    """The widget of nodes that tell people apart; 0 stands for the recognizer's own threshold."""
+    return io.Float.Input(
+        "person_threshold",
+        default=0.0,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        optional=True,
+        advanced=True,
+        tooltip="Cosine from which two faces are one person. 0: the threshold measured for the recognizer, "
+        f"or {SAME_PERSON} if there is none.",
+    )
+
+
 class LoadDetector(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -100,17 +115,7 @@ class DetectFaces(io.ComfyNode):
                     advanced=True,
                     tooltip="Which faces to protect when a person is given.",
                 ),
-                io.Float.Input(
-                    "person_threshold",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Cosine from which two faces are one person. 0: the threshold measured for the recognizer, "
-                    f"or {SAME_PERSON} if there is none.",
-                ),
+                person_threshold_input(),
                 io.Float.Input(
                     "min_score",
                     default=0.0,

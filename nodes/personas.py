@@ -16,12 +16,12 @@ from comfy_api.v0_0_2 import io, ui
 from ..diffprivacy.errors import DiffPrivacyError, NoFaceError
 from ..diffprivacy.identity.embedding import embed_face
 from ..diffprivacy.identity.recognizers import FaceMatcher
-from ..diffprivacy.identity.thresholds import SAME_PERSON, person_threshold
+from ..diffprivacy.identity.thresholds import person_threshold
 from ..diffprivacy.personas.book import Persona, PersonaBook
 from ..diffprivacy.personas.files import PersonaFile
 from ..diffprivacy.regeneration import becoming
 from . import secret_sources, sockets
-from .faces import check_pictures
+from .faces import check_pictures, person_threshold_input
 from .guidance import reference_crops
 
 CATEGORY = "Diff-Privacy/personas"
@@ -129,17 +129,7 @@ class AssignPersonas(io.ComfyNode):
                     "recognizer",
                     tooltip="Tells people, and guides toward their personas. A file keeps to its recognizer.",
                 ),
-                io.Float.Input(
-                    "person_threshold",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Cosine from which a face is somebody's. 0: the threshold measured for the recognizer, "
-                    f"or {SAME_PERSON} if there is none.",
-                ),
+                person_threshold_input(),
             ],
             outputs=[
                 sockets.Personas.Output(display_name="personas", tooltip="For Save Personas."),
@@ -172,7 +162,9 @@ class AssignPersonas(io.ComfyNode):
         return io.NodeOutput(assigned, noise, energy, ui=ui.PreviewText(text))
 
 
-def _assigned(book, frames, faces, recognizer, threshold) -> list[int]:
+def _assigned(
+    book: PersonaBook, frames: torch.Tensor, faces: sockets.FaceBatch, recognizer: FaceMatcher, threshold: float
+) -> list[int]:
     """Whose each face is; the faces of a track are one person's."""
     threshold = threshold or person_threshold(recognizer)
     embeddings = [
@@ -180,9 +172,8 @@ def _assigned(book, frames, faces, recognizer, threshold) -> list[int]:
         for frame, found in zip(frames, faces.faces, strict=True)
     ]
     if faces.tracks is None:
-        return [
-            o for of_image in embeddings if of_image for o in book.assign(np.stack(of_image), recognizer, threshold)
-        ]
+        images = [book.assign(np.stack(vectors), recognizer, threshold) for vectors in embeddings if vectors]
+        return [owner for owners in images for owner in owners]
     tracks = [track for of_image in faces.tracks for track in of_image]
     flat = np.array([vector for of_image in embeddings for vector in of_image])
     owners = {}

@@ -105,10 +105,11 @@ class ProtectRequest:
     """``anonymize`` or ``hide``. detector: None for the built-in one.
 
     min_score, min_size: of a face, see :class:`..faces.detectors.Detector`. boxes: JSON file of faces that it misses.
-    personas: None for a new face in each image or video. keep: parts of the face that stay. match_colors: of new faces, at their border. prompt: what new faces are to be, see
-    :mod:`..faces.prompts`. if_impossible: what becomes of a face that cannot be made new, None for an error in images and a
-    cover in videos. output_format: of images; "same" is the input's, PNG where it is none of them. disclosure: mark what a
-    model made a part of; credentials: and sign it, None for no signature. start, end: of videos, in seconds from the first frame.
+    personas: None for a new face in each image or video. keep: parts of the face that stay. match_colors: of new faces, at
+    their border. prompt: what new faces are to be, see :mod:`..faces.prompts`. if_impossible: what becomes of a face that
+    cannot be made new, None for an error in images and a cover in videos. output_format: of images; "same" is the input's,
+    PNG where it is none of them. disclosure: mark what a model made a part of; credentials: and sign it, None for no
+    signature. start, end: of videos, in seconds from the first frame.
     jobs: inputs worked on at once, None for what suits the engine. batch: faces of several inputs made new at once.
     """
 
@@ -171,7 +172,8 @@ class RecoverRequest:
 class EvaluateRequest:
     """``evaluate``. recognizers: that judge, none for the demo model's judge. judge_guides: also those that guided.
 
-    attributes: network of age and sex. attacks: parrot, undo. report: folder for report.html and report.json. max_tar, min_found, max_link: bounds in [0,1] for the protected faces.
+    attributes: network of age and sex. attacks: parrot, undo. report: folder for report.html and report.json. max_tar,
+    min_found, max_link: bounds in [0,1] for the protected faces.
     """
 
     originals: Path

@@ -37,8 +37,8 @@ def one_face_each(
 ) -> Regenerate:
     """What makes crops of the people of a video new.
 
-    Each person's noise, one for all frames, follows from the state's key, or is that of their persona. keep: measures the face that a
-    person first got, which the state keeps as the target of that person's later crops; None: there is no target.
+    Each person's noise, one for all frames, follows from the state's key, or is that of their persona. keep: measures the
+    face that a person first got, which the state keeps as the target of their later crops; None: there is no target.
     callback: of every sampling step. check: what is not to take a new face for the person; see check_unrecognized.
     """
     shape = latent_shape(diffusion_model, crop.size)
