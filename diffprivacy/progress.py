@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 def begin_bars() -> None:
     """Give the bars of a command a lock of their own.
 
-    tqdm's is one for the process and its forks, and stays taken where a terminal fails while a bar is drawn.
+    tqdm's is one for the process, and stays taken where a command is interrupted while it draws a bar.
     """
     from tqdm import tqdm
 

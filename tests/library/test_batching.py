@@ -138,7 +138,7 @@ def test_batches_make_what_single_inputs_make_up_to_rounding(tmp_path, capsys):
     for i in range(3):
         photo(tmp_path / "in" / f"{i}.png", bool(i % 2))
     wall(tmp_path / "in" / "wall.png")
-    tqdm.get_lock().acquire()  # as a command does whose terminal fails
+    tqdm.get_lock().acquire()  # as a command does that is interrupted while it draws a bar
     said = []
     for name, options in (("one", []), ("batch", ["--batch", 2])):
         assert anonymize(tmp_path / "in", tmp_path / name, "--seed", 1, *options) == 1
