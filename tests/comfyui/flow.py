@@ -40,7 +40,7 @@ WIDTHS |= {"cosmos": (1024, None), "krea2": (80, None)}
 """Of each family's text context and pooled vector."""
 SIDE = {"flux2": 2}
 """Of the latents, 4 elsewhere: pictures have 32 pixels a side."""
-RUNS = {"sd3": (("euler", 4), ("res_multistep", 8), ("euler", 20)), "wan": (("euler", 4), ("res_multistep", 8))}
+RUNS = {"sd3": (("euler", 4), ("res_multistep", 8), ("dpmpp_2m", 20)), "wan": (("euler", 4), ("dpmpp_2m", 8))}
 """Samplers and steps: more for one family of images and one of videos, which are also inverted in 20 steps."""
 ROWS = 2
 USED = (0.1, 0.5, 0.9)
