@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from ..errors import DiffPrivacyError
+from ..faces.geometry import Face
 from ..progress import progress_bar, say
 from .inputs import Plan
 from .options import option_at_fault
@@ -38,13 +39,14 @@ class Outcome:
     """A finished input. said: of it, in words.
 
     covered: numbers of the faces that could only be covered, in videos of people. which: the same in words. details:
-    more, for programs.
+    more, for programs. decided: of an image the faces that were not made new, by what was decided for them.
     """
 
     said: Sequence[str]
     covered: Sequence[int] = ()
     which: str = ""
     details: dict[str, Any] = field(default_factory=dict)
+    decided: Mapping[str, Sequence[Face]] = field(default_factory=dict)
 
 
 class Batch:

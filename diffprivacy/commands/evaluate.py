@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +12,25 @@ import numpy as np
 
 from .. import demo
 from ..errors import DiffPrivacyError, UsageError
-from ..evaluation.attacks import attack_table
-from ..evaluation.comparison import clean_photos, judge
+from ..evaluation.attacks import Attack, attack_table
+from ..evaluation.comparison import clean_photos
 from ..evaluation.drawing import cosine_plot
 from ..evaluation.report import Evidence
 from ..evaluation.table import table
-from ..evaluation.utility import changes_of, utility_table
-from ..faces.attributes import Attributes, load_attributes
-from ..faces.detectors import Detector, load_detector
+from ..evaluation.utility import Changes, changes_of, utility_table
+from ..faces.attributes import load_attributes
+from ..faces.detectors import load_detector
 from ..identity.recognizers import Recognizer, load_recognizer
 from ..identity.thresholds import FAR, kept_thresholds, write_threshold
 from ..identity.verification import operating_point
-from ..media.images import Picture, read_picture, write_picture
-from ..progress import progress_over
+from ..media.images import Picture, write_picture
 from .evaluate_attacks import ATTACKS, attacked
-from .evaluate_report import Case, broken_bounds, jpegs, worst_cases, write_report
-from .inputs import layout, pictures_in
+from .evaluate_cases import Cases, Looking, compared
+from .evaluate_report import broken_bounds, jpegs, worst_cases, write_report
+from .inputs import pictures_in
 from .manifest import Manifest
 from .options import add_detector_option, recognizer_file, score
 from .requests import EvaluateRequest, RecognizerFile, content_digest
-
-ENDINGS = (".png", ".jpg", ".webp")
-"""Of protected and recovered images."""
-MOST_NAMED = 10
-"""Missing files that an error names."""
-
-
-@dataclass(frozen=True)
-class Looking:
-    """Who looks at the faces."""
-
-    judges: Mapping[str, Recognizer]
-    detector: Detector
-    attributes: Attributes | None
 
 
 def add_parser(commands: Any) -> None:
@@ -54,7 +38,14 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("evaluate", help="judge protected and recovered images against their originals")
     add = parser.add_argument
     add("originals", type=Path, metavar="ORIGINALS", help="image, or folder of images")
-    add("protected", type=Path, metavar="PROTECTED", help="folder that anonymize or hide wrote them to")
+    add(
+        "protected",
+        nargs="+",
+        type=Path,
+        metavar="PROTECTED",
+        help="folder that anonymize or hide wrote them to; several of them hold protections of the same originals under "
+        "different keys, and tell how surely these are linked",
+    )
     add("--recovered", type=Path, metavar="FOLDER", help="folder that recover wrote to")
     add(
         "--recognizer",
@@ -85,6 +76,19 @@ def add_parser(commands: Any) -> None:
         help="write report.html (table, ROC curves, histograms, worst cases) and report.json there; they show originals",
     )
     add(
+        "--judge-guides",
+        action="store_true",
+        help="judge also with recognizers that guided these images; the report marks their figures",
+    )
+    _add_measures(parser)
+    _add_bounds(parser)
+    parser.set_defaults(run=lambda options: evaluate(_request(options)))
+
+
+def _add_measures(parser: Any) -> None:
+    """What is measured beside the judges' figures."""
+    add = parser.add_argument
+    add(
         "--attributes",
         type=Path,
         metavar="FILE",
@@ -98,13 +102,6 @@ def add_parser(commands: Any) -> None:
         help="learn from half of the people what protecting does, and search for the others: parrot by their embeddings, "
         "undo by a network on their images (minutes); may be repeated",
     )
-    add(
-        "--judge-guides",
-        action="store_true",
-        help="judge also with recognizers that guided these images; the report marks their figures",
-    )
-    _add_bounds(parser)
-    parser.set_defaults(run=lambda options: evaluate(_request(options)))
 
 
 def _add_bounds(parser: Any) -> None:
@@ -122,7 +119,7 @@ def _add_bounds(parser: Any) -> None:
 def _request(options: argparse.Namespace) -> EvaluateRequest:
     return EvaluateRequest(
         originals=options.originals,
-        protected=options.protected,
+        protected=tuple(options.protected),
         recovered=options.recovered,
         recognizers=tuple(options.recognizer),
         detector=options.detector,
@@ -149,44 +146,66 @@ def evaluate(request: EvaluateRequest) -> int:
     attributes = load_attributes(request.attributes) if request.attributes else None
     clean = clean_photos(pictures_in(request.clean), judges, detector, attributes) if request.clean else None
     thresholds = _thresholds(request, judges, clean.pairs if clean else {})
-    folders = {"protected": request.protected} | ({"recovered": request.recovered} if request.recovered else {})
-    cases, left_out = _compared(request.originals, folders, Looking(judges, detector, attributes))
-    versions = {name: [case.comparison for case in of] for name, of in cases.items()}
+    cases = compared(request.originals, request.protected, request.recovered, Looking(judges, detector, attributes))
+    versions = {name: [case.comparison for case in of] for name, of in cases.of.items()}
     print(table(versions, thresholds))
-    floors = jpegs(cases["protected"], detector, attributes)
+    if cases.left:
+        print(f"\nleft as they are on purpose, and not judged: {len(cases.left)} face{'s' * (len(cases.left) > 1)}")
+    floors = jpegs(cases.of["protected"], detector, attributes)
     if clean:
         floors["two photos of one person"] = clean.changes
     print(f"\n{utility_table(changes_of(versions) | floors)}")
     for name in judges.keys() - thresholds.keys():
         print(f"no TAR for {name}: no threshold at FAR {FAR:g} is kept beside it; give --clean", file=sys.stderr)
-    attacks = attacked(request.attacks, cases["protected"], judges)
+    attacks = attacked(request.attacks, cases.of["protected"], judges)
     if attacks:
         print(f"\n{attack_table(attacks)}")
     if request.plot:
         write_picture(request.plot, Picture(cosine_plot(versions, thresholds)))
     if request.report:
-        protected = cases["protected"]
-        missing = [case.name for case in protected if case.comparison.found is False]
-        worst = worst_cases(protected, list(judges))
         pairs = clean.pairs if clean else {}
-        evidence = Evidence(versions, thresholds, pairs, guides, worst, missing, left_out, floors, attacks)
-        write_report(request.report, evidence)
+        write_report(request.report, _evidence(cases, thresholds, pairs, guides, floors, attacks))
     broken = broken_bounds(versions["protected"], thresholds, request)
     for line in broken:
         print(f"error: {line}", file=sys.stderr)
     return 1 if broken else 0
 
 
+def _evidence(
+    cases: Cases,
+    thresholds: Mapping[str, float],
+    pairs: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    guides: Sequence[str],
+    floors: Mapping[str, Changes],
+    attacks: Mapping[str, Sequence[Attack]],
+) -> Evidence:
+    protected = cases.of["protected"]
+    return Evidence(
+        {name: [case.comparison for case in of] for name, of in cases.of.items()},
+        thresholds,
+        pairs,
+        guides,
+        worst_cases(protected, list(protected[0].comparison.original)),
+        [case.name for case in protected if case.comparison.found is False],
+        cases.without_face,
+        cases.left,
+        cases.covered,
+        cases.unrecorded,
+        floors,
+        attacks,
+    )
+
+
 def _guides(request: EvaluateRequest, judges: Sequence[str]) -> list[str]:
     """The judges that guided, by the record of the folder. Raises DiffPrivacyError for them unless they are asked for."""
-    if not request.protected.is_dir():
-        return []
-    record = Manifest(request.protected, b"")
+    records = [Manifest(folder, b"") for folder in request.protected if folder.is_dir()]
     digests = [content_digest(file.path) for file in request.recognizers] or [demo.recognizer_digest("judge")]
-    guides = [name for name, digest in zip(judges, digests, strict=True) if record.is_guide(digest)]
+    guides = [
+        name for name, digest in zip(judges, digests, strict=True) if any(record.is_guide(digest) for record in records)
+    ]
     if guides and not request.judge_guides:
         raise DiffPrivacyError(
-            f"{', '.join(guides)} guided when {request.protected} was made, and is fooled by construction: name another "
+            f"{', '.join(guides)} guided when {', '.join(map(str, request.protected))} was made, and is fooled by construction: name another "
             "with --recognizer, or add --judge-guides to see its figures marked."
         )
     return guides
@@ -210,32 +229,6 @@ def _thresholds(
     return {name: point.threshold for name, point in points.items()}
 
 
-def _compared(originals: Path, folders: Mapping[str, Path], by: Looking) -> tuple[dict[str, list[Case]], list[str]]:
-    """Every face of every original in each of the folders, and the originals without a face."""
-    cases: dict[str, list[Case]] = {name: [] for name in folders}
-    left_out: list[str] = []
-    matches = {name: _matches(originals, folder) for name, folder in folders.items()}
-    for name, of_originals in matches.items():
-        for original, others in progress_over(of_originals, name, "image"):
-            picture = read_picture(original).rgb
-            faces = by.detector.detect(picture)
-            if not faces and str(original) not in left_out:
-                print(f"warning: {original} is left out: no face was found in it", file=sys.stderr)
-                left_out.append(str(original))
-            people = [f"{original}, face {i}" for i in range(len(faces))]
-            for other in others:
-                try:
-                    judged = judge(
-                        picture, read_picture(other).rgb, faces, people, by.judges, by.detector, by.attributes
-                    )
-                except DiffPrivacyError as error:
-                    raise DiffPrivacyError(f"{other}: {error}") from error
-                cases[name] += [Case(original, other, face, each) for face, each in zip(faces, judged, strict=True)]
-        if not cases[name]:
-            raise DiffPrivacyError(f"No face was found in {originals}; name a better one with --detector.")
-    return cases, left_out
-
-
 def _judges(files: Sequence[RecognizerFile]) -> dict[str, Recognizer]:
     if not files:
         judge = demo.load_recognizer("judge")
@@ -246,28 +239,3 @@ def _judges(files: Sequence[RecognizerFile]) -> dict[str, Recognizer]:
             f"{', '.join(str(file.path) for file in files)}: two of these have one file name; give each another."
         )
     return judges
-
-
-def _matches(originals: Path, folder: Path) -> list[tuple[Path, list[Path]]]:
-    """Every original with its versions in a folder: under its own name, or ``name-1`` and so on for variants.
-
-    Raises DiffPrivacyError that lists the originals without one.
-    """
-    matches = [(source, _versions(file)) for source, (file,) in layout([originals], folder).targets.items()]
-    if missing := [str(source) for source, versions in matches if not versions]:
-        more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
-        raise DiffPrivacyError(
-            f"{folder} holds nothing under the names of {', '.join(missing[:MOST_NAMED])}{more} ({len(missing)} of "
-            f"{len(matches)}): name the folder that they were written to, or take these out."
-        )
-    return matches
-
-
-def _versions(file: Path) -> list[Path]:
-    """The file itself, or its variants, in any format that images are written in."""
-    endings = "|".join(re.escape(ending) for ending in ENDINGS)
-    name = re.compile(rf"{re.escape(file.stem)}(-\d+)?({endings})")
-    there = sorted(file.parent.iterdir()) if file.parent.is_dir() else []
-    found = [path for path in there if name.fullmatch(path.name)]
-    alone = [path for path in found if path.stem == file.stem]
-    return alone or found

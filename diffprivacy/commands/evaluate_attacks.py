@@ -14,7 +14,7 @@ from ..faces.alignment import template
 from ..faces.geometry import TEMPLATE_SIZE, crop_face
 from ..identity.recognizers import FaceMatcher
 from ..media.images import read_picture
-from .evaluate_report import Case
+from .evaluate_cases import Case
 
 ATTACKS = ("parrot", "undo")
 

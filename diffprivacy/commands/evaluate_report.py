@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -21,26 +20,13 @@ from ..faces.geometry import Face, crop_face
 from ..media.atomic import write_atomically
 from ..media.images import read_picture
 from ..progress import progress_over
+from .evaluate_cases import Case
 from .requests import EvaluateRequest
 
 WORST = 8
 """Pairs of an original and a protected face that a report shows."""
 SIDE = 192
 """Of their crops, in pixels."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One face of an original, and what became of it in another image."""
-
-    original: Path
-    version: Path
-    face: Face
-    comparison: FaceComparison
-
-    @property
-    def name(self) -> str:
-        return f"{self.version} ({self.comparison.person.rsplit(', ', 1)[-1]})"
 
 
 def jpegs(cases: Sequence[Case], detector: Detector, attributes: Attributes | None) -> dict[str, Changes]:

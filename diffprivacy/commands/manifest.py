@@ -1,8 +1,9 @@
 """What an output folder holds already: ``.diffprivacy.json`` records every finished file.
 
-An entry ties a file's content to the content of its source, the source's place, and the settings. Names and contents
-stand in it as keyed hashes. The key is in the user's state folder, not in the output folder: from the latter
-alone nobody can read a name, or test whether a name or photo is in it.
+An entry ties a file's content to the content of its source, the source's place, and the settings; of an image it tells
+which faces were left on purpose, and which could only be covered. Names, contents and places of faces stand in it as
+keyed hashes. The key is in the user's state folder, not in the output folder: from the latter alone nobody can read a
+name, or test whether a name or photo is in it.
 """
 
 from __future__ import annotations
@@ -12,17 +13,24 @@ import hmac
 import json
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ..errors import DiffPrivacyError
+from ..faces.geometry import Face
 from ..media.atomic import PREFIX, Together, alone, sweep, write_atomically
 from .requests import content_digest
 
 NAME = ".diffprivacy.json"
 FORMAT = 1
+DECISIONS = ("left", "covered")
+"""What an entry tells of faces that were not made new."""
+CELL = 8
+"""Side in pixels of the squares by which the middles of faces are recorded."""
+REACH = 0.25
+"""How far from there, in widths of its box, another detector may see a face's middle."""
 
 
 @contextmanager
@@ -68,6 +76,27 @@ class Manifest:
         """Whether a recognizer of this digest guided any of the folder's files, as far as this user made them."""
         mark = self._hash("guide", recognizer)
         return any(mark in entry.get("guides", []) for entry in self.read().values())
+
+    def knows(self, file: Path) -> bool:
+        """Whether the record tells what was decided for an image's faces."""
+        return all(decision in self.read().get(self.name_of(file), {}) for decision in DECISIONS)
+
+    def decision(self, file: Path, face: Face) -> str | None:
+        """What was decided for a face of an image, of DECISIONS; None for one that was to be made new."""
+        entry = self.read().get(self.name_of(file), {})
+        x, y = face.centre
+        reach = REACH * (face.box[2] - face.box[0])
+        columns, rows = (range(int((v - reach) // CELL), int((v + reach) // CELL) + 1) for v in (x, y))
+        marks = {self._mark(file, column, row) for column in columns for row in rows}
+        return next((decision for decision in DECISIONS if marks & set(entry.get(decision, []))), None)
+
+    def mark_of(self, file: Path, face: Face) -> str:
+        """The hash of a face's place in an image."""
+        x, y = face.centre
+        return self._mark(file, int(x // CELL), int(y // CELL))
+
+    def _mark(self, file: Path, column: int, row: int) -> str:
+        return self._hash("face", f"{self.name_of(file)} {column} {row}".encode())
 
     def update(self, entries: dict[str, Any]) -> None:
         """Add entries. Other processes' and other users' are kept."""
@@ -149,9 +178,10 @@ class Entry:
         beside = [file.with_name(file.stem + ending) for ending in entry["beside"]]
         return agrees and content == entry["contents"][-1] and all(self._is_finished(key, known) for key in beside)
 
-    def finish(self, made: Together) -> None:
+    def finish(self, made: Together, decided: Mapping[str, Sequence[Face]] | None = None) -> None:
         """Put the files in their places and record them, at once as far as other processes can see.
 
+        decided: the faces of an image that were not made new, by DECISIONS.
         They are recorded first, beside what stood there, so that a run that is killed in between is done again.
         """
         with self._manifest.locked():
@@ -165,6 +195,8 @@ class Entry:
                 beside = [other.name.removeprefix(file.stem) for other in made.files if _lies_beside(other, file)]
                 content = self._manifest.content_of(temporary)
                 entries[name] = self._made | {"contents": [*before, content], "beside": beside}
+                for decision, faces in (decided or {}).items():
+                    entries[name][decision] = [self._manifest.mark_of(file, face) for face in faces]
                 if self._manifest.guides:
                     entries[name]["guides"] = self._manifest.guides
             self._manifest.update(entries)

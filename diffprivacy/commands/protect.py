@@ -302,7 +302,7 @@ def protect_input(
                 outcome = protect_video(source, files[0], request, use(), made)
             else:
                 outcome = protect_picture(source, files, request, use(), made)
-            entry.finish(made)
+            entry.finish(made, outcome.decided)
         return outcome
 
 

@@ -62,7 +62,9 @@ def protect_picture(
         if use.credentials is not None and is_new:
             use.credentials.sign(made.files[file], file.suffix)
     which = ", ".join(f"face {number}" for number in covered)
-    return Outcome(said, covered, which, {"faces": for_programs(found, faces)})
+    chosen = {id(face) for face in faces}
+    decided = {"left": [face for face in found if id(face) not in chosen], "covered": [found[i] for i in covered]}
+    return Outcome(said, covered, which, {"faces": for_programs(found, faces)}, decided)
 
 
 def _write(

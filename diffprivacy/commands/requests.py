@@ -170,14 +170,15 @@ class RecoverRequest:
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """``evaluate``. recognizers: that judge, none for the demo model's judge. judge_guides: also those that guided.
+    """``evaluate``. protected: folders, each with protections of the same originals. recognizers: that judge, none for the
+    demo model's judge. judge_guides: also those that guided.
 
     attributes: network of age and sex. attacks: parrot, undo. report: folder for report.html and report.json. max_tar,
     min_found, max_link: bounds in [0,1] for the protected faces.
     """
 
     originals: Path
-    protected: Path
+    protected: tuple[Path, ...]
     recovered: Path | None = None
     recognizers: tuple[RecognizerFile, ...] = ()
     detector: Path | None = None

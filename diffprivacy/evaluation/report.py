@@ -55,7 +55,9 @@ class Evidence:
     versions: the comparisons of each version of the same originals. thresholds: of each judge that has one. clean: each
     judge's cosines of unprotected pairs, of one person and of two. guides: the judges that guided, whose figures say
     little. worst, missing: the faces that are most like their originals, and the names of those in whose place no face
-    is found; left_out: originals without a face. floors: what the measures of utility say of images of one person that
+    is found; left_out: originals without a face; left: faces that the run left on purpose, which nothing here judges;
+    covered: those that it could only cover. unrecorded: whether that is not known of some images, because no record of
+    their run is there. floors: what the measures of utility say of images of one person that
     were not protected. attacks: those that learn, by the judge that searches.
     """
 
@@ -66,6 +68,9 @@ class Evidence:
     worst: Sequence[Worst] = ()
     missing: Sequence[str] = ()
     left_out: Sequence[str] = ()
+    left: Sequence[str] = ()
+    covered: Sequence[str] = ()
+    unrecorded: bool = False
     floors: Mapping[str, Changes] = field(default_factory=dict)
     attacks: Mapping[str, Sequence[Attack]] = field(default_factory=dict)
 
@@ -89,7 +94,13 @@ def as_json(evidence: Evidence) -> dict[str, Any]:
         for judge in judges_of(evidence.versions)
     }
     versions = {name: _plain(_fidelity(faces)) for name, faces in evidence.versions.items()}
-    named = {"no face in its place": list(evidence.missing), "originals without a face": list(evidence.left_out)}
+    named = {
+        "no face in its place": list(evidence.missing),
+        "originals without a face": list(evidence.left_out),
+        "left on purpose": list(evidence.left),
+        "covered": list(evidence.covered),
+        "every face counted as to be protected for lack of a record": evidence.unrecorded,
+    }
     attacks = {judge: {attack.name: asdict(attack) for attack in of} for judge, of in evidence.attacks.items()}
     utility = {
         measure: {
@@ -124,14 +135,27 @@ def as_html(evidence: Evidence) -> str:
             for worst in evidence.worst
         ]
         parts.append("</div>")
+    parts += _names(evidence)
+    head = f"<meta charset='utf-8'><title>Diff-Privacy: evaluation</title><style>{STYLE}</style>"
+    return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+
+
+def _names(evidence: Evidence) -> list[str]:
+    parts = []
     for title, names in (
+        ("Covered, as they could not be made new", evidence.covered),
         ("No face is found in its place: covered, or no longer a face", evidence.missing),
+        ("Left as they are on purpose, and not judged", evidence.left),
         ("Originals without a face, left out", evidence.left_out),
     ):
         parts.append(f"<h2>{title}: {len(names)}</h2>")
         parts.append("<ul>" + "".join(f"<li>{html.escape(name)}</li>" for name in names) + "</ul>" if names else "")
-    head = f"<meta charset='utf-8'><title>Diff-Privacy: evaluation</title><style>{STYLE}</style>"
-    return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+    if evidence.unrecorded:
+        parts.append(
+            "<p><small>For some images no record of the run is there, or not yours, or one of an earlier version: all their "
+            "faces count as to be protected, also those that were left on purpose.</small></p>"
+        )
+    return parts
 
 
 def _of_judge(evidence: Evidence, judge: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import stat
 from pathlib import Path
 
@@ -140,7 +141,10 @@ def test_the_report_lies_in_its_folder_and_a_broken_bound_ends_with_1(folders, t
     assert "needs genderage.onnx" in page.read_text()
     assert page.read_text().count("<img") == 3, "the cosines, and the worst face beside its original"
     assert stat.S_IMODE(page.stat().st_mode) == 0o600
-    assert main([*command, "--max-tar", "1", "--min-found", "1"]) == 0
+    again = ["evaluate", *map(str, folders), str(folders[1])]
+    assert main([*again, "--max-tar", "1", "--min-found", "1", "--max-link", "0.02"]) == 1
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "accepts 100.0 % of the pairs of two protections of one face, more than --max-link 0.02" in error
 
 
 def test_a_bound_that_cannot_be_measured_is_not_kept(folders, capsys):
@@ -165,17 +169,28 @@ def test_a_judge_that_is_no_recognizer_is_named(folders, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("whatever_is_drawn")
-def test_a_recognizer_that_guided_judges_only_when_told_and_is_marked(folders, data_dir, tmp_path, capsys):
-    """By the record of the output folder, in any format of images."""
+def test_the_record_of_a_run_tells_who_guided_and_whom_it_left(folders, data_dir, tmp_path, capsys):
+    """In any format of images: she is protected, and her smaller double beside her is left on purpose."""
     originals, _ = folders
+    her, both = Image.open(originals / "her.png"), Image.new("RGB", (420, 256))
+    both.paste(her)
+    both.paste(her.resize((164, 164)), (256, 40))
+    both.save(originals / "her.png")
     file = str(data_dir / "recognizers" / "mobilefacenet_ms1m.onnx")
     out = tmp_path / "made"
-    quick = ["--steps", "2", "--output-format", "webp", "--recognizer", file]
+    quick = ["--steps", "2", "--output-format", "webp", "--recognizer", file, "--faces", "largest"]
     assert main(["anonymize", str(originals), "-o", str(out), "--without-face", "copy", *quick]) == 0
     judged = ["evaluate", str(originals), str(out), "--recognizer", file, "--report", str(tmp_path)]
     assert main(judged) == 1
     assert "mobilefacenet_ms1m guided when" in capsys.readouterr().err
     assert main([*judged, "--judge-guides"]) == 0
-    assert json.loads((tmp_path / "report.json").read_text())["judges"]["mobilefacenet_ms1m"]["guided"] is True
+    assert "left as they are on purpose, and not judged: 1 face" in capsys.readouterr().out
+    told = json.loads((tmp_path / "report.json").read_text())
+    assert told["judges"]["mobilefacenet_ms1m"]["guided"] is True
+    assert told["versions"]["protected"]["faces"] == 1 and len(told["left on purpose"]) == 1
+    assert told["left on purpose"][0].endswith("her.webp (face 1)") and told["covered"] == []
     assert "This recognizer guided" in (tmp_path / "report.html").read_text()
-    assert main(["evaluate", str(originals), str(out)]) == 0
+    shutil.copytree(out, tmp_path / "unknown", ignore=shutil.ignore_patterns(".diffprivacy.json"))
+    assert main(["evaluate", str(originals), str(tmp_path / "unknown"), "--report", str(tmp_path)]) == 0
+    told = json.loads((tmp_path / "report.json").read_text())
+    assert told["versions"]["protected"]["faces"] == 2, "without the record every face counts"
