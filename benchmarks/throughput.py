@@ -170,7 +170,7 @@ def table(rows: Sequence[tuple[str, str, Callable[[int], Run]]], inputs: int) ->
         first = first or (rate, computed)
         busy = f"{100 * done.computing / done.seconds / cores:.0f} %"
         print(
-            f"| {jobs} | {batch} | {rate:.2f} ({rate / first[0]:.2f} times) | {computed:.2f} ({computed / first[1]:.2f} times) "
+            f"| {jobs} | {batch} | {rate:.2g} ({rate / first[0]:.2f} times) | {computed:.2g} ({computed / first[1]:.2f} times) "
             f"| {busy} |",
             flush=True,
         )
