@@ -84,7 +84,7 @@ class FollowFaces(io.ComfyNode):
         tracks = track_faces(
             faces.faces, faces.size, times, finder.cuts, embeddings, same_person, doubtful=faces.doubtful
         )
-        chosen, numbers, previews = [], [], []
+        chosen, numbers, who, previews = [], [], [], []
         for i, frame in enumerate(frames):
             present = _in_frame(tracks, i)
             followed = [tracks[number] for number in present]
@@ -92,8 +92,11 @@ class FollowFaces(io.ComfyNode):
             seen = [track.seen[i - track.start] for track in followed]
             chosen.append(found)
             numbers.append(tuple(present))
-            previews.append(draw_people(frame, found, [track.person for track in followed], seen))
-        batch = sockets.FaceBatch(tuple(chosen), faces.size, tracks=tuple(numbers), jumps=tuple(finder.jumps))
+            who.append(tuple(track.person for track in followed))
+            previews.append(draw_people(frame, found, who[-1], seen))
+        batch = sockets.FaceBatch(
+            tuple(chosen), faces.size, tracks=tuple(numbers), jumps=tuple(finder.jumps), people=tuple(who)
+        )
         people = len({track.person for track in tracks})
         return io.NodeOutput(batch, people, ui=ui.PreviewImage(torch.stack(previews)))
 

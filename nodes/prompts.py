@@ -7,7 +7,7 @@ import math
 import torch
 from comfy_api.v0_0_2 import io
 
-from ..diffprivacy.errors import DiffPrivacyError
+from ..diffprivacy.errors import DiffPrivacyError, at_field
 from ..diffprivacy.faces.prompts import parse_prompts, prompts_of
 from . import sockets
 
@@ -31,7 +31,8 @@ class PromptFaces(io.ComfyNode):
                     multiline=True,
                     default="0: an old man; 1: a young woman, smiling",
                     tooltip="A prompt for all faces, or by number, separated by semicolons. Faces count as their crops "
-                    "do; one that is not named has the empty prompt, or that without a number.",
+                    "do, and after Follow Faces by its numbers of people; one that is not named has the empty prompt, or "
+                    "that without a number.",
                 ),
             ],
             outputs=[io.Conditioning.Output(tooltip="For the sampler of all crops.")],
@@ -41,11 +42,10 @@ class PromptFaces(io.ComfyNode):
     def execute(cls, clip, faces, prompts) -> io.NodeOutput:
         if faces.variants is None:
             raise DiffPrivacyError("Connect the output of Crop Faces, which knows how many crops there are.", "faces")
-        try:
-            texts = prompts_of(parse_prompts(prompts), len(faces))
-        except DiffPrivacyError as error:
-            error.field = "prompts"
-            raise
+        numbers = [*range(len(faces))] if faces.people is None else [who for found in faces.people for who in found]
+        with at_field("prompts"):
+            of_number = prompts_of(parse_prompts(prompts), 1 + max(numbers, default=-1))
+        texts = [of_number[number] for number in numbers]
         known = {text: _encoded(clip, text) for text in dict.fromkeys(texts)}
         rows = [known[text] for text in texts for _ in range(faces.variants)]
         length = math.lcm(*(cond.shape[1] for cond, _ in rows))

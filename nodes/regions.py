@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,8 +45,8 @@ class FacesFromRegions(io.ComfyNode):
                     "boxes",
                     optional=True,
                     extra_dict={"forceInput": True},
-                    tooltip="One box, a list for all images, or a list for each image, such as from "
-                    "Create Bounding Boxes or Detect Face Landmarks (MediaPipe).",
+                    tooltip="One box, a list for all images, or a list for each image, such as drawn in "
+                    "Create Bounding Boxes or from Detect Face Landmarks (MediaPipe).",
                 ),
                 io.Mask.Input("mask", optional=True, tooltip="One face for each connected region."),
                 sockets.Segments.Input(
@@ -56,6 +57,11 @@ class FacesFromRegions(io.ComfyNode):
                     optional=True,
                     tooltip="One face for each mesh, such as from Detect Face Landmarks (MediaPipe).",
                 ),
+                sockets.Faces.Input(
+                    "more_faces",
+                    optional=True,
+                    tooltip="Faces of another detector or region, to be joined with the others.",
+                ),
             ],
             outputs=[
                 sockets.Faces.Output(display_name="faces", tooltip="For Crop Faces."),
@@ -64,12 +70,15 @@ class FacesFromRegions(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, detector, faces=None, boxes=None, mask=None, segs=None, landmarks=None) -> io.NodeOutput:
-        if boxes is None and mask is None and segs is None and landmarks is None:
-            raise DiffPrivacyError("Connect `boxes`, `mask`, `segs` or `landmarks`.")
+    def execute(
+        cls, image, detector, faces=None, boxes=None, mask=None, segs=None, landmarks=None, more_faces=None
+    ) -> io.NodeOutput:
+        if all(given is None for given in (boxes, mask, segs, landmarks, more_faces)):
+            raise DiffPrivacyError("Connect `boxes`, `mask`, `segs`, `landmarks` or `more_faces`.")
         count, height, width = image.shape[:3]
-        if faces is not None:
-            check_pictures(image, faces)
+        batches = [batch for batch in (faces, more_faces) if batch is not None]
+        for batch in batches:
+            check_pictures(image, batch)
         given: list[list[Box]] = [[] for _ in range(count)]
         for field, regions, boxes_of in (
             ("boxes", boxes, _of_boxes),
@@ -88,27 +97,37 @@ class FacesFromRegions(io.ComfyNode):
         chosen, previews = [], []
         for i, picture in enumerate(image.cpu().float()):
             found = faces_in_boxes(picture, given[i], detector)
-            everybody = union(found, meshes[i], () if faces is None else faces.faces[i])
+            everybody = union(found, meshes[i], *(batch.faces[i] for batch in batches))
             chosen.append(tuple(everybody))
             previews.append(draw_faces(picture, everybody, everybody))
-        doubtful = () if faces is None else faces.doubtful
-        batch = sockets.FaceBatch(tuple(chosen), (height, width), doubtful=doubtful)
+        batch = sockets.FaceBatch(tuple(chosen), (height, width), doubtful=_doubtful(batches, count))
         return io.NodeOutput(batch, len(batch), ui=ui.PreviewImage(torch.stack(previews)))
 
 
+def _doubtful(batches: Sequence[sockets.FaceBatch], count: int) -> tuple[tuple[Face, ...], ...]:
+    """The detections of each image whose score is too low to count alone, of all batches."""
+    known = [batch.doubtful for batch in batches if batch.doubtful]
+    return tuple(tuple(union(*(of_batch[i] for of_batch in known))) for i in range(count)) if known else ()
+
+
 def _of_boxes(boxes: Any, count: int, size: tuple[int, int]) -> list[list[Box]]:
-    """The boxes of each image; a single box or a plain list is for all of them, as in ComfyUI's own nodes."""
+    """The boxes of each image; a single box or list is for all of them, as in ComfyUI's own nodes."""
     if isinstance(boxes, dict):
         boxes = [boxes]
-    of_picture = boxes if boxes and isinstance(boxes[0], list) else [boxes] * count
-    if len(of_picture) != count:
+    of_picture = boxes if boxes and isinstance(boxes[0], list) else [boxes]
+    if len(of_picture) not in (1, count):
         raise DiffPrivacyError(
             f"Boxes for {len(of_picture)} images, but `image` holds {count}; "
-            "give a list for each image, or one box or plain list for all."
+            "give a list for each image, or one box or list for all."
         )
     if not any(of_picture):
         raise DiffPrivacyError("There is no box in it; draw one around each face.")
-    found = [[box_of(entry) for entry in entries] for entries in of_picture]
+    try:
+        found = [[box_of(entry) for entry in entries] for entries in of_picture] * (count // len(of_picture))
+    except (TypeError, ValueError, KeyError) as error:
+        raise DiffPrivacyError(
+            f"These are no bounding boxes, which have x, y, width and height in pixels ({error!r})."
+        ) from error
     for box in (box for entries in found for box in entries):
         check_box(box, size)
     return found
@@ -163,7 +182,10 @@ def _of_meshes(landmarks: Any, count: int, size: tuple[int, int]) -> list[list[F
         )
     if not any(meshes):
         raise DiffPrivacyError("There is no face in them.")
-    return [[face_of_mesh(points, score) for points, score in of_image] for of_image in meshes]
+    found = [[face_of_mesh(points, score) for points, score in of_image] for of_image in meshes]
+    for face in (face for of_image in found for face in of_image):
+        check_box(face.box, size)
+    return found
 
 
 class Segment(NamedTuple):

@@ -28,8 +28,9 @@ class FaceBatch:
 
     faces: for each image its faces, in the order of the crops; size: (height, width) of the images in pixels;
     margin and variants: those of the crops, None before cropping; opaque: crops are pasted without a soft border;
-    tracks: for each image the numbers of its faces' tracks, None where Follow Faces did not follow them; jumps: the
-    images that look different from the one before, as at cuts and flashes;
+    tracks: for each image the numbers of its faces' tracks, None where Follow Faces did not follow them; people: those of
+    its faces' people, as Follow Faces shows them; jumps: the images that look different from the one before, as at cuts
+    and flashes;
     doubtful: for each image detections with a score too low to count alone, for Follow Faces;
     keep: (N,H,W) in [0,1], what of the images Crop Faces was told to keep, None for nothing.
     """
@@ -43,6 +44,7 @@ class FaceBatch:
     keep: torch.Tensor | None = None
     jumps: tuple[int, ...] = ()
     doubtful: tuple[tuple[Face, ...], ...] = ()
+    people: tuple[tuple[int, ...], ...] | None = None
 
     def __len__(self) -> int:
         return sum(len(faces) for faces in self.faces)

@@ -89,9 +89,11 @@ def _video(source: Path, file: Path, request: ProtectRequest, boxes: BoxFile | N
     boxes.check_size(source, (video.height, video.width))
     given = [
         {"frame": frame} | entry_of(upright_face(box), (video.height, video.width))
-        for frame, found in sorted(boxes.boxes.get(source.name, {}).items())
+        for frame, found in sorted(boxes.boxes.get(source.name, {}).items(), key=lambda item: item[0] or 0)
         for box in found
-        if video.first <= frame and (video.stop is None or frame < video.first + video.frames)
+        if frame is None or (video.first <= frame and (video.stop is None or frame < video.first + video.frames))
     ]
-    said += ["  frame {frame}: face given at {x},{y}, {width}x{height} pixels".format(**each) for each in given]
+    for each in given:
+        where = "every frame" if each["frame"] is None else f"frame {each['frame']}"
+        said.append(f"  {where}: face given at {{x}},{{y}}, {{width}}x{{height}} pixels".format(**each))
     return Outcome(said, details=details | {"faces given": given})

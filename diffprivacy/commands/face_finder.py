@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import NoFaceError
 from ..faces.detectors import Detector
 from ..faces.geometry import Face
-from ..faces.regions import BoxFile, faces_in_boxes, union
+from ..faces.regions import BoxFile, faces_in_boxes, is_assumed, union
 from ..faces.selection import select_faces
 from ..faces.transparency import detect_faces, flattened
 from ..media.images import Picture
@@ -39,7 +39,9 @@ class FaceFinder:
             return faces
         self.boxes.check_frames(source, 1)
         self.boxes.check_size(source, (picture.rgb.shape[0], picture.rgb.shape[1]))
-        return union(faces, faces_in_boxes(picture.rgb, self.boxes.of(source), self.detector))
+        given = faces_in_boxes(picture.rgb, self.boxes.of(source), self.detector)
+        warn_of_assumed(source, sum(map(is_assumed, given)), len(given))
+        return union(faces, given)
 
     def choose(self, source: Path, picture: Picture, found: Sequence[Face], which: str) -> list[Face]:
         """Those to protect; raises NoFaceError for none."""
@@ -63,22 +65,34 @@ def warn_of_boxes(boxes: BoxFile, found: Plan) -> None:
         say(f"warning: --boxes: {boxes.path} has boxes for {name}, which is no input", sys.stderr)
 
 
+def warn_of_assumed(source: Path, assumed: int, given: int) -> None:
+    """Say in how many of the boxes given for a file no face was found: what is made there may lean as the face does not."""
+    if assumed:
+        say(
+            f"warning: --boxes: {source}: in {assumed} of {given} boxes no face is found; there one is assumed that looks "
+            "straight ahead and fills the box",
+            sys.stderr,
+        )
+
+
 def in_words(found: Sequence[Face], chosen: Sequence[Face]) -> list[str]:
     """A line for each face: its number, place, and whether it is to be protected."""
     lines = []
     for each in for_programs(found, chosen):
         x, y, width, height = each["box"]
         what = "to be made new" if each["protect"] else "left as it is"
-        lines.append(f"face {each['number']} at {x},{y}, {width}x{height} pixels, score {each['score']}: {what}")
+        score = "assumed in a box" if each["assumed"] else f"score {each['score']}"
+        lines.append(f"face {each['number']} at {x},{y}, {width}x{height} pixels, {score}: {what}")
     return lines
 
 
 def for_programs(found: Sequence[Face], chosen: Sequence[Face]) -> list[dict[str, Any]]:
-    """The same as values; a box is left, top, width, height."""
+    """The same as values; a box is left, top, width, height. assumed: no face was found in a box that was given."""
     ids = {id(face) for face in chosen}
     described = []
     for number, face in enumerate(found):
         x0, y0, x1, y1 = face.box
         box = [round(x0), round(y0), round(x1 - x0), round(y1 - y0)]
-        described.append({"number": number, "box": box, "score": round(face.score, 2), "protect": id(face) in ids})
+        known = {"score": round(face.score, 2), "assumed": is_assumed(face)}
+        described.append({"number": number, "box": box, **known, "protect": id(face) in ids})
     return described

@@ -15,10 +15,10 @@ from torch import Tensor
 from ..diffusion.noise import NoiseKey
 from ..diffusion.sampling import strength_steps
 from ..errors import DiffPrivacyError, NoFaceError, at_field
-from ..faces.geometry import Crop
+from ..faces.geometry import Crop, Face
 from ..faces.keeping import check_kept, kept_parts
 from ..faces.prompts import parse_prompts, prompts_of
-from ..faces.regions import faces_in_boxes, upright_face
+from ..faces.regions import faces_in_boxes, is_assumed, upright_face
 from ..media.atomic import Together
 from ..media.disclosure import disclose_video
 from ..personas.book import Persona
@@ -34,6 +34,7 @@ from ..video.sound import check_sound
 from ..video.tracks import Track, select_people
 from ..video.writing import join
 from .batch import Outcome
+from .face_finder import warn_of_assumed
 from .requests import ProtectRequest, content_digest, digest
 from .resources import Resources
 
@@ -142,10 +143,12 @@ def _texts(prompt: str, followed: Followed, tracks: Sequence[Track]) -> list[str
 def _followed(source: Path, video: Video, request: ProtectRequest, use: Resources) -> tuple[Followed, list[Track]]:
     """All faces of a video, and those that are to be protected."""
     with progress_bar(f"{source.name}: finding faces", video.frames or None, "frame") as bar:
-        given = _given(source, video, use)
+        are_assumed: list[bool] = []
+        given = _given(source, video, use, are_assumed)
         followed = follow_faces(video, use.detector, use.model.recognizer, lambda _: bar.update(1), given)
     if use.boxes is not None and video.stop is None:
         use.boxes.check_frames(source, video.first + followed.frames)
+    warn_of_assumed(source, sum(are_assumed), len(are_assumed))
     try:
         tracks = select_people(followed.tracks, request.faces)
         if use.people is not None:
@@ -168,13 +171,19 @@ def _check_keep(source: Path, parts: Sequence[str], crop: Crop) -> None:
         check_kept(kept_parts((side, side), [face], parts), [face], crop.margin, source.name)
 
 
-def _given(source: Path, video: Video, use: Resources) -> Given | None:
-    """The faces that ``--boxes`` names in each frame."""
+def _given(source: Path, video: Video, use: Resources, are_assumed: list[bool]) -> Given | None:
+    """The faces that ``--boxes`` names in each frame. are_assumed: takes for each whether none was found in its box."""
     boxes = use.boxes
     if boxes is None:
         return None
     boxes.check_size(source, (video.height, video.width))
-    return lambda number, picture: faces_in_boxes(picture, boxes.of(source, video.first + number), use.detector)
+
+    def given(number: int, picture: Tensor) -> list[Face]:
+        faces = faces_in_boxes(picture, boxes.of(source, video.first + number), use.detector)
+        are_assumed.extend(map(is_assumed, faces))
+        return faces
+
+    return given
 
 
 def _say_covered(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .geometry import Face
+from .regions import is_assumed
 
 CHOSEN = (46, 204, 113)
 FOUND = (149, 165, 166)
@@ -24,9 +25,10 @@ AROUND = 0.6
 
 def draw_faces(picture: Tensor, found: Sequence[Face], chosen: Sequence[Face], below: Sequence[Face] = ()) -> Tensor:
     """Where faces are in an image (H,W,3), each covered by its number and score: green for those chosen, grey for the
-    others. Violet, with a score alone, are those below the score that counts; a score of 0 is a box drawn by hand."""
+    others. Violet, with a score alone, are those below the score that counts. "box" in the place of a score: no detector found
+    a face in a box that was given."""
     colors = [CHOSEN if any(face is other for other in chosen) else FOUND for face in found]
-    labels = [f"{number}\n{face.score:.2f}" for number, face in enumerate(found)]
+    labels = [f"{number}\n{'box' if is_assumed(face) else f'{face.score:.2f}'}" for number, face in enumerate(found)]
     return _covered(
         picture,
         [face.box for face in (*below, *found)],

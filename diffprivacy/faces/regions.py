@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -38,10 +39,15 @@ def faces_in_boxes(picture: Tensor, boxes: Sequence[Box], detector: Detector) ->
     """One face of ``picture`` (H,W,3) for each box, from left to right, those that cover the same place once.
 
     The five points are those of the face that the detector finds inside; where it finds none they are
-    :func:`upright_face`'s, and the face's score is 0.
+    :func:`upright_face`'s, see :func:`is_assumed`.
     Raises DiffPrivacyError for a box without an inside or outside the picture.
     """
     return sort_faces(keep_best([_face_in_box(picture, box, detector) for box in boxes]))
+
+
+def is_assumed(face: Face) -> bool:
+    """Whether a face is nothing but a given box, in which no detector found one."""
+    return face.score == 0
 
 
 def upright_face(box: Box) -> Face:
@@ -83,14 +89,15 @@ def union(*groups: Sequence[Face]) -> list[Face]:
 
 @dataclass(frozen=True)
 class BoxFile:
-    """``--boxes``: for each file name the boxes of its faces, or of those in single frames of a video."""
+    """``--boxes``: for each file name the boxes of its faces by frame; those under None are for every frame."""
 
     path: Path
-    boxes: dict[str, dict[int, list[Box]]]
+    boxes: dict[str, dict[int | None, list[Box]]]
 
     def of(self, source: Path, frame: int = 0) -> list[Box]:
         """The boxes of a picture, or of a video's frame; none is an empty list."""
-        return self.boxes.get(source.name, {}).get(frame, [])
+        entry = self.boxes.get(source.name, {})
+        return entry.get(None, []) + entry.get(frame, [])
 
     def check_size(self, source: Path, size: tuple[int, int]) -> None:
         """Raises DiffPrivacyError for a box that lies outside a source's frames of (height, width)."""
@@ -103,7 +110,7 @@ class BoxFile:
 
     def check_frames(self, source: Path, frames: int) -> None:
         """Raises DiffPrivacyError for boxes in a frame that a source of so many has not."""
-        last = max(self.boxes.get(source.name, {}), default=0)
+        last = max((frame for frame in self.boxes.get(source.name, {}) if frame is not None), default=0)
         if last >= frames:
             raise DiffPrivacyError(
                 f"{self.path}: {source.name} has boxes for frame {last}, but its frames are 0 to {frames - 1}.", "boxes"
@@ -115,13 +122,13 @@ def read_boxes(path: Path) -> BoxFile:
 
     ``{"group.jpg": [{"x": 10, "y": 20, "width": 64, "height": 80}], "clip.mp4": {"0": [...], "25": [...]}}``: for each
     file name a list of boxes, left, top and size in pixels as ComfyUI's BOUNDING_BOX has them; for a video a list for
-    each frame that has any, frames counting from 0.
+    each frame that has any, frames counting from 0, or one list for all frames.
     Raises DiffPrivacyError, naming the file, for anything else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
         boxes = {
-            name: {_number(frame): [box_of(box) for box in found] for frame, found in _frames(entry).items()}
+            name: {frame: [box_of(box) for box in found] for frame, found in _frames(entry).items()}
             for name, entry in content.items()
         }
     except OSError as error:
@@ -162,15 +169,21 @@ def check_box(box: Box, size: tuple[int, int]) -> None:
         )
 
 
-def _number(frame: str) -> int:
-    number = int(frame)
-    if number < 0:
-        raise ValueError(f"frame {number}")
-    return number
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; raises ValueError for a name that stands there twice, of which json.loads would drop the first."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} stands there twice")
+    return content
 
 
-def _frames(entry: list | dict) -> dict:
-    return {"0": entry} if isinstance(entry, list) else entry
+def _frames(entry: list | dict) -> dict[int | None, list]:
+    if isinstance(entry, list):
+        return {None: entry}
+    if any(int(frame) < 0 for frame in entry):
+        raise ValueError("frames count from 0")
+    return {int(frame): found for frame, found in entry.items()}
 
 
 def _face_in_box(picture: Tensor, box: Box, detector: Detector) -> Face:

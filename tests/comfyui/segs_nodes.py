@@ -1,7 +1,11 @@
-"""Nodes of a test's ComfyUI that make and read SEGS as Impact Pack does: named tuples, with arrays for masks and boxes."""
+"""Nodes of a test's ComfyUI that make and read SEGS as Impact Pack does: named tuples, with arrays for masks and boxes.
+
+And one that makes any boxes.
+"""
 
 from __future__ import annotations
 
+import json
 from collections import namedtuple
 
 import numpy as np
@@ -56,4 +60,19 @@ class FilterSegs:
         return ((height, width), kept), torch.from_numpy(mask)[None]
 
 
-NODE_CLASS_MAPPINGS = {"TestMakeSegs": MakeSegs, "TestFilterSegs": FilterSegs}
+class MakeBoxes:
+    """Whatever a text in JSON says, as boxes."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"boxes": ("STRING", {})}}
+
+    RETURN_TYPES = ("BOUNDING_BOX",)
+    FUNCTION = "make"
+    CATEGORY = "test"
+
+    def make(self, boxes):
+        return (json.loads(boxes),)
+
+
+NODE_CLASS_MAPPINGS = {"TestMakeBoxes": MakeBoxes, "TestMakeSegs": MakeSegs, "TestFilterSegs": FilterSegs}

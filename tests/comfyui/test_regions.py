@@ -57,15 +57,21 @@ def changed(before: np.ndarray, after: np.ndarray, box: dict) -> float:
     return float((before[rows, columns] != after[rows, columns]).any(axis=-1).mean())
 
 
+def drawn(graph: Graph, *boxes: dict) -> list:
+    """What the core node gives for boxes that somebody drew on its canvas."""
+    canvas = {"width": 512, "height": 512, "editor_state": {"__value__": boxes}}
+    return slot(graph.add("CreateBoundingBoxes", **canvas), 1)
+
+
 def test_core_boxes_masks_and_segments_of_our_own_go_in_and_out(server, astronaut):
-    """A box from the core node and a mask give two faces; as boxes, mask and SEGS they give the same again."""
+    """A box drawn in the core node and a mask give two faces; as boxes, mask and SEGS they give the same again."""
     graph = Graph()
     base = start(graph)
     by_mask = write_mask(server, "beside.png", BESIDE)
     first = graph.add(
         "DiffPrivacyFacesFromRegions",
         **base,
-        boxes=graph.add("PrimitiveBoundingBox", **HEAD),
+        boxes=drawn(graph, HEAD),
         mask=slot(graph.add("LoadImage", image=by_mask), 1),
     )
     out = graph.add("DiffPrivacyFacesToRegions", faces=first)
@@ -170,16 +176,19 @@ def test_meshes_of_the_core_landmarker_are_faces(server, astronaut, landmarker):
     assert changed(astronaut, result, given) > 0.5
 
 
-def test_a_hand_drawn_box_joins_the_detected_faces_once(server, astronaut):
+def test_boxes_drawn_once_join_the_detected_faces_of_every_frame_once(server, astronaut):
+    """Two frames; the boxes are the detected face's and another's, and faces of both kinds are joined."""
     graph = Graph()
-    base = start(graph)
+    base = two_frames(graph, start(graph))
     found = graph.add("DiffPrivacyDetectFaces", **base, select="all", without_face="error", min_score=0.5, min_size=20)
-    both = graph.add(
-        "DiffPrivacyFacesFromRegions", **base, faces=found, boxes=graph.add("PrimitiveBoundingBox", **BESIDE)
-    )
-    same = graph.add("DiffPrivacyFacesFromRegions", **base, faces=both, boxes=graph.add("PrimitiveBoundingBox", **HEAD))
-    shown = graph.add("PreviewAny", source=slot(same, 1))
-    assert server.run(graph)[shown[0]]["text"] == ["2"]
+    both = graph.add("DiffPrivacyFacesFromRegions", **base, boxes=drawn(graph, BESIDE, HEAD))
+    ways = [
+        graph.add("DiffPrivacyFacesFromRegions", **base, faces=found, boxes=drawn(graph, BESIDE, HEAD)),
+        graph.add("DiffPrivacyFacesFromRegions", **base, faces=found, more_faces=both),
+    ]
+    shown = [graph.add("PreviewAny", source=slot(way, 1)) for way in ways]
+    outputs = server.run(graph)
+    assert [outputs[node[0]]["text"] for node in shown] == [["4"], ["4"]]
 
 
 def mask_from(server: ComfyServer, graph: Graph, *boxes: dict, size: int = 512) -> list:
@@ -191,9 +200,10 @@ def two_frames(graph: Graph, base: dict) -> dict:
     return base | {"image": graph.add("RepeatImageBatch", image=base["image"], amount=2)}
 
 
-def boxes_of_two_frames(graph: Graph, base: dict) -> list:
+def boxes_of_three_frames(graph: Graph, base: dict) -> list:
     box = graph.add("PrimitiveBoundingBox", **HEAD)
-    faces = graph.add("DiffPrivacyFacesFromRegions", **two_frames(graph, base), boxes=box)
+    three = base | {"image": graph.add("RepeatImageBatch", image=base["image"], amount=3)}
+    faces = graph.add("DiffPrivacyFacesFromRegions", **three, boxes=box)
     return graph.add("DiffPrivacyFacesToRegions", faces=faces)
 
 
@@ -208,14 +218,19 @@ BAD = {
         lambda _, graph, base: {"boxes": graph.add("PrimitiveBoundingBox", x=600, y=0, width=50, height=50)},
         ["Socket `boxes`", "outside the image of 512x512"],
     ),
+    "no boxes": (
+        lambda _, graph, base: {"boxes": graph.add("TestMakeBoxes", boxes="[[10, 20, 30, 40]]")},
+        ["Socket `boxes`", "no bounding boxes, which have x, y, width and height"],
+    ),
+    "nothing drawn": (lambda _, graph, base: {"boxes": drawn(graph)}, ["Socket `boxes`", "There is no box in it"]),
     "empty mask": (lambda server, graph, _: {"mask": mask_from(server, graph)}, ["Socket `mask`", "empty"]),
     "mask of another size": (
         lambda server, graph, _: {"mask": mask_from(server, graph, CORNER, size=256)},
         ["Socket `mask`", "256x256"],
     ),
     "boxes of more frames": (
-        lambda _, graph, base: {"boxes": boxes_of_two_frames(graph, base)},
-        ["Socket `boxes`", "Boxes for 2 images, but `image` holds 1"],
+        lambda _, graph, base: {"boxes": boxes_of_three_frames(graph, base)},
+        ["Socket `boxes`", "Boxes for 3 images, but `image` holds 1"],
     ),
     "segments of another image": (
         lambda _, graph, base: {"segs": segs_of_another_image(graph, base)},
@@ -316,15 +331,20 @@ def test_what_is_kept_keeps_its_bits_and_the_crops_mask_leaves_it_out(server, as
     assert changed(astronaut, result, {"x": 218, "y": 118, "width": 12, "height": 10}) > 0.9
 
 
-def test_each_face_has_the_prompt_of_its_number(server, astronaut):
-    """Two faces drawn at once under two prompts are what each is where both have its prompt, by the stock node."""
+@pytest.mark.parametrize("frames", [1, 2])
+def test_each_face_has_the_prompt_of_its_number(server, astronaut, frames):
+    """Two faces drawn at once under two prompts are what each is where both have its prompt, by the stock node.
+
+    In two frames through which they are followed the numbers are people's.
+    """
     graph = Graph()
     base = start(graph)
     demo = graph.add("DiffPrivacyLoadDemoModel")
-    beside = graph.add("DiffPrivacyFacesFromRegions", **base, boxes=graph.add("PrimitiveBoundingBox", **BESIDE))
-    head = graph.add("PrimitiveBoundingBox", **HEAD)
-    faces = graph.add("DiffPrivacyFacesFromRegions", **base, faces=beside, boxes=head)
-    crops = graph.add("DiffPrivacyCropFaces", image=base["image"], faces=faces, size=128, margin=1.45, variants=1)
+    base = two_frames(graph, base) if frames == 2 else base
+    faces = graph.add("DiffPrivacyFacesFromRegions", **base, boxes=drawn(graph, HEAD, BESIDE))
+    if frames == 2:
+        faces = graph.add("DiffPrivacyFollowFaces", image=base["image"], faces=faces, frame_rate=25.0)
+    crops = graph.add("DiffPrivacyCropFaces", image=base["image"], faces=faces, size=64, margin=1.45, variants=1)
     first, second = "a photo of a face", "a black and white photo"
     clip = slot(demo, 1)
     conditionings = [
@@ -333,13 +353,15 @@ def test_each_face_has_the_prompt_of_its_number(server, astronaut):
     ]
     latents = graph.add("VAEEncode", pixels=crops, vae=slot(demo, 2))
     common = {"model": demo, "latent_image": latents, "negative": graph.add("CLIPTextEncode", clip=clip, text="")}
-    settings = {"seed": 1, "steps": 3, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+    settings = {"seed": 1, "steps": 2, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
     saves = []
     for positive in conditionings:
-        drawn = graph.add("KSampler", **common, **settings, positive=positive)
-        images = graph.add("VAEDecode", samples=drawn, vae=slot(demo, 2))
+        drawn_faces = graph.add("KSampler", **common, **settings, positive=positive)
+        images = graph.add("VAEDecode", samples=drawn_faces, vae=slot(demo, 2))
         saves.append(graph.add("SaveImage", images=images, filename_prefix="prompts"))
     outputs = server.run(graph)
-    both, one, other = ([server.picture(image).astype(int) for image in outputs[save[0]]["images"]] for save in saves)
-    assert np.abs(both[0] - one[0]).max() <= 1 and np.abs(both[1] - other[1]).max() <= 1
-    assert np.abs(both[0] - other[0]).mean() > 3 and np.abs(both[1] - one[1]).mean() > 3
+    both, *alone = ([server.picture(image).astype(int) for image in outputs[save[0]]["images"]] for save in saves)
+    assert len(both) == 2 * frames
+    for row, image in enumerate(both):
+        own, other = alone[row % 2], alone[1 - row % 2]
+        assert np.abs(image - own[row]).max() <= 1 and np.abs(image - other[row]).mean() > 3

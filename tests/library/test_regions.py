@@ -19,6 +19,7 @@ from diffprivacy.faces.regions import (
     entry_of,
     face_of_mesh,
     faces_in_boxes,
+    is_assumed,
     read_boxes,
     union,
     upright_face,
@@ -41,13 +42,13 @@ def astronaut() -> torch.Tensor:
 def test_the_points_are_those_of_the_face_in_the_box(detector, astronaut):
     (face,) = faces_in_boxes(astronaut, [HEAD], detector)
     assert np.linalg.norm(face.landmarks[:2] - EYES, axis=1).max() < 8
-    assert face.score > 0.5
+    assert face.score > 0.5 and not is_assumed(face)
 
 
 def test_where_no_face_is_found_the_box_is_taken_for_one_that_looks_ahead(detector, astronaut):
     box = (300.0, 300.0, 360.0, 384.0)
     (face,) = faces_in_boxes(torch.full_like(astronaut, 0.5), [box], detector)
-    assert face.score == 0 and face.box == box
+    assert is_assumed(face) and face.box == box
     left_eye, right_eye, nose, *mouth = face.landmarks
     assert left_eye[0] < nose[0] < right_eye[0] and left_eye[1] < nose[1] < mouth[0][1]
     mask = protected_mask(astronaut.shape, [face])
@@ -113,10 +114,17 @@ def test_a_file_of_boxes_names_pictures_and_frames(tmp_path):
         boxes.check_size(Path("a.jpg"), (1, 1))
 
 
+def test_a_list_without_frames_is_for_all_frames(tmp_path):
+    boxes = read_boxes(write(tmp_path, {"b.mp4": [{"x": 1, "y": 2, "width": 3, "height": 4}]}))
+    assert boxes.of(Path("b.mp4"), 0) == boxes.of(Path("b.mp4"), 99) == [(0.5, 1.5, 3.5, 5.5)]
+    boxes.check_frames(Path("b.mp4"), 1)
+
+
 @pytest.mark.parametrize(
     "content",
     [
         '{"v.mp4": {"-1": []}}',
+        '{"a.jpg": [{"x": 1, "y": 2, "width": 3, "height": 4}], "a.jpg": []}',
         "{",
         "[]",
         '{"a.jpg": 3}',

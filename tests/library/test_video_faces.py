@@ -130,10 +130,11 @@ def test_nearly_a_whole_face_is_not_kept(clip, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_box_in_a_frame_protects_that_frame_and_boxes_of_two_frames_those_between(clip, tmp_path):
+def test_a_box_in_a_frame_protects_that_frame_and_boxes_of_two_frames_those_between(clip, tmp_path, capsys):
     boxes = tmp_path / "boxes.json"
     boxes.write_text(json.dumps({"clip.mp4": {"1": [BOX], "4": [BOX]}}))
     assert main(["anonymize", str(clip), "-o", str(tmp_path / "out"), *QUICK, "--boxes", str(boxes)]) == 0
+    assert "in 2 of 2 boxes no face is found" in capsys.readouterr().err
     before, after = pixels(clip), pixels(tmp_path / "out" / "clip.mp4")
     place = protected_mask(before[0].shape, [upright_face(box_of(BOX))], demo.MARGIN).numpy() == 1
     changed = [change(one, other, place) > 4 for one, other in zip(before, after, strict=True)]
@@ -152,6 +153,9 @@ def test_a_dry_run_lists_given_faces_and_names_that_are_no_input(clip, tmp_path,
     assert main([*command, "--json"]) == 0
     film, _ = map(json.loads, capsys.readouterr().out.splitlines())
     assert film["faces given"] == [{"frame": frame} | BOX for frame in (1, 4)]
+    boxes.write_text(json.dumps({"clip.mp4": [BOX]}))
+    assert main(command) == 0
+    assert "  every frame: face given at 150,180" in capsys.readouterr().out
     boxes.write_text(json.dumps({"clip.mp4": {"1": [BOX | {"x": 900}]}}))
     assert main(command) == 1
     assert "outside the image of 240x240" in capsys.readouterr().err
