@@ -99,8 +99,9 @@ def _add_measures(parser: Any) -> None:
         action="append",
         default=[],
         choices=ATTACKS,
-        help="learn from half of the people what protecting does, and search for the others: parrot by their embeddings, "
-        "undo by a network on their images (minutes); may be repeated",
+        help="parrot and undo learn from half of the people what protecting does, by embeddings or by a network on images "
+        "(minutes), and search for the others; averaging searches by the mean of several protections, surroundings by "
+        "what is around the face, look by the structure that people see; may be repeated",
     )
 
 

@@ -173,7 +173,7 @@ class EvaluateRequest:
     """``evaluate``. protected: folders, each with protections of the same originals. recognizers: that judge, none for the
     demo model's judge. judge_guides: also those that guided.
 
-    attributes: network of age and sex. attacks: parrot, undo. report: folder for report.html and report.json. max_tar,
+    attributes: network of age and sex. attacks: names of those to make. report: folder for report.html and report.json. max_tar,
     min_found, max_link: bounds in [0,1] for the protected faces.
     """
 

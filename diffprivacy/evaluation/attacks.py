@@ -29,7 +29,7 @@ Learner = Literal["linear map", "network"]
 
 @dataclass(frozen=True)
 class Attack:
-    """found: share whose nearest original, among the people not learned from, is their own; chance: what guessing finds."""
+    """found: share of faces whose person the search finds; chance: the share that guessing finds."""
 
     name: str
     found: Share
@@ -73,6 +73,11 @@ def undo(
             undone = torch.cat([embed(network(part)) for part in protected[of_test].split(BATCH)])
         hits[test] = _search(undone.numpy(), known[of_test].numpy(), np.asarray(people)[test])
     return Attack("undo, U-Net", Share.of(hits, people), _chance(people))
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows (N,D) of length 1."""
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-9)
 
 
 def attack_table(attacks: Mapping[str, Sequence[Attack]]) -> str:
@@ -163,8 +168,7 @@ def _halves(people: Sequence[str]) -> Iterator[np.ndarray]:
 
 def _search(guessed: np.ndarray, originals: np.ndarray, people: np.ndarray) -> np.ndarray:
     """Of each guess (N,D), whether its nearest original is of the same person, once both are centred."""
-    guesses, gallery = (vectors - originals.mean(axis=0) for vectors in (guessed, originals))
-    guesses, gallery = (v / np.linalg.norm(v, axis=1, keepdims=True).clip(1e-9) for v in (guesses, gallery))
+    guesses, gallery = (unit(vectors - originals.mean(axis=0)) for vectors in (guessed, originals))
     return rank1_hits(guesses, list(people), gallery, list(people))
 
 

@@ -58,7 +58,7 @@ class Evidence:
     is found; left_out: originals without a face; left: faces that the run left on purpose, which nothing here judges;
     covered: those that it could only cover. unrecorded: whether that is not known of some images, because no record of
     their run is there. floors: what the measures of utility say of images of one person that
-    were not protected. attacks: those that learn, by the judge that searches.
+    were not protected. attacks: by the judge that searches.
     """
 
     versions: Mapping[str, Sequence[FaceComparison]]
@@ -210,8 +210,14 @@ def _attacks(evidence: Evidence) -> list[str]:
     rows = [["attack", "judge that searches", "found", "chance"]]
     for judge, of in evidence.attacks.items():
         rows += [[a.name, html.escape(judge), _with_interval(a.found), f"{100 * a.chance:.1f} %"] for a in of]
-    said = "Learned on half of the people; the others are searched for among their originals."
-    return ["<h2>Attacks that learn</h2>", _table(rows), f"<p><small>{said}</small></p>"] if evidence.attacks else []
+    said = (
+        "<i>parrot</i>, <i>undo</i>: learned on half of the people, whose originals and protections are known; the others "
+        "are searched for among their originals. <i>averaging</i>: by the mean of all protections of a face. "
+        "<i>surroundings</i>: with the face in grey, for the same photo, which nothing hides, and where originals lie in "
+        "folders of their people for other photos of the person. <i>look</i>: by the structure that people see. In "
+        "brackets: 95 % interval over people."
+    )
+    return ["<h2>Attacks</h2>", _table(rows), f"<p><small>{said}</small></p>"] if evidence.attacks else []
 
 
 def _mean(mean: Mean | None, measure: str, unit: str) -> str:

@@ -142,8 +142,14 @@ def test_the_report_lies_in_its_folder_and_a_broken_bound_ends_with_1(folders, t
     assert page.read_text().count("<img") == 3, "the cosines, and the worst face beside its original"
     assert stat.S_IMODE(page.stat().st_mode) == 0o600
     again = ["evaluate", *map(str, folders), str(folders[1])]
-    assert main([*again, "--max-tar", "1", "--min-found", "1", "--max-link", "0.02"]) == 1
-    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    attacks = [f"--attack={name}" for name in ("averaging", "surroundings", "look")]
+    assert main([*again, *attacks, "--max-tar", "1", "--min-found", "1", "--max-link", "0.02"]) == 1
+    said = capsys.readouterr()
+    assert "| surroundings, the same photo | demo judge | 100.0 % (0.0 to 100.0) | 100.0 % |" in said.out
+    assert (
+        "| averaging images, nearest | demo judge | 100.0 %" in said.out and "| look | no network | 100.0 %" in said.out
+    )
+    (error,) = [line for line in said.err.splitlines() if line.startswith("error:")]
     assert "accepts 100.0 % of the pairs of two protections of one face, more than --max-link 0.02" in error
 
 
