@@ -111,19 +111,25 @@ def _doubtful(batches: Sequence[sockets.FaceBatch], count: int) -> tuple[tuple[F
 
 
 def _of_boxes(boxes: Any, count: int, size: tuple[int, int]) -> list[list[Box]]:
-    """The boxes of each image; a single box or list is for all of them, as in ComfyUI's own nodes."""
+    """The boxes of each image."""
+    found = lists_of_boxes(boxes, size)
+    if len(found) not in (1, count):
+        raise DiffPrivacyError(
+            f"Boxes for {len(found)} images, but `image` holds {count}; "
+            "give a list for each image, or one box or list for all."
+        )
+    return found * (count // len(found))
+
+
+def lists_of_boxes(boxes: Any, size: tuple[int, int]) -> list[list[Box]]:
+    """A BOUNDING_BOX for images of (height, width): a list for each of them, or one, as of a single box, for all."""
     if isinstance(boxes, dict):
         boxes = [boxes]
     of_picture = boxes if boxes and isinstance(boxes[0], list) else [boxes]
-    if len(of_picture) not in (1, count):
-        raise DiffPrivacyError(
-            f"Boxes for {len(of_picture)} images, but `image` holds {count}; "
-            "give a list for each image, or one box or list for all."
-        )
     if not any(of_picture):
         raise DiffPrivacyError("There is no box in it; draw one around each face.")
     try:
-        found = [[box_of(entry) for entry in entries] for entries in of_picture] * (count // len(of_picture))
+        found = [[box_of(entry) for entry in entries] for entries in of_picture]
     except (TypeError, ValueError, KeyError) as error:
         raise DiffPrivacyError(
             f"These are no bounding boxes, which have x, y, width and height in pixels ({error!r})."

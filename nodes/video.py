@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 from comfy_api.v0_0_2 import InputImpl, io, ui
@@ -15,9 +16,12 @@ from torch import Tensor
 
 from ..diffprivacy.diffusion.noise import NoiseKey
 from ..diffprivacy.diffusion.sampling import strength_steps
-from ..diffprivacy.errors import NoFaceError
-from ..diffprivacy.faces.geometry import Crop
+from ..diffprivacy.errors import DiffPrivacyError, NoFaceError, at_field
+from ..diffprivacy.faces.detectors import MIN_SIZE, Detector, Limited
+from ..diffprivacy.faces.geometry import Crop, Face
+from ..diffprivacy.faces.keeping import check_parts, parse_parts
 from ..diffprivacy.faces.prompts import parse_prompts, prompts_of
+from ..diffprivacy.faces.regions import assumed_in_words, faces_in_boxes
 from ..diffprivacy.media.atomic import atomic_path
 from ..diffprivacy.media.disclosure import disclose_video
 from ..diffprivacy.presets import PRESETS
@@ -34,6 +38,7 @@ from ..diffprivacy.video.writing import join
 from . import sockets
 from .comfy.model import GuidedModel
 from .comfy.training import check_interrupted, progress_bar
+from .regions import lists_of_boxes
 
 CATEGORY = "Diff-Privacy/frames"
 
@@ -100,6 +105,38 @@ def _face_inputs() -> list:
     ]
 
 
+def _more_inputs() -> list:
+    """Inputs that came later, so that saved workflows go on without them."""
+    options = {"optional": True, "advanced": True}
+    return [
+        sockets.BoundingBoxes.Input(
+            "boxes",
+            optional=True,
+            extra_dict={"forceInput": True},
+            tooltip="Of faces that the detector misses: one box or list for all frames, or a list for each frame.",
+        ),
+        io.Float.Input(
+            "min_score",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="Score from which a face counts; 0 is the detector's own. Lower ones count along a face's track.",
+            **options,
+        ),
+        io.Int.Input(
+            "min_size",
+            default=MIN_SIZE,
+            min=4,
+            max=4096,
+            tooltip="Longer side in pixels from which a face is looked for.",
+            **options,
+        ),
+        io.String.Input("keep", default="", tooltip="Parts of each face that stay, as in Crop Faces.", **options),
+        io.Boolean.Input("match_colors", default=False, tooltip="As in Paste Faces.", **options),
+    ]
+
+
 class ProtectVideo(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -124,6 +161,7 @@ class ProtectVideo(io.ComfyNode):
                     default="protected/video",
                     tooltip="Name in the output folder, without the ending; choose one that reveals nothing.",
                 ),
+                *_more_inputs(),
             ],
             outputs=[
                 io.Video.Output(display_name="video", tooltip="The protected file."),
@@ -155,39 +193,85 @@ class ProtectVideo(io.ComfyNode):
         sound,
         disclosure,
         filename_prefix,
+        boxes=None,
+        min_score=0.0,
+        min_size=MIN_SIZE,
+        keep="",
+        match_colors=False,
     ) -> io.NodeOutput:
         preset = dataclasses.replace(PRESETS[task]["default"], steps=steps, strength=strength)
         sampled = strength_steps(steps, strength)
+        detector = Limited(detector, min_score or detector.min_score, min_size)
         with tempfile.TemporaryDirectory(dir=_temporary()) as folder:
             source = _opened(video, Path(folder))
             if sound:
                 check_sound(source)
-            followed, tracks = _followed(source, detector, recognizer, faces, without_face)
-            texts = prompts_of(parse_prompts(prompt), 1 + max((track.person for track in followed.tracks), default=0))
             state = ResumeState(Path(folder) / "video.mp4", "", NoiseKey())
+            pasting = _pasting(Crop(size, margin), keep, state, if_impossible)
+            in_boxes = None if boxes is None else InBoxes(boxes, source, detector)
+            followed, tracks = _followed(source, detector, recognizer, faces, without_face, in_boxes)
+            texts = prompts_of(parse_prompts(prompt), 1 + max((track.person for track in followed.tracks), default=0))
 
             def how(person: int, target: Sequence[Tensor] | None) -> Regeneration:
                 energy = task_energy(task, recognizer, preset.form, target=target)
-                return Regeneration(preset, energy, text=texts[person])
+                return Regeneration(preset, energy, text=texts[person], match_colors=match_colors)
 
             def regenerated(callback: Callable[[object], None]) -> Regenerate:
-                keep = recognizer if task == "anonymize" else None
-                return one_face_each(state, GuidedModel(model, clip, vae), crop, how, keep, callback)
+                seen_by = recognizer if task == "anonymize" else None
+                return one_face_each(state, GuidedModel(model, clip, vae), pasting.crop, how, seen_by, callback)
 
-            crop = Crop(size, margin)
-            cover = None if if_impossible == "error" else functools.partial(_keep_covered, state)
             chosen = dataclasses.replace(followed, tracks=tracks)
-            parts = _parts(source, chosen, state, sampled, regenerated, Pasting(crop, cover=cover))
             whole = Path(folder) / "whole.mp4"
-            join(parts, source, whole, sound)
-            spans = report.covered_spans(state)
-            if disclosure and report.is_made_new(tracks, spans):
+            join(_parts(source, chosen, state, sampled, regenerated, pasting), source, whole, sound)
+            if disclosure and report.is_made_new(tracks, report.covered_spans(state)):
                 disclose_video(whole)
             target, shown = _placed(whole, source, filename_prefix)
-        covered = report.spans_in_words(spans, followed)
-        said = [report.summary(followed.frames, tracks), covered and f"covered: {covered}", report.gaps(followed)]
-        made = InputImpl.VideoFromFile(str(target))
-        return io.NodeOutput(made, "\n".join(filter(None, said)), ui=ui.PreviewVideo([shown]))
+        said = _said(followed, tracks, state, () if in_boxes is None else in_boxes.found)
+        return io.NodeOutput(InputImpl.VideoFromFile(str(target)), said, ui=ui.PreviewVideo([shown]))
+
+
+class InBoxes:
+    """The faces in the boxes that are given for a video's frames; ``found`` takes all of them."""
+
+    def __init__(self, boxes: Any, video: Video, detector: Detector):
+        with at_field("boxes"):
+            self._lists = lists_of_boxes(boxes, (video.height, video.width))
+        self._detector = detector
+        self.found: list[Face] = []
+
+    def __call__(self, number: int, picture: Tensor) -> list[Face]:
+        row = 0 if len(self._lists) == 1 else number
+        faces = faces_in_boxes(picture, self._lists[row] if row < len(self._lists) else (), self._detector)
+        self.found.extend(faces)
+        return faces
+
+    def check_frames(self, frames: int) -> None:
+        """Raises DiffPrivacyError for lists of more or fewer frames than these, but for one that is for all."""
+        if len(self._lists) not in (1, frames):
+            raise DiffPrivacyError(
+                f"Boxes for {len(self._lists)} frames, but the video has {frames}; give a list for each frame, or one box "
+                "or list for all.",
+                "boxes",
+            )
+
+
+def _pasting(crop: Crop, keep: str, state: ResumeState, if_impossible: str) -> Pasting:
+    parts = parse_parts(keep)
+    if parts:
+        check_parts(parts, crop.margin, "the video")
+    return Pasting(crop, parts, None if if_impossible == "error" else functools.partial(_keep_covered, state))
+
+
+def _said(followed: Followed, tracks: Sequence[Track], state: ResumeState, in_boxes: Sequence[Face]) -> str:
+    """What became of the video, a line for each matter."""
+    covered = report.spans_in_words(report.covered_spans(state), followed)
+    lines = [
+        report.summary(followed.frames, tracks),
+        covered and f"covered: {covered}",
+        assumed_in_words(in_boxes),
+        report.gaps(followed),
+    ]
+    return "\n".join(filter(None, lines))
 
 
 def _parts(
@@ -220,9 +304,13 @@ def _opened(video, folder: Path) -> Video:
     return clip(opened, start or None, start + duration if duration else None) if start or duration else opened
 
 
-def _followed(video: Video, detector, recognizer, faces: str, without_face: str) -> tuple[Followed, list[Track]]:
+def _followed(
+    video: Video, detector: Detector, recognizer, faces: str, without_face: str, in_boxes: InBoxes | None
+) -> tuple[Followed, list[Track]]:
     """All faces of a video, and those that are to be protected."""
-    followed = follow_faces(video, detector, recognizer, _counting(max(1, video.frames)))
+    followed = follow_faces(video, detector, recognizer, _counting(max(1, video.frames)), in_boxes)
+    if in_boxes is not None:
+        in_boxes.check_frames(followed.frames)
     try:
         return followed, select_people(followed.tracks, faces)
     except NoFaceError as error:

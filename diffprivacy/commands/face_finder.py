@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import NoFaceError
 from ..faces.detectors import Detector
 from ..faces.geometry import Face
-from ..faces.regions import BoxFile, faces_in_boxes, is_assumed, union
+from ..faces.regions import BoxFile, assumed_in_words, faces_in_boxes, is_assumed, union
 from ..faces.selection import select_faces
 from ..faces.transparency import detect_faces, flattened
 from ..media.images import Picture
@@ -40,7 +40,7 @@ class FaceFinder:
         self.boxes.check_frames(source, 1)
         self.boxes.check_size(source, (picture.rgb.shape[0], picture.rgb.shape[1]))
         given = faces_in_boxes(picture.rgb, self.boxes.of(source), self.detector)
-        warn_of_assumed(source, sum(map(is_assumed, given)), len(given))
+        warn_of_assumed(source, given)
         return union(faces, given)
 
     def choose(self, source: Path, picture: Picture, found: Sequence[Face], which: str) -> list[Face]:
@@ -65,14 +65,10 @@ def warn_of_boxes(boxes: BoxFile, found: Plan) -> None:
         say(f"warning: --boxes: {boxes.path} has boxes for {name}, which is no input", sys.stderr)
 
 
-def warn_of_assumed(source: Path, assumed: int, given: int) -> None:
-    """Say in how many of the boxes given for a file no face was found: what is made there may lean as the face does not."""
-    if assumed:
-        say(
-            f"warning: --boxes: {source}: in {assumed} of {given} boxes no face is found; there one is assumed that looks "
-            "straight ahead and fills the box",
-            sys.stderr,
-        )
+def warn_of_assumed(source: Path, given: Sequence[Face]) -> None:
+    """Say in how many of the boxes given for a file no face was found."""
+    if words := assumed_in_words(given):
+        say(f"warning: --boxes: {source}: {words}", sys.stderr)
 
 
 def in_words(found: Sequence[Face], chosen: Sequence[Face]) -> list[str]:

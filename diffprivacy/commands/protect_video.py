@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ..diffusion.noise import NoiseKey
 from ..diffusion.sampling import strength_steps
-from ..errors import DiffPrivacyError, NoFaceError, at_field
-from ..faces.geometry import Crop, Face
-from ..faces.keeping import check_kept, kept_parts
+from ..errors import DiffPrivacyError, NoFaceError
+from ..faces.geometry import Face
+from ..faces.keeping import check_parts
 from ..faces.prompts import parse_prompts, prompts_of
-from ..faces.regions import faces_in_boxes, is_assumed, upright_face
+from ..faces.regions import faces_in_boxes
 from ..media.atomic import Together
 from ..media.disclosure import disclose_video
 from ..personas.book import Persona
@@ -52,7 +52,7 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
         use.encryptor.check_file(source)
     model = use.model
     if request.keep:
-        _check_keep(source, request.keep, model.crop)
+        check_parts(request.keep, model.crop.margin, source.name)
     video = open_range(source, request)
     if request.sound:
         check_sound(video)
@@ -143,12 +143,12 @@ def _texts(prompt: str, followed: Followed, tracks: Sequence[Track]) -> list[str
 def _followed(source: Path, video: Video, request: ProtectRequest, use: Resources) -> tuple[Followed, list[Track]]:
     """All faces of a video, and those that are to be protected."""
     with progress_bar(f"{source.name}: finding faces", video.frames or None, "frame") as bar:
-        are_assumed: list[bool] = []
-        given = _given(source, video, use, are_assumed)
+        in_boxes: list[Face] = []
+        given = _given(source, video, use, in_boxes)
         followed = follow_faces(video, use.detector, use.model.recognizer, lambda _: bar.update(1), given)
     if use.boxes is not None and video.stop is None:
         use.boxes.check_frames(source, video.first + followed.frames)
-    warn_of_assumed(source, sum(are_assumed), len(are_assumed))
+    warn_of_assumed(source, in_boxes)
     try:
         tracks = select_people(followed.tracks, request.faces)
         if use.people is not None:
@@ -163,16 +163,8 @@ def _followed(source: Path, video: Video, request: ProtectRequest, use: Resource
     return followed, tracks
 
 
-def _check_keep(source: Path, parts: Sequence[str], crop: Crop) -> None:
-    """Raises DiffPrivacyError where the parts are nearly the whole of a face."""
-    side = 4 * crop.size
-    face = upright_face((1.5 * crop.size, 1.5 * crop.size, 2.5 * crop.size, 2.5 * crop.size))
-    with at_field("keep"):
-        check_kept(kept_parts((side, side), [face], parts), [face], crop.margin, source.name)
-
-
-def _given(source: Path, video: Video, use: Resources, are_assumed: list[bool]) -> Given | None:
-    """The faces that ``--boxes`` names in each frame. are_assumed: takes for each whether none was found in its box."""
+def _given(source: Path, video: Video, use: Resources, in_boxes: list[Face]) -> Given | None:
+    """The faces that ``--boxes`` names in each frame. in_boxes: takes all of them."""
     boxes = use.boxes
     if boxes is None:
         return None
@@ -180,7 +172,7 @@ def _given(source: Path, video: Video, use: Resources, are_assumed: list[bool]) 
 
     def given(number: int, picture: Tensor) -> list[Face]:
         faces = faces_in_boxes(picture, boxes.of(source, video.first + number), use.detector)
-        are_assumed.extend(map(is_assumed, faces))
+        in_boxes.extend(faces)
         return faces
 
     return given

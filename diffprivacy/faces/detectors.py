@@ -5,6 +5,7 @@ YuNet (Wu, Peng, Yu, Machine Intelligence Research 20, 2023) is libfacedetection
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -57,6 +58,19 @@ class OnnxDetector:
     def detect(self, picture: Tensor, min_score: float | None = None, min_size: float | None = None) -> list[Face]:
         lowest = self.min_score if min_score is None else min_score
         return find_faces(picture, self.network, lowest, self.min_size if min_size is None else min_size)
+
+
+@dataclass(frozen=True)
+class Limited:
+    """A detector with another score and size by default."""
+
+    detector: Detector
+    min_score: float
+    min_size: float
+
+    def detect(self, picture: Tensor, min_score: float | None = None, min_size: float | None = None) -> list[Face]:
+        lowest = self.min_score if min_score is None else min_score
+        return self.detector.detect(picture, lowest, self.min_size if min_size is None else min_size)
 
 
 def load_detector(path: str | Path | None, min_score: float | None = None, min_size: float = MIN_SIZE) -> Detector:

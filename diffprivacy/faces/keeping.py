@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DiffPrivacyError
+from ..errors import DiffPrivacyError, at_field
 from .geometry import HEAD_CENTRE, MASK_RADII, TEMPLATE_SIZE, Face, align_matrix, protected_mask
+from .regions import upright_face
 
 PARTS = ("eyes", "nose", "mouth", "contour")
 RADII = {"eyes": (14.0, 9.0), "nose": (12.0, 17.0), "mouth": (23.0, 13.0)}
@@ -63,6 +64,13 @@ def check_kept(keep: Tensor, faces: Sequence[Face], margin: float, name: str) ->
             raise DiffPrivacyError(
                 f"{name}: {share:.0%} of face {number} would be kept, so that it would stay as it is; keep less of it."
             )
+
+
+def check_parts(parts: Sequence[str], margin: float, name: str) -> None:
+    """Raises DiffPrivacyError, beginning with ``name``, for parts that are nearly the whole of a face."""
+    face = upright_face((150.0, 150.0, 250.0, 250.0))
+    with at_field("keep"):
+        check_kept(kept_parts((400, 400), [face], parts), [face], margin, name)
 
 
 def _part(part: str, points: np.ndarray, landmarks: np.ndarray) -> np.ndarray:

@@ -50,6 +50,18 @@ def is_assumed(face: Face) -> bool:
     return face.score == 0
 
 
+def assumed_in_words(faces: Sequence[Face]) -> str:
+    """In how many of the boxes of faces that were given none was found, empty for none: what is made there may lean as
+    the face does not."""
+    assumed = sum(map(is_assumed, faces))
+    return (
+        f"in {assumed} of {len(faces)} boxes no face is found; there one is assumed that looks straight ahead and fills "
+        "the box"
+        if assumed
+        else ""
+    )
+
+
 def upright_face(box: Box) -> Face:
     """A face of score 0 that looks straight ahead and fills a box: where nothing but the box is known."""
     x0, y0, x1, y1 = box

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from diffprivacy import demo
 from diffprivacy.demo import showcase
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import protected_mask
+from diffprivacy.faces.keeping import kept_parts
+from diffprivacy.faces.regions import box_of, upright_face
 from diffprivacy.media.images import values
 from diffprivacy.video.sound import unsigned_aac
 from testing.videos import av, pixels, psnr, sound_packets, write_source
@@ -20,6 +23,7 @@ from tests.comfyui.server import ComfyServer, PromptError
 from tests.comfyui.test_frames import astronaut
 from tests.comfyui.workflows import changed, load_prompt
 
+BOX = {"x": 20, "y": 190, "width": 50, "height": 60}
 QUICK = {"size": demo.IMAGE_SIZE, "margin": demo.MARGIN, "steps": 2, "strength": 0.5}
 
 
@@ -28,6 +32,8 @@ def protected(graph: Graph, video: list, **options: object) -> list:
     detector = graph.add("DiffPrivacyLoadDetector", file="built-in (no file needed)")
     inputs = {"task": "anonymize", "faces": "all", "without_face": "error", "if_impossible": "cover", "prompt": ""}
     inputs |= {"sound": True, "disclosure": True, "filename_prefix": "protected/video", **QUICK, **options}
+    if "boxes" in inputs:
+        inputs["boxes"] = graph.add("TestMakeBoxes", boxes=json.dumps(inputs["boxes"]))
     networks = {"model": loader, "clip": slot(loader, 1), "vae": slot(loader, 2), "recognizer": slot(loader, 4)}
     return graph.add("DiffPrivacyProtectVideo", video=video, detector=detector, **networks, **inputs)
 
@@ -88,12 +94,34 @@ def test_a_trimmed_video_is_protected_as_trimmed(server: ComfyServer):
     assert all(psnr(*pair) > 35 for pair in zip(pixels(file), pixels(source)[2:5], strict=True))
 
 
+def test_a_face_that_is_missed_is_given_and_parts_of_faces_stay(server: ComfyServer):
+    source = write_source(server.base / "input" / "given.mp4", list(astronaut(2)), options={"crf": "1"})
+    graph = Graph()
+    options = {"boxes": BOX, "min_score": 0.5, "min_size": 30, "keep": "eyes", "match_colors": True}
+    file, report = made(server, graph, protected(graph, graph.add("LoadVideo", file=source.name), **options))
+    assert report == (
+        "2 frames, 2 people, 0 faces carried over\nin 2 of 2 boxes no face is found; there one is assumed that looks "
+        "straight ahead and fills the box"
+    )
+    for original, frame in zip(pixels(source), pixels(file), strict=True):
+        faces = [*load_detector(None).detect(values(original)), upright_face(box_of(BOX))]
+        eyes = kept_parts(original.shape, faces[:1], ["eyes"]).numpy() == 1
+        assert psnr(original[eyes], frame[eyes]) > 30
+        for face in faces:
+            new = (protected_mask(original.shape, [face], demo.MARGIN).numpy() == 1) & ~eyes
+            assert np.abs(original.astype(int) - frame)[new].mean() > 4
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("wall.mp4", {}, "Socket `video`: No face was found in any frame"),
         ("noise.mp4", {}, "noise.mp4 is not a video that can be read"),
         ("clip.mp4", {"faces": "1"}, "Socket `faces`: There is no person 1; the video has 1"),
+        ("clip.mp4", {"boxes": [[BOX], *[[]] * 4]}, "Socket `boxes`: Boxes for 5 frames, but the video has"),
+        ("clip.mp4", {"boxes": BOX | {"x": 900}}, "Socket `boxes`: The box at x 900"),
+        ("clip.mp4", {"keep": "ears"}, "Socket `keep`: 'ears' is none of eyes"),
+        ("clip.mp4", {"keep": "eyes,nose,mouth,contour"}, "Socket `keep`: the video: "),
         ("clip.mp4", {"size": 100}, "The crop size 100 is no multiple of 8"),
     ],
 )
