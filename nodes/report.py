@@ -10,12 +10,13 @@ from comfy_api.v0_0_2 import io, ui
 
 from ..diffprivacy.errors import DiffPrivacyError, at_field
 from ..diffprivacy.evaluation.comparison import FaceComparison, jpeg_changes, judge
-from ..diffprivacy.evaluation.drawing import cosine_plot
-from ..diffprivacy.evaluation.table import table
+from ..diffprivacy.evaluation.drawing import cosine_plot, histogram, roc_plot
+from ..diffprivacy.evaluation.report import plotted
+from ..diffprivacy.evaluation.table import interval_table, table
 from ..diffprivacy.evaluation.utility import JPEG_QUALITY, Changes, changes_of, utility_table
 from ..diffprivacy.faces.detectors import Detector
 from ..diffprivacy.identity.recognizers import FaceMatcher
-from ..diffprivacy.identity.thresholds import kept_thresholds, person_threshold
+from ..diffprivacy.identity.thresholds import FAR, kept_thresholds, person_threshold
 from . import sockets
 
 CATEGORY = "Diff-Privacy/report"
@@ -59,6 +60,12 @@ class Report(io.ComfyNode):
                 io.Image.Output(
                     display_name="protected", tooltip="The protected images, once the gate has let them through."
                 ),
+                io.Image.Output(
+                    display_name="roc", tooltip="ROC curves against other people's originals; needs faces of several."
+                ),
+                io.Image.Output(
+                    display_name="histogram", tooltip="How often each cosine occurs, to the originals and to others'."
+                ),
             ],
         )
 
@@ -71,11 +78,14 @@ class Report(io.ComfyNode):
             _stop_the_recognized(versions["protected"], person_threshold(judge))
         thresholds = kept_thresholds(judges)
         floor = {f"JPEG of quality {JPEG_QUALITY}": _jpegs(original, faces, detector)}
-        text = f"{table(versions, thresholds)}\n\n{utility_table(changes_of(versions) | floor)}"
+        shares = f"{table(versions, thresholds)}\n\n{interval_table(versions, thresholds)}"
+        text = f"{shares}\n\n{utility_table(changes_of(versions) | floor)}"
         cosine = max(face.cosine("judge") for face in versions["protected"])
         fidelity = float(np.mean([face.psnr for face in versions["protected" if recovered is None else "recovered"]]))
-        plot = cosine_plot(versions, thresholds)[None]
-        return io.NodeOutput(text, plot, cosine, fidelity, protected, ui=ui.PreviewText(text))
+        curves, groups = plotted(versions, "judge")
+        plots = (cosine_plot(versions, thresholds), roc_plot(curves, FAR), histogram(groups, thresholds.get("judge")))
+        cosines, roc, counts = (plot[None] for plot in plots)
+        return io.NodeOutput(text, cosines, cosine, fidelity, protected, roc, counts, ui=ui.PreviewText(text))
 
 
 def _stop_the_recognized(faces: Sequence[FaceComparison], threshold: float) -> None:

@@ -16,7 +16,7 @@ from ..evaluation.attacks import Attack, attack_table
 from ..evaluation.comparison import clean_photos
 from ..evaluation.drawing import cosine_plot
 from ..evaluation.report import Evidence
-from ..evaluation.table import table
+from ..evaluation.table import interval_table, table
 from ..evaluation.utility import Changes, changes_of, utility_table
 from ..faces.attributes import load_attributes
 from ..faces.detectors import load_detector
@@ -149,7 +149,7 @@ def evaluate(request: EvaluateRequest) -> int:
     thresholds = _thresholds(request, judges, clean.pairs if clean else {})
     cases = compared(request.originals, request.protected, request.recovered, Looking(judges, detector, attributes))
     versions = {name: [case.comparison for case in of] for name, of in cases.of.items()}
-    print(table(versions, thresholds))
+    print(f"{table(versions, thresholds)}\n\n{interval_table(versions, thresholds)}")
     if cases.left:
         print(f"\nleft as they are on purpose, and not judged: {len(cases.left)} face{'s' * (len(cases.left) > 1)}")
     floors = jpegs(cases.of["protected"], detector, attributes)

@@ -61,7 +61,8 @@ def cosine_plot(versions: Mapping[str, Sequence[FaceComparison]], thresholds: Ma
 def roc_plot(curves: Mapping[str, tuple[Scores, Scores]], far: float) -> Tensor:
     """ROC curves as an image (H,W,3). curves: of each name the cosines of pairs of one person, and of two people.
 
-    A line marks the false accept rate in use. On the diagonal the pairs are not told apart.
+    A line marks the false accept rate in use. On the diagonal the pairs are not told apart. Without curves it says that
+    they need faces of several people.
     """
     from matplotlib.figure import Figure
 
@@ -76,6 +77,8 @@ def roc_plot(curves: Mapping[str, tuple[Scores, Scores]], far: float) -> Tensor:
     axes.set(xscale="log", xlim=(1e-4, 1), ylim=(0, 1.02))
     axes.set(xlabel="false accept rate", ylabel="true accept rate")
     axes.legend(fontsize=8)
+    if not curves:
+        axes.set_title("no curve: it needs faces of several people", fontsize=9)
     return _rendered(figure)
 
 

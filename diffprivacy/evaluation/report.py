@@ -140,6 +140,35 @@ def as_html(evidence: Evidence) -> str:
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
 
 
+def plotted(
+    versions: Mapping[str, Sequence[FaceComparison]], judge: str, clean: tuple[Scores, Scores] | None = None
+) -> tuple[dict[str, tuple[Scores, Scores]], dict[str, Scores]]:
+    """What the ROC curves and the histogram of a judge show: cosines of one person and of two, and groups of cosines.
+
+    clean: cosines of unprotected pairs, of one person and of two. Versions of one person alone have no curve.
+    """
+    pairs = {name: _pairs(faces, judge) for name, faces in versions.items()}
+    curves: dict[str, tuple[Scores, Scores]] = {
+        name: (same, others) for name, (same, others) in pairs.items() if len(others)
+    }
+    groups: dict[str, Scores] = {f"{name}, to its original": same for name, (same, _) in pairs.items()}
+    groups |= {f"{name}, to others": others for name, (_, others) in pairs.items() if len(others)}
+    if clean is not None:
+        curves["unprotected"] = clean
+        groups["unprotected, one person"] = clean[0]
+    return curves, groups
+
+
+def _pairs(faces: Sequence[FaceComparison], judge: str) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines of the versions to their own originals, and to other people's."""
+    people = np.array([face.person for face in faces])
+    versions, originals = (
+        np.stack([getattr(face, which)[judge] for face in faces]) for which in ("version", "original")
+    )
+    cosines = versions @ originals.T
+    return cosines.diagonal(), cosines[people[:, None] != people[None]]
+
+
 def _names(evidence: Evidence) -> list[str]:
     parts = []
     for title, names in (
@@ -177,15 +206,7 @@ def _of_judge(evidence: Evidence, judge: str) -> list[str]:
     parts.append(_table(rows))
     said = "; ".join(f"<i>{name}</i>: {meaning}" for name, meaning in MEANINGS.items())
     parts.append(f"<p><small>{said}. In brackets: 95 % interval over people.</small></p>")
-    pairs = {name: _pairs(faces, judge) for name, faces in evidence.versions.items()}
-    curves: dict[str, tuple[Scores, Scores]] = {
-        name: (same, others) for name, (same, others) in pairs.items() if len(others)
-    }
-    groups: dict[str, Scores] = {f"{name}, to its original": same for name, (same, _) in pairs.items()}
-    groups |= {f"{name}, to others": others for name, (_, others) in pairs.items() if len(others)}
-    if judge in evidence.clean:
-        curves["unprotected"] = evidence.clean[judge]
-        groups["unprotected, one person"] = evidence.clean[judge][0]
+    curves, groups = plotted(evidence.versions, judge, evidence.clean.get(judge))
     if curves:
         parts.append(_figure("ROC: dashed, the false accept rate in use", _image(roc_plot(curves, FAR))))
     parts.append(_figure("Cosines: dashed, the threshold", _image(histogram(groups, threshold))))
@@ -225,16 +246,6 @@ def _mean(mean: Mean | None, measure: str, unit: str) -> str:
         return lacking(measure)
     low, high = (number(value, unit) for value in (mean.low, mean.high))
     return f"{number(mean.value, unit)} <small>({low} to {high})</small>"
-
-
-def _pairs(faces: Sequence[FaceComparison], judge: str) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines of the versions to their own originals, and to other people's."""
-    people = np.array([face.person for face in faces])
-    versions, originals = (
-        np.stack([getattr(face, which)[judge] for face in faces]) for which in ("version", "original")
-    )
-    cosines = versions @ originals.T
-    return cosines.diagonal(), cosines[people[:, None] != people[None]]
 
 
 def _cells(of: Verdict) -> list[str]:

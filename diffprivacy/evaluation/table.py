@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from .comparison import FaceComparison
+from .intervals import Share
 from .verdict import Verdict, found, verdict
 
 
@@ -43,6 +44,21 @@ def table(versions: Mapping[str, Sequence[FaceComparison]], thresholds: Mapping[
         cells += [f"{np.mean([getattr(face, measure) for face in faces]):.3f}" for measure in ("ssim", "similarity")]
         lines.append([version, *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def interval_table(versions: Mapping[str, Sequence[FaceComparison]], thresholds: Mapping[str, float]) -> str:
+    """A Markdown table of the shares with their 95 % intervals over people, a line for each judge and version."""
+    lines = [["", "judge", "accepted (TAR)", "nearest", "farthest", "linked"], ["---"] * 6]
+    for judge in judges_of(versions):
+        for version, faces in versions.items():
+            of = verdict(faces, judge, thresholds.get(judge))
+            shares = [_with_interval(share) for share in (of.tar, of.nearest, of.farthest, of.linked)]
+            lines.append([version, judge, *shares])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _with_interval(share: Share | None) -> str:
+    return "–" if share is None else f"{share} ({100 * share.low:.1f} to {100 * share.high:.1f})"
 
 
 def _cell(of: Verdict) -> str:
