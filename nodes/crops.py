@@ -146,6 +146,9 @@ class PasteFaces(io.ComfyNode):
             outputs=[
                 io.Image.Output(display_name="image", tooltip="With several variants: all of image 1 first."),
                 io.Mask.Output(display_name="mask", tooltip="Where the images were changed."),
+                io.String.Output(
+                    display_name="covered", tooltip="How many faces could only be covered, and which; empty for none."
+                ),
             ],
         )
 
@@ -157,7 +160,7 @@ class PasteFaces(io.ComfyNode):
         covers = if_impossible == "cover"
         rows = iter(_crops_of_faces(crops, faces, covers))
         kept = _kept(image, faces, faces.margin, keep_mask, ())
-        pictures, masks = [], []
+        pictures, masks, covered = [], [], []
         for i, (picture, found) in enumerate(zip(image.cpu().float(), faces.faces, strict=True)):
             of_picture = [next(rows) for _ in found]
             mask = protected_mask(picture.shape[:2], found, faces.margin)
@@ -165,11 +168,23 @@ class PasteFaces(io.ComfyNode):
                 mask = mask * (1 - kept[i])
             for variant in range(faces.variants):
                 new = [variants[variant] for variants in of_picture]
+                covered += [(i, variant, number) for number, crop in enumerate(new) if crop is None]
                 if match_colors:
                     new = [_matched(picture, crop, face, faces.margin) for crop, face in zip(new, found, strict=True)]
                 pictures.append(_pasted(picture, new, found, faces, None if kept is None else kept[i]))
                 masks.append(mask)
-        return io.NodeOutput(torch.stack(pictures), torch.stack(masks))
+        return io.NodeOutput(torch.stack(pictures), torch.stack(masks), _in_words(covered, faces.variants))
+
+
+def _in_words(covered, variants) -> str:
+    """Which faces, each as the numbers of its image, variant and face, could only be covered; empty for none."""
+    if not covered:
+        return ""
+    names = [
+        f"image {image + 1}, " + (f"variant {variant + 1}, " if variants > 1 else "") + f"face {number}"
+        for image, variant, number in covered
+    ]
+    return f"{len(covered)} covered: {'; '.join(names)}"
 
 
 def _crops_of_faces(crops, faces, covers):

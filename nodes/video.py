@@ -217,8 +217,8 @@ class ProtectVideo(io.ComfyNode):
                 return Regeneration(preset, energy, text=texts[person], match_colors=match_colors)
 
             def regenerated(callback: Callable[[object], None]) -> Regenerate:
-                seen_by = recognizer if task == "anonymize" else None
-                return one_face_each(state, GuidedModel(model, clip, vae), pasting.crop, how, seen_by, callback)
+                judge = recognizer if task == "anonymize" else None
+                return one_face_each(state, GuidedModel(model, clip, vae), pasting.crop, how, judge, callback, judge)
 
             chosen = dataclasses.replace(followed, tracks=tracks)
             whole = Path(folder) / "whole.mp4"

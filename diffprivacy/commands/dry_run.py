@@ -89,7 +89,7 @@ def _video(source: Path, file: Path, request: ProtectRequest, boxes: BoxFile | N
     boxes.check_size(source, (video.height, video.width))
     given = [
         {"frame": frame} | entry_of(upright_face(box), (video.height, video.width))
-        for frame, found in sorted(boxes.boxes.get(source.name, {}).items(), key=lambda item: item[0] or 0)
+        for frame, found in sorted(boxes.of_file(source).items(), key=lambda item: item[0] or 0)
         for box in found
         if frame is None or (video.first <= frame and (video.stop is None or frame < video.first + video.frames))
     ]

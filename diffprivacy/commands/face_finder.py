@@ -61,7 +61,7 @@ class FaceFinder:
 
 def warn_of_boxes(boxes: BoxFile, found: Plan) -> None:
     """Say which boxes are for no input: a name that is mistyped leaves a face as it is."""
-    for name in sorted(set(boxes.boxes) - {source.name for source in found.targets}):
+    for name in sorted(set(boxes.boxes) - set(map(boxes.name_of, found.targets))):
         say(f"warning: --boxes: {boxes.path} has boxes for {name}, which is no input", sys.stderr)
 
 

@@ -101,19 +101,33 @@ def union(*groups: Sequence[Face]) -> list[Face]:
 
 @dataclass(frozen=True)
 class BoxFile:
-    """``--boxes``: for each file name the boxes of its faces by frame; those under None are for every frame."""
+    """``--boxes``: for each file the boxes of its faces by frame; those under None are for every frame.
+
+    A file is called by its name, or by as many of its folders as tell it from others of that name.
+    """
 
     path: Path
     boxes: dict[str, dict[int | None, list[Box]]]
 
+    def name_of(self, source: Path) -> str | None:
+        """What a file is called here; None where it has no boxes."""
+        parts = source.absolute().parts
+        names = ("/".join(parts[first:]) for first in range(len(parts)))
+        return next((name for name in names if name in self.boxes), None)
+
+    def of_file(self, source: Path) -> dict[int | None, list[Box]]:
+        """The boxes of a file by frame."""
+        name = self.name_of(source)
+        return {} if name is None else self.boxes[name]
+
     def of(self, source: Path, frame: int = 0) -> list[Box]:
         """The boxes of a picture, or of a video's frame; none is an empty list."""
-        entry = self.boxes.get(source.name, {})
+        entry = self.of_file(source)
         return entry.get(None, []) + entry.get(frame, [])
 
     def check_size(self, source: Path, size: tuple[int, int]) -> None:
         """Raises DiffPrivacyError for a box that lies outside a source's frames of (height, width)."""
-        for boxes in self.boxes.get(source.name, {}).values():
+        for boxes in self.of_file(source).values():
             for box in boxes:
                 try:
                     check_box(box, size)
@@ -122,7 +136,7 @@ class BoxFile:
 
     def check_frames(self, source: Path, frames: int) -> None:
         """Raises DiffPrivacyError for boxes in a frame that a source of so many has not."""
-        last = max((frame for frame in self.boxes.get(source.name, {}) if frame is not None), default=0)
+        last = max((frame for frame in self.of_file(source) if frame is not None), default=0)
         if last >= frames:
             raise DiffPrivacyError(
                 f"{self.path}: {source.name} has boxes for frame {last}, but its frames are 0 to {frames - 1}.", "boxes"

@@ -283,6 +283,38 @@ def test_a_mask_to_keep_of_another_size_is_one_error_that_names_the_socket(serve
     refused(server, graph, ["Socket `keep_mask`", "1 masks of 256x256", "512x512"])
 
 
+def pasted(graph: Graph, kind: str, **options: object) -> list:
+    """Two faces in two images, of which the last crop is missing or flat."""
+    base = two_frames(graph, start(graph))
+    image = base["image"]
+    faces = graph.add("DiffPrivacyFacesFromRegions", **base, boxes=graph.add("PrimitiveBoundingBox", **HEAD))
+    crops = graph.add("DiffPrivacyCropFaces", image=image, faces=faces, size=64, margin=1.8, variants=1)
+    new = graph.add("ImageInvert", image=graph.add("ImageFromBatch", image=crops, batch_index=0, length=1))
+    if kind == "flat":
+        flat = graph.add("EmptyImage", width=64, height=64, batch_size=1, color=0)
+        new = graph.add("ImageBatch", image1=new, image2=flat)
+    return graph.add("DiffPrivacyPasteFaces", image=image, crops=new, faces=slot(crops, 2), **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("missing", "1 crops for 2 (2 faces"), ("flat", "Crop 1 holds no image, as its sampler")]
+)
+def test_a_face_without_a_new_one_is_an_error_or_covered_and_named(server, astronaut, kind, words):
+    graph = Graph()
+    graph.add("SaveImage", images=pasted(graph, kind), filename_prefix="no")
+    refused(server, graph, ["Socket `crops`", words])
+    graph = Graph()
+    node = pasted(graph, kind, if_impossible="cover")
+    shown = graph.add("PreviewAny", source=slot(node, 2))
+    save = graph.add("SaveImage", images=node, filename_prefix="covered")
+    outputs = server.run(graph)
+    assert outputs[shown[0]]["text"] == ["1 covered: image 2, face 0"]
+    inside = (slice(100, 150), slice(210, 240))
+    new, flat = (server.picture(image)[inside].astype(float) for image in outputs[save[0]]["images"])
+    assert new.std(axis=(0, 1)).min() > 3 and flat.std(axis=(0, 1)).max() < 1
+    assert 60 < flat.mean() < 220, "its skin's colour"
+
+
 def refused(server: ComfyServer, graph: Graph, words: list[str]) -> None:
     with pytest.raises(PromptError) as caught:
         server.run(graph)

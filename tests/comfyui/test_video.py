@@ -30,7 +30,7 @@ QUICK = {"size": demo.IMAGE_SIZE, "margin": demo.MARGIN, "steps": 2, "strength":
 def protected(graph: Graph, video: list, **options: object) -> list:
     loader = graph.add("DiffPrivacyLoadDemoModel")
     detector = graph.add("DiffPrivacyLoadDetector", file="built-in (no file needed)")
-    inputs = {"task": "anonymize", "faces": "all", "without_face": "error", "if_impossible": "cover", "prompt": ""}
+    inputs = {"task": "hide", "faces": "all", "without_face": "error", "if_impossible": "cover", "prompt": ""}
     inputs |= {"sound": True, "disclosure": True, "filename_prefix": "protected/video", **QUICK, **options}
     if "boxes" in inputs:
         inputs["boxes"] = graph.add("TestMakeBoxes", boxes=json.dumps(inputs["boxes"]))
@@ -66,7 +66,7 @@ def test_every_frame_has_a_new_face_and_the_sound_is_kept(server: ComfyServer):
 
 def test_the_workflow_protects_its_example(server: ComfyServer):
     prompt = load_prompt(PACK / "workflows" / "protect-video.json", server.get("/object_info"))
-    changed(prompt, RepeatImageBatch__amount=2, DiffPrivacyProtectVideo__steps=2)
+    changed(prompt, RepeatImageBatch__amount=2, DiffPrivacyProtectVideo__steps=2, DiffPrivacyProtectVideo__task="hide")
     outputs = server.run(prompt)
     nodes = {node["class_type"]: outputs.get(name) for name, node in prompt.items()}
     assert nodes["PreviewAny"]["text"] == ["2 frames, 1 person, 0 faces carried over"]
@@ -78,6 +78,18 @@ def test_the_workflow_protects_its_example(server: ComfyServer):
     for frame in frames:
         assert np.abs(original.astype(int) - frame)[mask == 1].mean() > 5
         assert psnr(original[mask == 0], frame[mask == 0]) > 30
+
+
+def test_a_person_who_would_stay_recognized_is_covered(server: ComfyServer):
+    source = write_source(server.base / "input" / "weak.mp4", list(astronaut(2)))
+    graph = Graph()
+    weak = {"task": "anonymize", "steps": 10, "strength": 0.1}
+    file, report = made(server, graph, protected(graph, graph.add("LoadVideo", file=source.name), **weak))
+    assert "covered: person 0 from 0:00.0 to 0:00.1" in report
+    for original, frame in zip(pixels(source), pixels(file), strict=True):
+        (face,) = load_detector(None).detect(values(original))
+        inside = frame[protected_mask(original.shape, [face], demo.MARGIN).numpy() == 1]
+        assert inside.astype(float).std(axis=0).max() < 3
 
 
 def test_a_trimmed_video_is_protected_as_trimmed(server: ComfyServer):

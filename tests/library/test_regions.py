@@ -114,6 +114,13 @@ def test_a_file_of_boxes_names_pictures_and_frames(tmp_path):
         boxes.check_size(Path("a.jpg"), (1, 1))
 
 
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    entry = {"x": 1, "y": 2, "width": 3, "height": 4}
+    boxes = read_boxes(write(tmp_path, {"mon/a.jpg": [entry], "a.jpg": [entry, entry]}))
+    assert len(boxes.of(Path("in/mon/a.jpg"))) == 1 and len(boxes.of(Path("in/tue/a.jpg"))) == 2
+    assert boxes.name_of(Path("in/mon/b.jpg")) is None
+
+
 def test_a_list_without_frames_is_for_all_frames(tmp_path):
     boxes = read_boxes(write(tmp_path, {"b.mp4": [{"x": 1, "y": 2, "width": 3, "height": 4}]}))
     assert boxes.of(Path("b.mp4"), 0) == boxes.of(Path("b.mp4"), 99) == [(0.5, 1.5, 3.5, 5.5)]
