@@ -1,4 +1,4 @@
-"""The command line in processes of their own, killed as by ``kill -9`` at a chosen moment.
+"""The command line in processes of their own, killed as by ``kill -9`` at a chosen moment; and modules, run to their end.
 
 The processes are forked from one that has loaded the models.
 """
@@ -9,8 +9,10 @@ import contextlib
 import functools
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -55,6 +57,28 @@ class Run:
         assert self._process.exitcode is not None
         self.peak = peak
         return self._process.exitcode, printed, seen
+
+
+def run_module(name: str, log: Path, *arguments: object) -> str:
+    """What a module prints, run as by ``python -m``; where it fails, that is the error."""
+    texts = [str(argument) for argument in arguments]
+    process = _context.Process(target=_run_module, args=(name, texts, str(log)))
+    process.start()
+    process.join()
+    printed = log.read_text()
+    assert process.exitcode == 0, printed[-3000:]
+    return printed
+
+
+def _run_module(name: str, arguments: list[str], log: str) -> None:
+    torch.set_num_threads(1)
+    sys.argv = [name, *arguments]
+    with open(log, "w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        try:
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+        except BaseException:
+            traceback.print_exc()
+            raise
 
 
 def _run(folder: str, moment: int, before: str, arguments: list[str], log: str) -> None:

@@ -208,15 +208,15 @@ def test_picture_without_a_face_is_copied_only_when_asked_for(tmp_path):
     assert torch.equal(read_picture(tmp_path / "out" / "wall.png").rgb, read_picture(tmp_path / "wall.png").rgb)
 
 
-def test_twenty_faces_are_all_protected(photos, tmp_path):
-    """The six friends, cut out and set side by side in a picture of four by five."""
+def test_a_dozen_faces_are_all_protected(photos, tmp_path):
+    """The six friends, cut out and set side by side twice."""
     group = read_picture(photos / "group.png").rgb
     friends = [crop_face(group, face, 160, 1.9) for face in load_detector(None).detect(group)]
-    rows = [torch.cat([friends[(5 * row + i) % 6] for i in range(5)], dim=1) for row in range(4)]
+    rows = [torch.cat([friends[(4 * row + i) % 6] for i in range(4)], dim=1) for row in range(3)]
     write_picture(tmp_path / "crowd.png", Picture(torch.cat(rows)))
     before = read_picture(tmp_path / "crowd.png").rgb
     found = load_detector(None).detect(before)
-    assert len(found) >= 18
+    assert len(found) >= 11
     assert main(["anonymize", str(tmp_path / "crowd.png"), "-o", str(tmp_path / "out"), *QUICK]) == 0
     outside, inside = changed_outside_and_inside(tmp_path / "crowd.png", tmp_path / "out" / "crowd.png", len(found))
     assert outside == 0

@@ -41,7 +41,7 @@ def check_what_is_said(path: Path) -> None:
     assert not said.keys() & {"thumbnail", "ingredients", "title"}
 
 
-@pytest.mark.usefixtures("models_loaded_once")
+@pytest.mark.usefixtures("models_loaded_once", "short_keys")
 def test_a_protected_photo_is_signed_and_says_nothing_of_the_original(tmp_path, monkeypatch):
     """And nothing is asked of a network, and a key that travels inside stays."""
     certificate, key = write_certificate(tmp_path)

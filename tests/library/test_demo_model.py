@@ -17,7 +17,6 @@ from diffprivacy import demo
 from diffprivacy.backends.tokenizer import PLACEHOLDER_TOKEN, tokenize
 from diffprivacy.demo import load
 from diffprivacy.demo.autoencoder import Autoencoder
-from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.demo.recognizers import DlibResNet, MobileFace
 from diffprivacy.demo.text import VOCABULARY_SIZE, CompactEmbedding, full_table
 from diffprivacy.errors import DiffPrivacyError
@@ -184,8 +183,8 @@ def _moved(face: Face, pixels: float) -> Face:
     return Face(face.box, face.landmarks + pixels / 3, face.score)
 
 
-def test_unet_takes_most_of_the_noise_off_a_face_it_never_saw(face: Tensor):
-    diffusion_model = load_diffusion_model()
+def test_unet_takes_most_of_the_noise_off_a_face_it_never_saw(demo_model, face: Tensor):
+    diffusion_model = demo_model
     clean = diffusion_model.encode(face)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     anyone = diffusion_model.text_conditioning("")
@@ -199,18 +198,18 @@ def test_prompts_draw_faces_and_heed_the_colour():
     from diffprivacy.faces.detectors import load_detector
 
     drawn = {
-        words: samples(f"a {words} photo of a person", 6, CPU, steps=15, seed=5)
+        words: samples(f"a {words} photo of a person", 4, CPU, steps=12, seed=5)
         for words in ("color", "black and white")
     }
     chroma = {words: (pictures.amax(1) - pictures.amin(1)).mean() for words, pictures in drawn.items()}
     assert chroma["black and white"] < 0.85 * chroma["color"]
     detector = load_detector(None)
     found = [detector.detect(picture.permute(1, 2, 0)) for pictures in drawn.values() for picture in pictures]
-    assert sum(len(faces) == 1 for faces in found) >= 9
+    assert sum(len(faces) == 1 for faces in found) >= 6
 
 
-def test_diffusion_model_offers_every_part_of_the_method(face: Tensor):
-    diffusion_model = load_diffusion_model()
+def test_diffusion_model_offers_every_part_of_the_method(demo_model, face: Tensor):
+    diffusion_model = demo_model
     assert (diffusion_model.image_size, diffusion_model.downscale, diffusion_model.latent_channels) == (128, 8, 16)
     restored = diffusion_model.decode(diffusion_model.encode(face))
     assert psnr(restored[0].permute(1, 2, 0), face[0].permute(1, 2, 0)) > 27

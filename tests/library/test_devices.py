@@ -1,6 +1,6 @@
 """The library on a device whose memory is apart: nothing is mixed, and what it computes is what the CPU computes.
 
-The device is pretended, so that any machine can tell; it runs in a process of its own. Where there is a real card the
+The device is pretended, so that any machine can tell, in a process of its own. Where there is a real card the
 same runs on it.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,17 @@ from typing import Any
 import pytest
 import torch
 
-PACK = Path(__file__).parents[2]
+if sys.platform == "win32":
+    pytest.skip("Windows has no forks", allow_module_level=True)
+
+from testing.killed import run_module
+
 SCENARIOS = ("mixing", "gradients", "waits", "training", "keys", "judging", "commands")
 
 
 def run(device: str, folder: Path, *scenarios: str) -> dict[str, Any]:
-    command = [sys.executable, "-X", "faulthandler", "-m", "tests.library.on_a_card", device, folder, *scenarios]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=3000, check=False, cwd=PACK)
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    printed = run_module("tests.library.on_a_card", folder / "log", device, folder, *scenarios)
+    lines = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     return {name: found for line in lines for name, found in line.items()}
 
 
@@ -65,21 +67,23 @@ def test_a_photo_becomes_the_same_as_on_the_cpu(found):
     assert found["commands"]["most"] <= 8
 
 
-def test_the_command_that_measures_a_card_fills_its_tables():
+def test_the_command_that_measures_a_card_fills_its_tables(capsys, monkeypatch):
     """On a CPU, with narrow networks; where there is no card it says so."""
 
-    def measured(*options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "benchmarks.gpu", *options]
-        return subprocess.run(command, capture_output=True, text=True, timeout=3000, check=False, cwd=PACK)
+    def measured(*options: str) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", ["gpu", *options])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module("benchmarks.gpu", run_name="__main__")
+        return ended.value.code, capsys.readouterr().out
 
-    done = measured("--device", "cpu", "--tiny", "--family", "SDXL")
-    assert done.returncode == 0, done.stderr[-3000:]
-    rows = [line.split(" | ")[:2] for line in done.stdout.splitlines() if line.count("|") == 9]
+    code, printed = measured("--device", "cpu", "--tiny", "--family", "SDXL")
+    assert code == 0
+    rows = [line.split(" | ")[:2] for line in printed.splitlines() if line.count("|") == 9]
     assert rows[2:] == [[f"| {variants}", way] for variants in (1, 4) for way in ("unguided", "TAESD", "VAE")]
     for part in ("yes, to the bit", "Inversion in torch.float32, SDXL", "8 GB: 1 at once, checkpointing | 1 |"):
-        assert part in done.stdout
+        assert part in printed
     if not torch.cuda.is_available():
-        assert "nothing was measured" in measured().stdout
+        assert "nothing was measured" in measured()[1]
 
 
 def test_judging_takes_pictures_of_the_cpu(found):

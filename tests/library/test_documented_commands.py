@@ -21,7 +21,7 @@ from testing.folders import FRIENDS, photo, run
 from testing.reference import ROOT, blocks
 from testing.videos import write_source
 
-pytestmark = pytest.mark.usefixtures("models_loaded_once", "whatever_is_drawn")
+pytestmark = pytest.mark.usefixtures("models_loaded_once", "whatever_is_drawn", "short_keys")
 IDENTITY = pyrage.x25519.Identity.generate()
 QUICK = {
     "anonymize": ["--steps", "2", "--strength", "0.5"],

@@ -15,7 +15,6 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from diffprivacy.cli import main
-from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.faces.geometry import own_pixels, protected_mask
 from diffprivacy.media.images import Picture, decode_picture, encode_png, read_picture
@@ -65,9 +64,9 @@ def test_of_two_equally_deep_faces_one_owns_the_pixel():
 
 @pytest.mark.parametrize("fidelity", ["latent", "compact", "lossless"])
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_faces_key_is_the_same_whoever_its_neighbours_are(fidelity, index):
+def test_a_faces_key_is_the_same_whoever_its_neighbours_are(demo_model, fidelity, index):
     """Not a bit of it depends on what the original shows of them."""
-    diffusion_model = None if fidelity == "lossless" else load_diffusion_model()
+    diffusion_model = None if fidelity == "lossless" else demo_model
     theirs = torch.stack([own(i) for i in range(3) if i != index]).any(0)
     strangers = Picture(torch.where(theirs[..., None], noise(7), ORIGINAL.rgb))
     keys = [
@@ -92,8 +91,8 @@ def test_one_key_gives_one_face_and_all_keys_give_all():
     assert torch.equal(recover(PROTECTED, key.each()[::-1]).rgb, ORIGINAL.rgb)
 
 
-def test_one_latent_key_changes_its_own_pixels_only():
-    diffusion_model = load_diffusion_model()
+def test_one_latent_key_changes_its_own_pixels_only(demo_model):
+    diffusion_model = demo_model
     key = record(ORIGINAL, FACES[:2], diffusion_model, CROP, how=Replay("ddim", steps=2)).bound_to(PROTECTED)
     singles = [RecoveryKey.from_bytes(key.only(i).to_bytes()) for i in range(2)]
     alone = recover(PROTECTED, singles[:1], diffusion_model).rgb

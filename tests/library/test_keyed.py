@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffprivacy import demo
-from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.evaluation.fidelity import psnr
 from diffprivacy.faces.detectors import load_detector
@@ -77,17 +76,16 @@ def test_a_damaged_public_part_is_a_documented_error(data):
         Public.from_bytes(data)
 
 
-def test_the_secret_brings_the_face_back_and_another_one_does_not(monkeypatch):
+def test_the_secret_brings_the_face_back_and_another_one_does_not(demo_model, monkeypatch):
     """Through 8-bit pixels. Fewer steps and a cheap derivation than in use; the shipped values are the benchmark's."""
     monkeypatch.setattr(keyed, "STEPS", 8)
     monkeypatch.setitem(keyed.SCRYPT, "n", 2**10)
     original = torch.from_numpy(skimage.data.astronaut().astype(np.float32) / 255)
     faces = load_detector(None).detect(original)
-    diffusion_model = load_diffusion_model()
-    protected, public = anonymize_keyed(original, faces, diffusion_model, demo.CROP, "right")
+    protected, public = anonymize_keyed(original, faces, demo_model, demo.CROP, "right")
     protected = torch.from_numpy(levels(protected, 8) / 255).float()
     public = Public.from_bytes(public.to_bytes())
-    right, wrong = (recover_keyed(protected, public, diffusion_model, secret) for secret in ("right", "righu"))
+    right, wrong = (recover_keyed(protected, public, demo_model, secret) for secret in ("right", "righu"))
     mask = protected_mask(original.shape, faces, demo.MARGIN)
     for picture in (protected, right, wrong):
         assert np.array_equal(levels(picture, 8)[mask == 0], levels(original, 8)[mask == 0])

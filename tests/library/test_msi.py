@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from diffprivacy import demo
 from diffprivacy.backends import diffusers as diffusers_host
 from diffprivacy.backends.vision import load_vision_encoder
-from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.diffusion.model import EncoderIdentity
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.msi.module import (
@@ -37,8 +36,8 @@ VIT_H = EncoderIdentity((1280,), 32, "vision")
 
 
 @pytest.fixture(scope="module")
-def diffusion_model():
-    return load_diffusion_model()
+def diffusion_model(demo_model):
+    return demo_model
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffprivacy import demo, pipeline
-from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.demo.showcase import example_photo
 from diffprivacy.diffusion.noise import NoiseKey
 from diffprivacy.faces.detectors import load_detector
@@ -96,15 +95,15 @@ def test_fresh_keys_differ_and_hold_256_bits():
     assert seen == [3] * 256, "every bit takes both values"
 
 
-def test_only_the_key_decides_what_a_face_becomes():
+def test_only_the_key_decides_what_a_face_becomes(demo_model):
     """Neither torch's generators nor a seed's low half: what an attacker would have to search is the whole key."""
     photo = example_photo().rgb
-    diffusion_model, faces = load_diffusion_model(), load_detector(None).detect(photo)
+    faces = load_detector(None).detect(photo)
     quick = Regeneration(Preset(strength=0.5, steps=2, switch=None))
 
     def made(key: NoiseKey | None, seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
-        return next(pipeline.protect(photo, faces, diffusion_model, demo.CROP, quick, key))
+        return next(pipeline.protect(photo, faces, demo_model, demo.CROP, quick, key))
 
     high = bytearray(32)
     high[31] = 0x80

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from diffprivacy.cli import main
-from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.faces.prompts import parse_prompts, prompts_of
 from diffprivacy.presets import PRESETS
@@ -42,8 +41,8 @@ def test_two_prompts_for_one_face_and_one_for_no_face_are_errors():
         prompts_of(parse_prompts("2: a man"), 2)
 
 
-def test_predictions_go_from_the_empty_prompt_toward_the_text():
-    diffusion_model = load_diffusion_model()
+def test_predictions_go_from_the_empty_prompt_toward_the_text(demo_model):
+    diffusion_model = demo_model
     crops, landmarks = torch.rand(1, 3, 64, 64), torch.zeros(1, 5, 2)
     seen = []
 

@@ -13,7 +13,7 @@ from PIL import Image
 from diffprivacy.cli import main
 from testing.reference import ROOT, blocks
 
-pytestmark = pytest.mark.usefixtures("models_loaded_once", "whatever_is_drawn")
+pytestmark = pytest.mark.usefixtures("models_loaded_once", "whatever_is_drawn", "short_keys")
 
 
 def transcript() -> list[str]:

@@ -1,5 +1,6 @@
 """Recognizers: what is read from an ONNX graph, alignment under autograd, ensembles, thresholds, and real faces."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -278,18 +279,23 @@ def real(request, data_dir) -> tuple[str, Path]:
     return request.param, data_dir / f"recognizers/{request.param}.onnx"
 
 
-def test_torch_and_onnxruntime_agree(real, lfw):
+@pytest.fixture(scope="module")
+def loaded(real) -> Recognizer:
+    return load_recognizer(real[1])
+
+
+def test_torch_and_onnxruntime_agree(real, loaded, lfw):
     _, path = real
     aligned = align(*(part[::10] for part in lfw[:2]))
     expected = run_onnx(path, (aligned * 255).numpy())
-    np.testing.assert_allclose(load_recognizer(path)(aligned).numpy(), expected, atol=1e-4)
+    np.testing.assert_allclose(loaded(aligned).numpy(), expected, atol=1e-4)
 
 
-def test_people_are_told_apart(real, lfw):
-    name, path = real
+def test_people_are_told_apart(real, loaded, lfw):
+    name, _ = real
     pictures, landmarks, people = lfw
     threshold, same_mean, different_mean = REAL[name]
-    embeddings = load_recognizer(path).reference(pictures, landmarks, mirrored=True)[0].numpy()
+    embeddings = loaded.reference(pictures, landmarks, mirrored=True)[0].numpy()
     same, different = pair_cosines(embeddings, people)
     assert (len(same), len(different)) == (100, 1125)
     assert same.mean() == pytest.approx(same_mean, abs=0.02)
@@ -298,24 +304,21 @@ def test_people_are_told_apart(real, lfw):
         assert pair_cosines(embeddings[person : person + 5], people[person : person + 5])[0].mean() > threshold
 
 
-def test_alignment_equals_that_of_opencv(real, lfw):
+def test_alignment_equals_that_of_opencv(loaded, lfw):
     """insightface's own alignment: skimage's similarity and OpenCV's bilinear warp."""
-    _, path = real
     pictures, landmarks = (part[::4] for part in lfw[:2])
     warped = []
     for picture, points in zip(pictures, landmarks, strict=True):
         matrix = SimilarityTransform.from_estimate(points.numpy(), ARCFACE_TEMPLATE).params[:2]
         warped.append(torch.from_numpy(cv2.warpAffine(picture.permute(1, 2, 0).numpy(), matrix, (112, 112))))
-    recognizer = load_recognizer(path)
-    cosines = (recognizer(align(pictures, landmarks)) * recognizer(torch.stack(warped).permute(0, 3, 1, 2))).sum(dim=1)
+    cosines = (loaded(align(pictures, landmarks)) * loaded(torch.stack(warped).permute(0, 3, 1, 2))).sum(dim=1)
     assert cosines.min() > 0.999
 
 
 @pytest.mark.parametrize(("dtype", "closest"), [(torch.bfloat16, 0.999), (torch.float16, 0.9999)])
-def test_low_precision_is_safe(real, lfw, dtype, closest):
-    _, path = real
+def test_low_precision_is_safe(loaded, lfw, dtype, closest):
     aligned = align(*(part[::10] for part in lfw[:2]))
-    exact, rough = load_recognizer(path)(aligned), load_recognizer(path).to(dtype)(aligned)
+    exact, rough = loaded(aligned), copy.deepcopy(loaded).to(dtype)(aligned)
     assert rough.dtype == torch.float32
     assert (exact * rough).sum(dim=1).min() > closest
 

@@ -21,6 +21,7 @@ from diffprivacy.evaluation.verdict import Share, verdict
 from diffprivacy.identity.verification import accept_rate
 
 PEOPLE = 40
+pytestmark = pytest.mark.usefixtures("models_loaded_once")
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -7,7 +7,6 @@ from unittest.mock import patch
 
 import torch
 
-from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.diffusion.model import NoiseLevels
 from diffprivacy.diffusion.sharpening import LOWEST, acts_at, sharpening
 from diffprivacy.identity.energies import Energy
@@ -30,8 +29,8 @@ def test_predictions_go_away_from_the_weaker_ones_and_keep_light_and_colour():
     assert not acts_at(LEVELS.sigma(LOWEST - 1), LEVELS)
 
 
-def test_only_guided_regeneration_asks_the_weaker_model():
-    model = load_diffusion_model()
+def test_only_guided_regeneration_asks_the_weaker_model(demo_model):
+    model = demo_model
     assert model.weaker is not None
     ours, theirs = (dict(net.named_parameters()) for net in (model.unet, model.weaker.unet))
     assert all(theirs[name] is ours[name] for name in theirs)

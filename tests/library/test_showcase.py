@@ -23,6 +23,16 @@ from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import crop_face
 from diffprivacy.media.images import read_picture
 
+HALF = """
+import dataclasses, sys
+from diffprivacy.presets import PRESETS
+for preset in PRESETS.values():
+    preset["default"] = dataclasses.replace(preset["default"], steps=25)
+from diffprivacy.cli import main
+sys.exit(main())
+"""
+"""The command with half of the steps."""
+
 
 @pytest.fixture(scope="module")
 def run(installed: Path, tmp_path_factory: pytest.TempPathFactory):
@@ -31,7 +41,7 @@ def run(installed: Path, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("demo")
     terminal, screen = pty.openpty()
     fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-    command = [installed, "demo", "-o", "out", "--seed", "1"]
+    command = [installed.with_name("python"), "-c", HALF, "demo", "-o", "out", "--seed", "1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=screen) as process:
         os.close(screen)

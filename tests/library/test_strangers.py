@@ -10,7 +10,6 @@ import torch
 from scipy.stats import binom
 
 from diffprivacy import demo
-from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.diffusion.noise import NoiseKey
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import crop_face, crop_landmarks, paste_faces
@@ -28,19 +27,19 @@ SURE = 0.999
 
 
 @pytest.fixture(scope="module")
-def searched(data_dir):
+def searched(data_dir, demo_model):
     """For each judge: embeddings of protected faces and whose they are, and the same of a gallery of originals."""
     detector = load_detector(data_dir / "detectors" / "yunet_n.onnx")
     photos = [read_picture(path).rgb for path in sorted((data_dir / "photos" / "celebahq512").glob("*.jpg"))[:PEOPLE]]
     faces = [max(detector.detect(rgb), key=lambda face: face.area) for rgb in photos]
-    diffusion_model, probes = load_diffusion_model(), list(zip(photos, faces, strict=True))[:PROBES]
+    probes = list(zip(photos, faces, strict=True))[:PROBES]
     crops = torch.stack([crop_face(rgb, face, demo.IMAGE_SIZE, demo.MARGIN).movedim(-1, 0) for rgb, face in probes])
     landmarks = torch.stack([crop_landmarks(face, demo.IMAGE_SIZE, demo.MARGIN) for _, face in probes])
-    key, shape = NoiseKey.from_seed(0), latent_shape(diffusion_model, demo.IMAGE_SIZE)
+    key, shape = NoiseKey.from_seed(0), latent_shape(demo_model, demo.IMAGE_SIZE)
     noise = torch.stack([key.normal(shape, i) for i in range(PROBES)])
     preset = dataclasses.replace(PRESETS["anonymize"]["default"], steps=20)
     how = Regeneration(preset, anonymizing(demo.load_recognizer("guide")))
-    new = regenerate_crops(crops, landmarks, noise, diffusion_model, how).movedim(1, -1)
+    new = regenerate_crops(crops, landmarks, noise, demo_model, how).movedim(1, -1)
     made = [paste_faces(rgb, [crop], [face], demo.MARGIN) for crop, (rgb, face) in zip(new, probes, strict=True)]
     people = [str(i) for i in range(len(photos))]
 

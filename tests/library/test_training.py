@@ -13,7 +13,6 @@ from PIL import Image
 
 from diffprivacy import demo
 from diffprivacy.cli import main
-from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.diffusion.model import EncoderIdentity
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.evaluation.drawing import loss_curve
@@ -30,8 +29,8 @@ QUICK = Settings(steps=4, batch=4, validate_every=2, validation=6, patience=0, w
 
 
 @pytest.fixture(scope="module")
-def diffusion_model():
-    return load_diffusion_model()
+def diffusion_model(demo_model):
+    return demo_model
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +90,7 @@ def test_the_loss_is_the_diffusion_model_s_own(diffusion_model, data, start):
 def test_training_lowers_the_loss_and_reaches_only_msi(diffusion_model, data, config):
     start = new_msi(diffusion_model, config)
     before = [p.clone() for p in diffusion_model.unet.parameters()]
-    settings = dataclasses.replace(QUICK, steps=8, batch=8, validation=20, ema=0.5)
+    settings = dataclasses.replace(QUICK, steps=8, batch=8, validation=10, ema=0.5)
     training = Training(start, diffusion_model, data, settings)
     learnt = training.run()
     assert training.best_loss < training.history[0][2]
@@ -122,11 +121,9 @@ def test_checkpointing_and_chunks_change_nothing_but_memory(diffusion_model, dat
 
 
 @pytest.mark.parametrize("name", ["012"])
-def test_ten_words_say_a_real_face_better_than_one_and_one_better_than_any_prompt(
-    diffusion_model, data_dir, name, capsys
-):
+def test_ten_words_say_a_real_face_better_than_one_and_one_better_than_any_prompt(diffusion_model, data_dir, name):
     data = prepare(diffusion_model, photo_of(data_dir, name), flips=False)
-    settings = Settings(steps=12, batch=10, validate_every=12, patience=0)
+    settings = Settings(steps=12, batch=10, validate_every=12, validation=20, patience=0)
     untrained = Training(new_msi(diffusion_model), diffusion_model, data, settings)
     losses = {"best fixed prompt": min(fixed_prompt(untrained, diffusion_model, prompt) for prompt in FIXED)}
     for stages in (1, 10):
@@ -134,8 +131,6 @@ def test_ten_words_say_a_real_face_better_than_one_and_one_better_than_any_promp
         training = Training(msi, diffusion_model, data, settings)
         training.run()
         losses[f"pseudo-words: {stages}"] = training.best_loss
-    with capsys.disabled():
-        print(f"\n{name}", ", ".join(f"{what} {loss:.5f}" for what, loss in losses.items()))
     fixed, one, ten = losses.values()
     assert ten < one < fixed
 
@@ -185,7 +180,7 @@ def test_a_seed_decides_everything(diffusion_model, data, start):
 
 
 def test_an_interrupted_run_keeps_what_it_learnt_and_goes_on_to_the_same_end(diffusion_model, data, start, tmp_path):
-    settings = dataclasses.replace(QUICK, batch=10, validation=20)
+    settings = dataclasses.replace(QUICK, batch=10, validation=10)
     whole = Training(start, diffusion_model, data, settings)
     whole.run()
     checkpoint = tmp_path / "run"
@@ -275,7 +270,8 @@ def test_bad_pictures(diffusion_model, photo, tmp_path, caplog):
     assert "tiny.png" in caplog.text
 
 
-def test_command_line(tmp_path, capsys, caplog):
+@pytest.mark.usefixtures("models_loaded_once")
+def test_command_line(diffusion_model, tmp_path, capsys, caplog):
     folder = tmp_path / "people"
     folder.mkdir()
     with pytest.raises(SystemExit):
@@ -292,9 +288,9 @@ def test_command_line(tmp_path, capsys, caplog):
     assert "broken.jpg" in caplog.text
     assert "validation loss" in capsys.readouterr().out
     assert [file.name for file in out.parent.iterdir()] == [out.name]
-    host = load_diffusion_model()
-    assert load_msi(out).words(host, torch.rand(2, 3, 128, 128)).shape == (2, 10, 256)
-    protect = ["anonymize", str(folder / "astronaut.png"), "--steps", "5", "--seed", "1"]
+    assert load_msi(out).words(diffusion_model, torch.rand(2, 3, 128, 128)).shape == (2, 10, 256)
+    quick = ["--steps", "2", "--strength", "1", "--unguided", "--seed", "1"]
+    protect = ["anonymize", str(folder / "astronaut.png"), *quick]
     assert main([*protect, "-o", str(tmp_path / "plain")]) == 0
     assert main([*protect, "-o", str(tmp_path / "said"), "--msi", str(out)]) == 0
     plain, said = (read_picture(tmp_path / name / "astronaut.png").rgb for name in ("plain", "said"))

@@ -16,7 +16,6 @@ import torch
 from diffprivacy import demo
 from diffprivacy.cli import main
 from diffprivacy.commands import protect_video
-from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.diffusion.temporal import smoothing_weights
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.faces.detectors import load_detector
@@ -155,24 +154,23 @@ def test_other_settings_begin_anew(tmp_path, stopped):
     source = write_source(tmp_path / "clip.mp4", astronaut(8))
     command = ["anonymize", str(source), "-o", str(tmp_path / "out"), *QUICK]
     assert main([*command, "--strength", "0.6"]) == 130
-    assert main([*command, "--strength", "0.4"]) == 0
+    assert main([*command, "--strength", "1"]) == 0
     assert stopped == [8, 8, 8, 8]
 
 
-def test_frames_flicker_less_than_alone():
+def test_frames_flicker_less_than_alone(demo_model):
     """Second differences over time in the face, with the same noise in every frame."""
     frames = astronaut(8, speed=1)
     faces = [face_in(frame) for frame in frames]
     crops = torch.stack([crop_face(values(f), a, 128, demo.MARGIN) for f, a in zip(frames, faces, strict=True)])
     landmarks = torch.stack([crop_landmarks(face, 128, demo.MARGIN) for face in faces])
-    diffusion_model = load_diffusion_model()
-    noise = torch.randn(1, *latent_shape(diffusion_model, 128), generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, *latent_shape(demo_model, 128), generator=torch.Generator().manual_seed(0))
     preset = dataclasses.replace(PRESETS["anonymize"]["default"], steps=10)
     how = Regeneration(preset)
 
     def jitter(smoothing: torch.Tensor | None) -> float:
         same, smooth = noise.expand(8, -1, -1, -1), dataclasses.replace(how, smoothing=smoothing)
-        new = regenerate_crops(crops.movedim(-1, 1), landmarks, same, diffusion_model, smooth)
+        new = regenerate_crops(crops.movedim(-1, 1), landmarks, same, demo_model, smooth)
         return float(new.diff(n=2, dim=0).abs()[..., 32:96, 32:96].mean())
 
     assert jitter(smoothing_weights([i / 25 for i in range(8)], 1 / 25)) < 0.6 * jitter(None)
@@ -183,7 +181,7 @@ def test_sealed_videos_come_back_to_the_last_bit(clip, tmp_path, capsys):
     (tmp_path / "friend.txt").write_text(str(identity))
     (tmp_path / "stranger.txt").write_text(str(other))
     out = tmp_path / "out"
-    assert main(["hide", str(clip), "-o", str(out), *QUICK[:-1], "--seal-to", str(identity.to_public())]) == 0
+    assert main(["hide", str(clip), "-o", str(out), *QUICK, "--seal-to", str(identity.to_public())]) == 0
     assert sorted(path.name for path in out.glob("[!.]*")) == ["clip.mp4", "clip.mp4.age"]
     assert psnr(np.stack(pixels(out / "clip.mp4")), np.stack(pixels(clip))) < 30
     back = tmp_path / "back"
@@ -327,7 +325,7 @@ def test_people_on_one_face_in_two_shots(data_dir, tmp_path):
     frames = [np.ascontiguousarray((read_picture(p).rgb.numpy() * 255).astype(np.uint8)) for p in photos]
     source = write_source(tmp_path / "shots.mp4", [frame for frame in frames for _ in range(2)], options={"crf": "8"})
     detect = ["--detector", str(data_dir / "detectors" / "yunet_n.onnx"), "--faces", "all"]
-    assert main(["anonymize", str(source), "-o", str(tmp_path / "out"), *detect, "--seed", "1", "--steps", "20"]) == 0
+    assert main(["anonymize", str(source), "-o", str(tmp_path / "out"), *detect, "--seed", "1", "--steps", "10"]) == 0
 
     def embedding(pictures, number):
         faces = detector.detect(values(pictures[number]))
@@ -335,7 +333,6 @@ def test_people_on_one_face_in_two_shots(data_dir, tmp_path):
         return judge.embed(values(pictures[number]).movedim(-1, 0)[None], torch.from_numpy(face.landmarks)[None])[0][0]
 
     before, after = ([embedding(pixels(path), n) for n in (0, 2, 4)] for path in (source, tmp_path / "out/shots.mp4"))
-    print("within", float(after[0] @ after[1]), "between", float(after[0] @ after[2]))
     assert after[0] @ after[1] > 0.5
     assert after[0] @ after[2] < 0.35
     assert max(float(a @ b) for a, b in zip(before, after, strict=True)) < 0.3
