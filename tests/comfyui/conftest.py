@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from testing.checkpoints import write_tiny_single_file
 from tests.comfyui.server import HERE, PACK, find_comfyui
 
 NOT_RUN = pytest.StashKey[int]()
@@ -79,6 +80,13 @@ def inside(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
         yield run
         process.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def single_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints that ComfyUI takes for SD 2.x and SDXL; see LoadThinCheckpoint."""
+    folder = tmp_path_factory.mktemp("single files")
+    return {kind: write_tiny_single_file(folder / f"{kind}.safetensors", kind) for kind in ("sd2", "sdxl")}
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import numpy as np
 import pyrage
 import pytest
 
-from testing.checkpoints import write_tiny_single_file
 from tests.comfyui.server import ComfyServer
 from tests.comfyui.test_workflows import example_photo, identity_file, of_type, pictures, quick, run_and_check
 from tests.comfyui.workflows import FAMILIES, MUTED, NOTES, changed, to_prompt
@@ -36,13 +35,14 @@ EDIT = FAMILIES[-1]
 
 
 @pytest.fixture(scope="module")
-def small_models(server: ComfyServer, flow_models: Path) -> Iterator[ComfyServer]:
+def small_models(server: ComfyServer, flow_models: Path, single_files: dict[str, Path]) -> Iterator[ComfyServer]:
     """The server, with small models in its folders."""
     links = [server.base / "models" / file.relative_to(flow_models) for file in flow_models.glob("*/*.safetensors")]
     for link in links:
         link.parent.mkdir(exist_ok=True)
         link.symlink_to(flow_models / link.relative_to(server.base / "models"))
-    sdxl = write_tiny_single_file(server.base / "models" / "checkpoints" / "sdxl.safetensors", "sdxl")
+    sdxl = server.base / "models" / "checkpoints" / "sdxl.safetensors"
+    sdxl.symlink_to(single_files["sdxl"])
     yield server
     for file in (*links, sdxl):
         file.unlink()

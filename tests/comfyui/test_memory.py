@@ -14,7 +14,7 @@ from tests.comfyui.photos import write_astronaut
 from tests.comfyui.server import ComfyServer
 from tests.comfyui.test_msi import face_graph, train
 
-WARM_UP, RUNS = 2, 2
+WARM_UP, RUNS = 2, 1
 """Runs after which what stays as long as the process is there, and those that must add nothing."""
 SLACK = 2**20
 """Bytes of small tensors that may come and go."""

@@ -110,7 +110,7 @@ def likeness(original: np.ndarray, protected: np.ndarray, face) -> float:
 def quick(prompt: dict, steps: int) -> dict:
     """The prompt with few steps, and energies without augmentations; inversion in very few is an approximation."""
     for node in prompt.values():
-        small = {"augmentations": 0, "steps": steps, "batch": 8} | ({"iterations": 4} if steps < 8 else {})
+        small = {"augmentations": 0, "steps": steps, "batch": 2} | ({"iterations": 4} if steps < 8 else {})
         node["inputs"] |= {name: value for name, value in small.items() if name in node["inputs"]}
     return prompt
 
@@ -223,9 +223,9 @@ def test_a_key_sealed_to_two_people_brings_the_original_back_to_each(server, obj
     }
     if on == "checkpoint":
         seal, ways = on_checkpoint(seal), {kind: on_checkpoint(way) for kind, way in ways.items()}
-        changed(seal, DiffPrivacyCropFaces__size=64)
+        changed(seal, DiffPrivacyCropFaces__size=64, DiffPrivacyInvertLatent__method="belm")  # It need not converge.
     owners = [pyrage.x25519.Identity.generate() for _ in ways]
-    changed(quick(seal, steps=10), DiffPrivacyInvertLatent__iterations=40)  # A random network converges slowly.
+    quick(seal, steps=10)
     changed(seal, DiffPrivacySealKey__recipients="\n".join(str(o.to_public()) for o in owners))
     (save,), (encode,) = of_type(seal, "DiffPrivacySaveProtected"), of_type(seal, "VAEEncode")
     outputs = server.run(seal | vae_round_trip(seal, encode))

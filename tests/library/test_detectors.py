@@ -111,12 +111,12 @@ def test_faces_lean_at_any_angle_among_others(builtin):
 
 
 def test_a_lower_score_adds_faces_and_a_size_leaves_out_smaller_ones(builtin):
-    picture = resized(photo("group"), 0.5)
+    picture = resized(photo("group"), 0.5)[:, :325]  # the three on the left
     everybody = builtin.detect(picture)
     beside = torch.cat((picture, torch.zeros(len(picture), 200, 3)), dim=1)
     beside[:154, -154:] = resized(photo("astronaut"), 0.3)  # the face is 35 pixels high
-    assert len(builtin.detect(beside)) == 7
-    assert len(builtin.detect(beside, min_size=45)) == 6
+    assert len(builtin.detect(beside)) == 4
+    assert len(builtin.detect(beside, min_size=45)) == 3
     scores = sorted(face.score for face in everybody)
     assert len(builtin.detect(picture, min_score=scores[1])) == len(scores) - 1
     doubtful = resized(photo("astronaut"), 0.1)  # the face is 9 pixels wide
@@ -168,11 +168,11 @@ def test_networks_find_nobody_where_there_is_nobody(network):
 
 
 def test_networks_find_small_faces_in_a_large_picture(network):
-    """Faces of 20 pixels (90 in the photo) in a corner of 3 megapixels."""
+    """Faces of 20 pixels (90 in the photo) in a corner of a megapixel."""
     scale = 20 / 90
-    picture = torch.full((1500, 2000, 3), 0.4)
+    picture = torch.full((900, 1200, 3), 0.4)
     small = resized(photo("astronaut"), scale)
-    top, left = 1300, 1700
+    top, left = 750, 1050
     picture[top : top + small.shape[0], left : left + small.shape[1]] = small
     assert_finds_the_people(network.detect(picture), "astronaut", 0.2, scale=scale, shift=(left, top))
 
@@ -180,9 +180,9 @@ def test_networks_find_small_faces_in_a_large_picture(network):
 def test_networks_find_a_close_up_that_fills_the_frame(network):
     close_up = photo("astronaut")[60:180, 180:272]
     assert_finds_the_people(network.detect(close_up), "astronaut", shift=(-180, -60))
-    large = resized(close_up, 12)
-    shift = np.array((-180, -60)) * 12.0
-    assert_finds_the_people(network.detect(large), "astronaut", scale=12, shift=shift)
+    large = resized(close_up, 8)
+    shift = np.array((-180, -60)) * 8.0
+    assert_finds_the_people(network.detect(large), "astronaut", scale=8, shift=shift)
 
 
 def test_networks_find_a_face_cut_by_the_border(network):
