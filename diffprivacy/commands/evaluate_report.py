@@ -48,7 +48,7 @@ def worst_cases(cases: Sequence[Case], judges: Sequence[str]) -> list[Worst]:
         return max(case.comparison.cosine(judge) for judge in judges)
 
     def crop(path: Path, face: Face) -> Tensor:
-        return crop_face(read_picture(path).rgb, face, SIDE, 2.0)
+        return crop_face(read_picture(path).rgb, face, SIDE, 1.4)
 
     return [
         Worst(f"{case.name}, cosine {worst(case):.2f}", crop(case.original, case.face), crop(case.version, case.face))

@@ -28,7 +28,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto
 table { border-collapse: collapse; margin: 1rem 0 } th, td { border-bottom: 1px solid #cbd5e1; padding: .3rem .8rem }
 th { text-align: left } td { text-align: right } td:first-child { text-align: left } small { color: #64748b }
 figure { display: inline-block; margin: .5rem; vertical-align: top } figcaption { font-size: 13px; max-width: 22rem }
-.pair img { width: 10rem } .bad { color: #b91c1c }
+.pair img { width: 10rem } .plot img { width: 32rem } .bad { color: #b91c1c }
 """
 MEANINGS = {
     "accepted": "share of faces that the judge takes for the same person at its threshold (TAR)",
@@ -126,7 +126,8 @@ def as_html(evidence: Evidence) -> str:
     ]
     for judge in judges_of(evidence.versions):
         parts += _of_judge(evidence, judge)
-    parts.append("<h2>Fidelity: of what was recovered</h2>" + _table(_fidelity_rows(evidence.versions)))
+    parts.append("<h2>Found again, and fidelity</h2>" + _table(_fidelity_rows(evidence.versions)))
+    parts.append("<p><small>PSNR and SSIM compare pixels: they judge a recovery, not a new face.</small></p>")
     parts += _utility(evidence) + _attacks(evidence)
     if evidence.worst:
         parts.append("<h2>Most like their originals</h2><div class='pair'>")
@@ -207,23 +208,29 @@ def _of_judge(evidence: Evidence, judge: str) -> list[str]:
     said = "; ".join(f"<i>{name}</i>: {meaning}" for name, meaning in MEANINGS.items())
     parts.append(f"<p><small>{said}. In brackets: 95 % interval over people.</small></p>")
     curves, groups = plotted(evidence.versions, judge, evidence.clean.get(judge))
+    parts.append("<div class='plot'>")
     if curves:
         parts.append(_figure("ROC: dashed, the false accept rate in use", _image(roc_plot(curves, FAR))))
     parts.append(_figure("Cosines: dashed, the threshold", _image(histogram(groups, threshold))))
-    return parts
+    return [*parts, "</div>"]
 
 
 def _utility(evidence: Evidence) -> list[str]:
     columns = evidence.changes
-    rows = [["", "unit", *columns]]
+    rows, unmeasured = [["", "unit", *columns]], []
     for measure, (unit, _) in MEASURES.items():
-        rows.append([measure, unit, *(_mean(mean_change(of, measure), measure, unit) for of in columns.values())])
+        means = [mean_change(of, measure) for of in columns.values()]
+        if any(means):
+            rows.append([measure, unit, *(_mean(mean, unit) for mean in means)])
+        else:
+            unmeasured.append(f"{measure} ({lacking(measure)})")
     said = "; ".join(f"<i>{name}</i>: {html.escape(meaning)}" for name, (_, meaning) in MEASURES.items())
     return [
         "<h2>Utility: how much else changed</h2>",
         _table(rows),
         f"<p><small>{said}. In brackets: 95 % interval over people. Compare with the last columns: no two photos of one "
         "person have zeros.</small></p>",
+        f"<p><small>Not measured: {', '.join(unmeasured)}.</small></p>" if unmeasured else "",
     ]
 
 
@@ -241,9 +248,9 @@ def _attacks(evidence: Evidence) -> list[str]:
     return ["<h2>Attacks</h2>", _table(rows), f"<p><small>{said}</small></p>"] if evidence.attacks else []
 
 
-def _mean(mean: Mean | None, measure: str, unit: str) -> str:
+def _mean(mean: Mean | None, unit: str) -> str:
     if mean is None:
-        return lacking(measure)
+        return "–"
     low, high = (number(value, unit) for value in (mean.low, mean.high))
     return f"{number(mean.value, unit)} <small>({low} to {high})</small>"
 
