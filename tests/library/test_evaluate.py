@@ -213,7 +213,7 @@ def test_thresholds_come_from_clean_photos(folders, data_dir, tmp_path, capsys):
     (kept,) = read_thresholds(copy)
     assert kept.source.startswith("photos of clean, yunet_n.onnx detector, RGB")
     assert (kept.same_pairs, kept.different_pairs, f"{kept.cosine:.3f}") == (100, 1125, measured[17:22])
-    assert "| JPEG of quality 60 | two photos of one person |" in table[4]
+    assert any("| JPEG of quality 60 | two photos of one person |" in line for line in table)
     assert main(["evaluate", *map(str, folders), *judge]) == 0
     assert capsys.readouterr().out.splitlines()[:3] == table[:3]
 
