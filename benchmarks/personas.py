@@ -1,15 +1,15 @@
 """Does a persona stay one person over many photos, and is it a stranger to the original and under another secret?
 
-    DIFFPRIVACY_DATA=... python -m benchmarks.personas [--people 10] [--photos 10] [--steps 20] [--task anonymize]
+    DIFFPRIVACY_DATA=... python -m benchmarks.personas [--people 10] [--photos 10] [--steps 20] [--task anonymize] [--made FOLDER]
 
 LFW photos, each protected under two secrets. A book tells the people by itself, photo by photo, as the command line does;
 *personas* is how many it found. Cosines and the share accepted as one person at each judge's threshold for FAR 1e-3, of
 pairs of protected photos: of one person, and of two people; of one person under two secrets, from the same photo, which
 gives both its pose, light and surroundings, and from another; of protected photos against that person's originals (all of
 them), and against other people's; and against what the guide was to see, as the book drew it. *enrolled* takes the first
-protected photo of each person as their template and tries the others. Only the guide guides. *drawn* leaves out that the
-first face of a persona is what later ones are made like; *without* has new noise and no persona for each photo, as the
-command line without --personas.
+protected photo of each person as their template and tries the others; *revoked* tries them under the other secret. Only the
+guide guides. *drawn* leaves out that the first face of a persona is what later ones are made like; *without* has new noise
+and no persona for each photo, as the command line without --personas.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from diffprivacy.faces.geometry import crop_face, crop_landmarks, paste_faces
 from diffprivacy.identity.embedding import embed_face
 from diffprivacy.identity.thresholds import person_threshold
 from diffprivacy.identity.verification import accept_rate
-from diffprivacy.media.images import Picture, write_picture
+from diffprivacy.media.images import Picture, read_picture, write_picture
 from diffprivacy.personas.book import PersonaBook
 from diffprivacy.presets import PERSONA_SCALE, PRESETS, Preset
 from diffprivacy.regeneration import Regeneration, Task, latent_shape, regenerate_crops, starting_noise, task_energy
@@ -42,8 +42,9 @@ from .attacks import faces
 SECRETS = (1, 2)
 HEAD = (
     "| method, judge | one person | two people | own originals (others) | two secrets: same photo | another photo "
-    "| two people | as drawn | enrolled |\n|" + "---|" * 9
+    "| two people | as drawn | enrolled | revoked |\n|" + "---|" * 10
 )
+AS_DRAWN = 6
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -52,7 +53,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--photos", type=int, default=10, help="of each person")
     parser.add_argument("--steps", type=int, default=20, help="of the whole schedule; 0.6 of them run")
     parser.add_argument("--task", choices=["anonymize", "hide"], default="anonymize")
+    parser.add_argument("--strength", type=float, help="by default the task's")
     parser.add_argument("--methods", nargs="*", default=["personas", "drawn", "without"])
+    parser.add_argument(
+        "--made", type=Path, help="folder that keeps the faces, so that a run goes on where it was interrupted"
+    )
     parser.add_argument("--sheet", type=Path, help="PNG to write the first photos of each person to")
     options = parser.parse_args(arguments)
     lab = faces.open_lab()
@@ -67,16 +72,17 @@ def main(arguments: list[str] | None = None) -> None:
     originals = [photo.rgb for photo in photos]
     shown = {"original": originals}
     for method in options.methods:
+        how = Method(method, options.task, options.steps, options.strength)
         made = [
-            _protected(photos, book.copy(), of, lab, Method(method, options.task, options.steps))
-            for book, of in zip(books, owners, strict=True)
+            _protected(photos, book.copy(), of, lab, how, options.made and options.made / f"{how.folder}-{secret}")
+            for secret, book, of in zip(SECRETS, books, owners, strict=True)
         ]
         shown[method] = made[0]
         for which, judge in lab.judges.items():
             first, second, known = (faces.embedded(images, photos, judge) for images in (*made, originals))
             cells = _cells(first, second, known, names, faces.threshold(which, judge))
             if which == "guide":
-                cells[-2] = _said((first * books[0].targets[owners[0]]).sum(1), faces.threshold(which, judge))
+                cells[AS_DRAWN] = _said((first * books[0].targets[owners[0]]).sum(1), faces.threshold(which, judge))
             print(f"| {method}, {which} | {' | '.join(cells)} |", flush=True)
     if options.sheet:
         _draw(options.sheet, shown, photos)
@@ -84,42 +90,64 @@ def main(arguments: list[str] | None = None) -> None:
 
 @dataclass(frozen=True)
 class Method:
-    """How faces are made new; name: "personas", "drawn" or "without"."""
+    """How faces are made new; name: "personas", "drawn" or "without". strength: None for the task's own."""
 
     name: str
     task: Task
     steps: int
+    strength: float | None
 
     @property
     def preset(self) -> Preset:
-        preset = dataclasses.replace(PRESETS[self.task]["default"], steps=self.steps)
+        preset = PRESETS[self.task]["default"]
+        preset = dataclasses.replace(preset, steps=self.steps, strength=self.strength or preset.strength)
         if self.name == "without":
             return preset
         return dataclasses.replace(preset, scale=PERSONA_SCALE, scale_after=PERSONA_SCALE)
 
+    @property
+    def folder(self) -> str:
+        return f"{self.name}-{self.task}-{self.steps}-{self.preset.strength}"
+
 
 def _protected(
-    photos: Sequence[faces.Photo], book: PersonaBook, owners: Sequence[int], lab: faces.Lab, method: Method
+    photos: Sequence[faces.Photo],
+    book: PersonaBook,
+    owners: Sequence[int],
+    lab: faces.Lab,
+    method: Method,
+    made: Path | None,
 ) -> list[Tensor]:
-    """The photos (H,W,3) with their faces made new, one by one."""
+    """The photos (H,W,3) with their faces made new, one by one; ``made`` is the folder that keeps them."""
     shape = latent_shape(lab.diffusion_model, demo.IMAGE_SIZE)
     images = []
     for i, (photo, owner) in enumerate(zip(photos, owners, strict=True)):
-        persona = None if method.name == "without" else book.persona(owner)
-        target = None if persona is None else persona.target
-        how = Regeneration(
-            method.preset,
-            task_energy(method.task, lab.guide, method.preset.form, persona=target),
-            noise_key=None if persona is None else persona.noise_key,
-        )
-        crop = crop_face(photo.rgb, photo.face, demo.IMAGE_SIZE, demo.MARGIN).movedim(-1, 0)[None]
+        file = made / f"{photo.name}.png" if made else None
         landmarks = crop_landmarks(photo.face, demo.IMAGE_SIZE, demo.MARGIN)[None]
-        noise = starting_noise(how, shape, book.secret, "photo", i)
-        new = regenerate_crops(crop, landmarks, noise, lab.diffusion_model, how)
+        if file and file.exists():
+            image = read_picture(file).rgb
+        else:
+            persona = None if method.name == "without" else book.persona(owner)
+            how = Regeneration(
+                method.preset,
+                task_energy(method.task, lab.guide, method.preset.form, persona=persona and persona.target),
+                noise_key=persona and persona.noise_key,
+            )
+            noise = starting_noise(how, shape, book.secret, "photo", i)
+            (new,) = regenerate_crops(_crop(photo.rgb, photo), landmarks, noise, lab.diffusion_model, how)
+            image = paste_faces(photo.rgb, [new.movedim(0, -1)], [photo.face], demo.MARGIN)
+            if file:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_picture(file, Picture(image))
         if method.name == "personas":
-            book.keep_face(owner, mean_face(lab.guide, new, landmarks))
-        images.append(paste_faces(photo.rgb, [new[0].movedim(0, -1)], [photo.face], demo.MARGIN))
+            book.keep_face(owner, mean_face(lab.guide, _crop(image, photo), landmarks))
+        images.append(image)
     return images
+
+
+def _crop(image: Tensor, photo: faces.Photo) -> Tensor:
+    """The photo's face (1,3,S,S) in an image (H,W,3)."""
+    return crop_face(image, photo.face, demo.IMAGE_SIZE, demo.MARGIN).movedim(-1, 0)[None]
 
 
 def _cells(
@@ -142,6 +170,7 @@ def _cells(
         _said(across[~same], threshold),
         "–",
         _said(within[enrolled], threshold),
+        _said(across[enrolled], threshold),
     ]
 
 

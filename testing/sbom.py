@@ -51,6 +51,11 @@ SHIPPED = {
         "diffprivacy/identity/FACES.md",
         "https://github.com/voteview/member_photos",
     ),
+    "personas/faces.webp": (
+        "CC-PDM-1.0",
+        "diffprivacy/personas/FACES.md",
+        "https://github.com/voteview/member_photos",
+    ),
 }
 """Every binary file of the package: its licence, the file with its text, and where it comes from."""
 

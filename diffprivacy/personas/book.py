@@ -1,7 +1,8 @@
 """Who has which persona: a synthetic identity that a person gets in all images and videos.
 
 A person is known by a template, the mean of the first faces met. Their persona is drawn: an embedding for guidance to
-approach and the key of the noise that sampling starts from, which follow from the book's secret and the person's number.
+approach, a random mixture of what faces differ by, and the key of the noise that sampling starts from, which follow from
+the book's secret and the person's number.
 The first face that is made so becomes what all later ones are made like. Another secret gives unrelated ones.
 """
 
@@ -22,6 +23,7 @@ from ..errors import DiffPrivacyError
 from ..faces.alignment import template
 from ..identity.recognizers import FaceMatcher
 from ..identity.strangers import SPREAD, Strangers
+from .mixtures import PEOPLE, differences
 
 TEMPLATE_FACES = 5
 """Faces that a person's template is the mean of, the first that are met."""
@@ -119,7 +121,7 @@ class PersonaBook:
                 self.templates[person] += embeddings[face]
                 self.counts[person] += 1
         for face in sorted(set(range(len(embeddings))) - set(owners)):
-            owners[face] = self._add(embeddings[face].astype(np.float32), recognizer.strangers)
+            owners[face] = self._add(embeddings[face].astype(np.float32), recognizer)
         return [owners[face] for face in range(len(embeddings))]
 
     def persona(self, person: int) -> Persona:
@@ -135,16 +137,15 @@ class PersonaBook:
         if not self.faces[person].any() and np.isfinite(vector).all():
             self.faces[person] = vector
 
-    def _add(self, embedding: np.ndarray, strangers: Sequence[Strangers]) -> int:
-        target = [
-            drawn_target(
-                self.secret.derive("persona", len(self), "target", network),
-                _unit(embedding[None, where])[0],
-                _unit(np.concatenate([self.targets[:, where], self.templates[:, where]])),
-                kind,
-            )
-            for network, (where, kind) in enumerate(zip(self._places(), strangers, strict=True))
-        ]
+    def _add(self, embedding: np.ndarray, recognizer: FaceMatcher) -> int:
+        key = self.secret.derive("persona", len(self), "target")
+        weights, aims = key.normal((PEOPLE,), "weights"), key.normal((len(self.lengths),), "aims")
+        target = []
+        networks = zip(self._places(), recognizer.strangers, differences(recognizer), aims.tolist(), strict=True)
+        for where, strangers, between, aim in networks:
+            person = _unit(embedding[None, where])[0]
+            known = _unit(np.concatenate([self.targets[:, where], self.templates[:, where]]))
+            target.append(drawn_target(weights.double().numpy() @ between, aim, person, known, strangers))
         self.templates = np.concatenate([self.templates, embedding[None]])
         self.counts = np.append(self.counts, 1)
         self.targets = np.concatenate([self.targets, np.concatenate(target)[None].astype(np.float32)])
@@ -159,20 +160,20 @@ class PersonaBook:
             end += length
 
 
-def drawn_target(key: NoiseKey, person: np.ndarray, known: np.ndarray, strangers: Strangers) -> np.ndarray:
-    """A random unit vector (D,), at a stranger's cosine from a person (D,) and from those known (N,D), people and personas.
+def drawn_target(
+    direction: np.ndarray, aim: float, person: np.ndarray, known: np.ndarray, strangers: Strangers
+) -> np.ndarray:
+    """The unit vector (D,) along a direction (D,), at a stranger's cosine from a person (D,) and from those known (N,D).
 
-    The cosine to the person is drawn once, as strangers' are spread, so that no search finds the person by it. The
-    cosine to the others is strangers' mean: exactly to the D / 4 whom a random direction is most or least like. The rest
-    are strangers anyhow.
+    aim: a standard normal number, by which the cosine to the person is spread as strangers' are, so that no search finds
+    the person by it. The cosine to the others, people and personas, is strangers' mean: exactly to the D / 4 whom the
+    direction is most or least like. The rest are strangers anyhow.
     """
-    length = len(person)
-    direction = key.normal((length,), "direction").double().numpy()
     away = np.abs(known @ direction)
-    nearest = known[np.argsort(-away, kind="stable")[: length // 4]]
+    nearest = known[np.argsort(-away, kind="stable")[: len(person) // 4]]
     fixed = np.concatenate([person[None], nearest]).astype(np.float64)
     cosines = np.full(len(fixed), strangers.mean)
-    cosines[0] += SPREAD * strangers.std * float(key.normal((1,), "aim"))
+    cosines[0] += SPREAD * strangers.std * aim
     inverse = np.linalg.pinv(fixed)
     inside = inverse @ cosines
     outside = direction - inverse @ (fixed @ direction)
