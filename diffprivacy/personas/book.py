@@ -166,11 +166,12 @@ def drawn_target(
     """The unit vector (D,) along a direction (D,), at a stranger's cosine from a person (D,) and from those known (N,D).
 
     aim: a standard normal number, by which the cosine to the person is spread as strangers' are, so that no search finds
-    the person by it. The cosine to the others, people and personas, is strangers' mean: exactly to the D / 4 whom the
-    direction is most or least like. The rest are strangers anyhow.
+    the person by it. The cosine to the others, people and personas, is strangers' mean: exactly to those whom the
+    direction is most or least like, a quarter of as many as there are dimensions in which mixtures differ. The rest are
+    strangers anyhow.
     """
     away = np.abs(known @ direction)
-    nearest = known[np.argsort(-away, kind="stable")[: len(person) // 4]]
+    nearest = known[np.argsort(-away, kind="stable")[: min(len(person), PEOPLE) // 4]]
     fixed = np.concatenate([person[None], nearest]).astype(np.float64)
     cosines = np.full(len(fixed), strangers.mean)
     cosines[0] += SPREAD * strangers.std * aim

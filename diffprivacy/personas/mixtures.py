@@ -28,7 +28,7 @@ def differences(recognizer: FaceMatcher) -> tuple[np.ndarray, ...]:
     if recognizer not in _differences:
         points = template(TEMPLATE_SIZE)
         parts = [recognizer.reference(crops, points.expand(len(crops), -1, -1)) for crops in people().split(AT_ONCE)]
-        networks = (torch.cat(vectors).double().cpu() for vectors in zip(*parts, strict=True))
+        networks = (torch.cat(vectors).cpu().double() for vectors in zip(*parts, strict=True))
         _differences[recognizer] = tuple((vectors - vectors.mean(0)).numpy() for vectors in networks)
     return _differences[recognizer]
 

@@ -19,7 +19,7 @@ from diffprivacy.diffusion.noise import NoiseKey
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.identity.recognizers import Ensemble, Recognizer
 from diffprivacy.identity.strangers import Strangers
-from diffprivacy.personas.book import TEMPLATE_FACES, PersonaBook
+from diffprivacy.personas.book import TEMPLATE_FACES, PersonaBook, drawn_target
 from diffprivacy.personas.files import PersonaFile, from_bytes, to_bytes
 from diffprivacy.personas.mixtures import PEOPLE, differences
 from diffprivacy.regeneration import becoming, looking_different
@@ -90,12 +90,16 @@ def test_personas_are_strangers_to_their_person_to_each_other_and_under_another_
 
 def test_personas_look_like_faces():
     """They lie along the directions in which a recognizer's embeddings of people differ most; of 64 random directions 8 have
-    an eighth."""
+    an eighth. Where there are many people, a mixture is still what was drawn, and nobody else's."""
     between = differences(RECOGNIZER)[0]
     assert between.shape == (PEOPLE, 64) and abs(between.mean(0)).max() < 1e-6
     axes = np.linalg.svd(between, full_matrices=False)[2]
     shares = ((met(15).targets[:, :64] @ axes.T) ** 2).mean(0)
     assert shares[:8].sum() > 3 * 8 / 64
+    mixtures = np.random.default_rng(0).normal(size=(301, PEOPLE - 1)) @ np.eye(PEOPLE - 1, 512)
+    mixtures /= np.linalg.norm(mixtures, axis=1, keepdims=True)
+    target = drawn_target(mixtures[0], 0.0, np.eye(512)[-1], mixtures[1:], STRANGERS)
+    assert target @ mixtures[0] > 0.5 and abs(mixtures[1:] @ target).max() < 0.3
 
 
 def test_the_first_face_of_a_persona_is_what_later_ones_are_made_like():
