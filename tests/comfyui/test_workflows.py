@@ -131,7 +131,12 @@ def run_and_check(server: ComfyServer, prompt: dict) -> list[float]:
             "inputs": {"image": original, "filename_prefix": "original"},
         },
     }
+    hand = prompt[crop]["inputs"].get("keep_mask")
+    if hand is not None:
+        prompt["hand"] = {"class_type": "MaskToImage", "inputs": {"mask": hand}}
+        prompt["kept"] = {"class_type": "SaveImage", "inputs": {"images": ["hand", 0], "filename_prefix": "kept"}}
     outputs = server.run(prompt)
+    held = None if hand is None else pictures(server, outputs, "kept")[0].min(axis=-1) == 255
     originals, saved = pictures(server, outputs, "original"), pictures(server, outputs, save)
     variants = prompt[crop]["inputs"]["variants"]
     assert len(saved) == variants * len(originals)
@@ -145,6 +150,8 @@ def run_and_check(server: ComfyServer, prompt: dict) -> list[float]:
         margin = prompt[crop]["inputs"]["margin"]
         check_protected(original, protected, chosen, max(margin, MARGIN) if covers else margin, elsewhere)
         check_kept(prompt, crop, original, protected, found)
+        if held is not None:
+            assert held.any() and np.array_equal(protected[held], original[held])
         cosines += [likeness(original, protected, face) for face in chosen]
     return cosines
 
