@@ -1,4 +1,4 @@
 """Attacks on protected images, one module each; every module prints its results with the chance level beside them.
 
-DIFFPRIVACY_DATA=... python -m benchmarks.attacks [identity] [averaging] [seeds] [sealed] [keys]
+DIFFPRIVACY_DATA=... python -m benchmarks.attacks [identity] [averaging] [surroundings] [seeds] [sealed] [keys]
 """

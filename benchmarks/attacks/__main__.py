@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-ATTACKS = ("identity", "averaging", "seeds", "sealed", "keys")
+ATTACKS = ("identity", "averaging", "surroundings", "seeds", "sealed", "keys")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """A hundred people's photos, protected twice by each job, for ``diffprivacy evaluate`` to attack.
 
-    DIFFPRIVACY_DATA=... python -m benchmarks.attacks.hundred FOLDER [--jobs hide-1 keyed anonymize-1 ...] [--steps 20]
+    DIFFPRIVACY_DATA=... python -m benchmarks.attacks.hundred FOLDER [--jobs hide-1 keyed anonymize-1 ...] [--photos 100] [--steps 20]
 
 FOLDER/anonymize-1 and FOLDER/anonymize-2 hold two protections of the largest face of every CelebA-HQ photo, under two
 keys, and so on. What is there already is kept. Faces are made in batches by one thread, which ``--batch`` does for
@@ -41,10 +41,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS)
+    parser.add_argument("--photos", type=int, default=100)
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args(arguments)
     lab = faces.open_lab()
-    photos = faces.celebrities(lab)
+    photos = faces.celebrities(lab, options.photos)
     for job in options.jobs:
         folder = options.folder / job
         if job == "keyed":

@@ -36,7 +36,7 @@ def attacked(names: Sequence[str], cases: Sequence[Case], judges: Mapping[str, F
     results: dict[str, list[Attack]] = {}
     for judge, recognizer in judges.items():
         of = results.setdefault(judge, [])
-        embed = partial(_embedded, recognizer)
+        embed = partial(embedded, recognizer)
         versions, originals = (
             np.stack([getattr(case.comparison, which)[judge] for case in cases]) for which in ("version", "original")
         )
@@ -79,7 +79,7 @@ def _crops(cases: Sequence[Case], path: str) -> Tensor:
     return torch.stack(faces).movedim(-1, 1)
 
 
-def _embedded(recognizer: FaceMatcher, faces: Tensor) -> Tensor:
+def embedded(recognizer: FaceMatcher, faces: Tensor) -> Tensor:
     """Unit vectors (B,D) of ArcFace crops, with gradients."""
     parts = recognizer.embed(faces, template(TEMPLATE_SIZE).expand(len(faces), 5, 2))
     return F.normalize(torch.cat([p * w**0.5 for p, w in zip(parts, recognizer.weights, strict=True)], dim=1), dim=1)
