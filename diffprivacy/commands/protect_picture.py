@@ -188,13 +188,14 @@ def _regeneration(
 def _checked(how: Regeneration, source: Path, number: int, request: ProtectRequest, use: Resources) -> Regeneration:
     """The same, drawn again where the recognizer that guides sees otherwise than the task promises.
 
-    A face hidden under a persona is to match the persona, not the original.
+    A face hidden behind a persona is to match the persona, and the original no more than an anonymized one.
     """
     guide = use.model.recognizer
-    if guide is None or request.model.unguided or (request.task == "hide" and use.personas is not None):
+    if guide is None or request.model.unguided:
         return how
+    task = request.task if use.personas is None else "anonymize"
 
     def warn(message: str) -> None:
         say(f"warning: {source}: {message}", sys.stderr)
 
-    return checked(how, request.task, guide, f"face {number}", warn)
+    return checked(how, task, guide, f"face {number}", warn)

@@ -72,9 +72,8 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
     with progress_bar(source.name, steps) as bar:
         words = words_of_people(video, tracks, model.diffusion_model, model.crop, use.msi)
         how = _how_of(request, use, words, _texts(request.prompt, followed, tracks), personas)
-        check = guide if request.task == "anonymize" else None
-        keep = guide if personas else check
-        regenerate = one_face_each(state, model.diffusion_model, model.crop, how, keep, lambda _: bar.update(1), check)
+        check = guide if request.task == "anonymize" or personas else None
+        regenerate = one_face_each(state, model.diffusion_model, model.crop, how, check, lambda _: bar.update(1), check)
         chosen = dataclasses.replace(followed, tracks=tracks)
         cover = None if request.if_impossible == "error" else functools.partial(_say_covered, source, followed, state)
         protect_pieces(video, todo, chosen, regenerate, Pasting(model.crop, request.keep, cover))

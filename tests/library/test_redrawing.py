@@ -86,9 +86,13 @@ def test_the_nearest_hidden_face_is_kept_and_said_not_to_match(people):
 
 
 @pytest.mark.usefixtures("models_loaded_once")
-def test_a_command_that_would_leave_a_face_as_it_is_writes_nothing(tmp_path, capsys):
-    photo = tmp_path / "photo.png"
+@pytest.mark.parametrize("task", ["anonymize", "hide"])
+def test_a_command_that_would_leave_a_face_as_it_is_writes_nothing(tmp_path, capsys, monkeypatch, task):
+    """Nor does one that hides a person behind their persona."""
+    photo, book = tmp_path / "photo.png", tmp_path / "album.age"
     write_picture(photo, example_photo())
-    assert main(["anonymize", str(photo), "-o", str(tmp_path / "out"), "--strength", "0.1", "--steps", "10"]) == 1
+    monkeypatch.setenv("ALBUM", "passphrase")
+    personas = ["--personas", str(book), "--personas-secret", "env:ALBUM"] if task == "hide" else []
+    assert main([task, str(photo), "-o", str(tmp_path / "out"), "--strength", "0.1", "--steps", "10", *personas]) == 1
     assert "face 0 for the original after 3 draws: choose a higher strength or more steps" in capsys.readouterr().err
     assert list(tmp_path.rglob("*.png")) == [photo]
