@@ -11,6 +11,9 @@ import skimage.data
 from PIL import Image
 
 from diffprivacy import pipeline
+from diffprivacy.commands.manifest import Manifest
+from diffprivacy.faces.detectors import load_detector
+from diffprivacy.faces.geometry import Face
 from diffprivacy.media.disclosure import XMP
 from diffprivacy.media.images import read_picture
 from testing.folders import anonymize, photo, run, wall
@@ -91,6 +94,13 @@ def test_a_covered_face_goes_by_its_number_among_all_faces(folder, tmp_path, cap
     printed = capsys.readouterr()
     assert "face 1 is covered, as it cannot be made new" in printed.err
     assert "  covered: face 1\n" in printed.out
+    record = Manifest(tmp_path / "out", b"")
+    file, faces = tmp_path / "out" / "pair.png", load_detector(None).detect(read_picture(folder / "pair.png").rgb)
+    moved = [Face((face.box[0] + 7, *face.box[1:]), face.landmarks, 0.5) for face in faces]
+    for found in (faces, moved):
+        assert [record.decision(file, face) for face in found] == ["left", "covered"]
+    assert record.knows(file) and not record.knows(file.with_name("other.png"))
+    assert record.decision(file.with_name("other.png"), faces[0]) is None
 
 
 def test_what_was_decided_for_each_face_is_said_when_asked(folder, tmp_path, capsys):
