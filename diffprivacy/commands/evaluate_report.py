@@ -79,7 +79,9 @@ def broken_bounds(
         accepted = f"{judge} accepts", "of the faces as their originals"
         lines += _above("--max-tar", request.max_tar, measured.tar, *accepted, "a threshold (--clean)")
         linked = f"{judge} accepts", "of the pairs of two protections of one face"
-        lines += _above("--max-link", request.max_link, measured.linked, *linked, "variants and a threshold")
+        lines += _above(
+            "--max-link", request.max_link, measured.linked, *linked, "two folders or variants, and a threshold"
+        )
     if request.min_found is not None:
         seen = found(faces)
         assert seen is not None

@@ -156,7 +156,9 @@ def test_the_report_lies_in_its_folder_and_a_broken_bound_ends_with_1(folders, t
 
 def test_a_bound_that_cannot_be_measured_is_not_kept(folders, capsys):
     assert main(["evaluate", *map(str, folders), "--max-link", "0.02"]) == 1
-    assert "cannot be held to --max-link: that needs variants and a threshold" in capsys.readouterr().err
+    assert (
+        "cannot be held to --max-link: that needs two folders or variants, and a threshold" in capsys.readouterr().err
+    )
 
 
 def test_missing_files_are_listed_all(folders, capsys):
