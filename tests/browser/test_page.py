@@ -80,7 +80,7 @@ def test_a_missing_node_would_be_complained_about(page: ComfyPage):
 
 
 def test_blocks_are_in_the_node_library(page: ComfyPage):
-    """Under their category, and by other words too."""
+    """Under their category."""
     page.page.get_by_role("button", name="Node Library").click()
     for file in BLOCKS:
         assert read(file)["definitions"]["subgraphs"][0]["category"] == "Diff-Privacy"
