@@ -211,7 +211,8 @@ def _of_judge(evidence: Evidence, judge: str) -> list[str]:
     parts.append("<div class='plot'>")
     if curves:
         parts.append(_figure("ROC: dashed, the false accept rate in use", _image(roc_plot(curves, FAR))))
-    parts.append(_figure("Cosines: dashed, the threshold", _image(histogram(groups, threshold))))
+    dashed = "" if threshold is None else ": dashed, the threshold"
+    parts.append(_figure(f"Cosines{dashed}", _image(histogram(groups, threshold))))
     return [*parts, "</div>"]
 
 
