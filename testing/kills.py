@@ -59,7 +59,7 @@ class Kills:
             self._wait(process, lambda: time.monotonic() > end)
             if process.poll() is None:
                 family = psutil.Process(process.pid).children(recursive=True)
-                workers = [each for each in family if any(word in " ".join(each.cmdline()) for word in WORKERS)]
+                workers = [each for each in family if is_worker(each)]
                 if worker and workers:
                     random.choice(workers).kill()
                     self._wait(process, lambda: False)
@@ -103,6 +103,14 @@ class Kills:
         while process.poll() is None and not until():
             self.check()
             time.sleep(PAUSE)
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """Not one that has ended in the meantime."""
+    try:
+        return any(word in " ".join(process.cmdline()) for word in WORKERS)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def content(file: Path) -> bytes:
