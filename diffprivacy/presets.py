@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .diffusion.conditioning import LAST, EmbeddingSchedule
@@ -50,9 +50,6 @@ class Preset:
 GUIDED = (251, LAST)
 """Time steps of guidance: below them the network can no longer clean up what guidance leaves behind."""
 
-PERSONA_SCALE = 0.05
-"""Of guidance toward a persona, which has farther to go than away from the original."""
-
 PRESETS: Mapping[str, Mapping[str, Preset]] = {
     "anonymize": {
         "paper": Preset(strength=0.6, steps=50, switch=400, scale=1.0, scale_after=1.0),
@@ -88,3 +85,10 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
     },
 }
 """Task -> "paper" (its published settings) or "default" -> settings."""
+
+PERSONAS: Mapping[str, Mapping[str, Preset]] = {
+    "anonymize": {"default": replace(PRESETS["anonymize"]["default"], strength=0.8, scale=0.05, scale_after=0.05)},
+    "hide": {"default": PRESETS["hide"]["default"]},
+}
+"""The same toward a persona, which has farther to go than away from the original. More of the original is drowned in noise,
+so that the same person under two secrets shares less of it."""

@@ -31,12 +31,10 @@ NAME = re.compile(r"\w[\w .-]{0,63}")
 
 @dataclass(frozen=True)
 class OpenPersonas:
-    """What PERSONAS holds: a book, the file that it belongs to, and whose faces the crops are, with who tells them."""
+    """What PERSONAS holds: a book and the file that it belongs to."""
 
     book: PersonaBook
     file: PersonaFile
-    owners: tuple[int, ...] = ()
-    recognizer: FaceMatcher | None = None
 
 
 class PersonaNoise:
@@ -158,8 +156,7 @@ class AssignPersonas(io.ComfyNode):
         energy = becoming(recognizer, target)(crops, landmarks, rows)
         people = len(set(owners))
         text = f"{people} people, {len(book) - before} of them new; the file knows {len(book)}"
-        assigned = OpenPersonas(book, personas.file, tuple(owners), recognizer)
-        return io.NodeOutput(assigned, noise, energy, ui=ui.PreviewText(text))
+        return io.NodeOutput(OpenPersonas(book, personas.file), noise, energy, ui=ui.PreviewText(text))
 
 
 def _assigned(
@@ -196,26 +193,12 @@ class SavePersonas(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 sockets.Personas.Input("personas", tooltip="From Assign Personas."),
-                io.Image.Input(
-                    "crops",
-                    optional=True,
-                    tooltip="The new faces, from VAE Decode: the first of each persona becomes what later ones are made like.",
-                ),
-                sockets.Faces.Input("faces", optional=True, tooltip="From Crop Faces, for crops."),
             ],
         )
 
     @classmethod
-    def execute(cls, personas, crops=None, faces=None) -> io.NodeOutput:
-        book = personas.book.copy()
-        if crops is not None:
-            if faces is None or personas.recognizer is None or len(faces) != len(personas.owners):
-                raise DiffPrivacyError("Connect faces of Crop Faces, and personas of Assign Personas.", "faces")
-            made, landmarks = reference_crops(crops, faces)
-            parts = personas.recognizer.reference(made, landmarks)
-            for row, owner in enumerate(personas.owners):
-                book.keep_face(owner, [part[row : row + 1] for part in parts])
-        personas.file.keep(book)
+    def execute(cls, personas) -> io.NodeOutput:
+        personas.file.keep(personas.book)
         return io.NodeOutput(ui=ui.PreviewText(f"{personas.file.path.name} knows {len(personas.book)} people"))
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -18,8 +17,6 @@ from ..identity.thresholds import person_threshold
 from ..personas.book import Persona
 from ..personas.files import PersonaFile
 from ..recovery.encryption import read_secret
-from ..regeneration import Regeneration, regenerate_crops
-from ..video.regeneration import mean_face
 from ..video.tracks import Track
 from .requests import PersonasRequest, ProtectRequest
 
@@ -35,29 +32,6 @@ class Personas:
     def in_picture(self, picture: Tensor, faces: Sequence[Face]) -> list[Persona]:
         """Of each face of an image (H,W,3)."""
         return self._of(np.stack([embed_face(self.recognizer, picture, face) for face in faces]))
-
-    def kept(self, how: Regeneration, persona: Persona | None) -> Regeneration:
-        """How a face is made new; the first of its persona becomes what later ones are made like."""
-        if persona is None or persona.is_made:
-            return how
-        make = how.by or regenerate_crops
-
-        def regenerate(crops: Tensor, landmarks: Tensor, *others: Any, **more: Any) -> Tensor:
-            new = make(crops, landmarks, *others, **more)
-            self.keep_face(persona.number, mean_face(self.recognizer, new, landmarks))
-            return new
-
-        return dataclasses.replace(how, by=regenerate)
-
-    def keep_face(self, person: int, face: Sequence[Tensor]) -> None:
-        """The face that a persona got, as the networks see it."""
-        with self.file.changing() as book:
-            book.keep_face(person, face)
-
-    def keep_faces(self, personas: Mapping[int, Persona], faces: Mapping[int, Sequence[Tensor]]) -> None:
-        """The faces that people of a video got."""
-        for person in personas.keys() & faces.keys():
-            self.keep_face(personas[person].number, faces[person])
 
     def in_video(self, tracks: Sequence[Track]) -> dict[int, Persona]:
         """Of each person of a video."""

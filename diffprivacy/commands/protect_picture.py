@@ -153,13 +153,10 @@ def _hows(
 ) -> list[Regeneration]:
     """How the faces of an image (H,W,3), given by their numbers, are made new."""
     personas = [None] * len(faces) if use.personas is None else use.personas.in_picture(picture, [*faces.values()])
-    hows = [
+    return [
         _checked(_regeneration(picture, face, texts[number], persona, request, use), source, number, request, use)
         for (number, face), persona in zip(faces.items(), personas, strict=True)
     ]
-    if use.personas is None:
-        return hows
-    return [use.personas.kept(how, persona) for how, persona in zip(hows, personas, strict=True)]
 
 
 def _regeneration(

@@ -77,8 +77,6 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
         chosen = dataclasses.replace(followed, tracks=tracks)
         cover = None if request.if_impossible == "error" else functools.partial(_say_covered, source, followed, state)
         protect_pieces(video, todo, chosen, regenerate, Pasting(model.crop, request.keep, cover))
-    if use.personas is not None:
-        use.personas.keep_faces(personas, state.faces)
     if use.encryptor is not None:
         use.encryptor.encrypt_file(source, made.add(sealed_beside(target, source)))
     joined = made.add(target)
@@ -114,10 +112,9 @@ def _how_of(
 
     def how(person: int, target: Sequence[Tensor] | None) -> Regeneration:
         persona = personas.get(person)
-        become = None if persona is None else persona.target if persona.is_made else target or persona.target
         return Regeneration(
             use.preset,
-            task_energy(request.task, guide, use.preset.form, target=target, persona=become),
+            task_energy(request.task, guide, use.preset.form, target=target, persona=persona and persona.target),
             words.get(person),
             text=texts[person],
             match_colors=request.match_colors,

@@ -13,7 +13,7 @@ from ..faces.detectors import Detector, load_detector
 from ..faces.regions import BoxFile, read_boxes
 from ..media.credentials import Credentials, read_credentials
 from ..msi.module import MSI, load_msi
-from ..presets import PERSONA_SCALE, PRESETS, Preset
+from ..presets import PERSONAS, PRESETS, Preset
 from ..recovery.encryption import Encryptor
 from .face_finder import FaceFinder
 from .model import Model, load_model, load_vision
@@ -68,11 +68,10 @@ def load_resources(request: ProtectRequest) -> Resources:
 
 
 def _preset(request: ProtectRequest) -> Preset:
+    presets = PRESETS if request.personas is None else PERSONAS
     changes = {"strength": request.strength, "steps": request.steps}
-    if request.personas is not None:
-        changes |= {"scale": PERSONA_SCALE, "scale_after": PERSONA_SCALE}
     preset = dataclasses.replace(
-        PRESETS[request.task][request.preset], **{name: value for name, value in changes.items() if value is not None}
+        presets[request.task][request.preset], **{name: value for name, value in changes.items() if value is not None}
     )
     strength_steps(preset.steps, preset.strength)
     return preset

@@ -3,7 +3,7 @@
 A person is known by a template, the mean of the first faces met. Their persona is drawn: an embedding for guidance to
 approach, a random mixture of what faces differ by, and the key of the noise that sampling starts from, which follow from
 the book's secret and the person's number.
-The first face that is made so becomes what all later ones are made like. Another secret gives unrelated ones.
+Another secret gives unrelated ones: nothing of a person's photos goes into their persona.
 """
 
 from __future__ import annotations
@@ -37,14 +37,12 @@ CROP = 112
 class Persona:
     """A person's synthetic identity.
 
-    target: unit vectors (1,D), one for each network of the recognizer, for guidance to approach: what was drawn, or once
-    the persona's first face is made, what the networks see in it. is_made: whether it is.
+    target: unit vectors (1,D), one for each network of the recognizer, for guidance to approach.
     """
 
     number: int
     target: tuple[Tensor, ...]
     noise_key: NoiseKey
-    is_made: bool = False
 
 
 class PersonaBook:
@@ -53,7 +51,8 @@ class PersonaBook:
     secret: what all personas follow from; by default a fresh one. recognizer: digest of the networks that tell people, see
     :func:`recognizer_digest`; lengths: of their embeddings, D in all.
     templates: sums (P,D) of the people's embeddings, counts (P,) of how many. targets: what was drawn, (P,D), unit vectors
-    for each network; faces: the personas' first faces in the same form, zeros for those that are not made yet.
+    for each network; faces: in the same form what guidance approaches instead, zeros for nothing else: books begun by
+    earlier versions hold their personas' first faces there.
     """
 
     def __init__(
@@ -126,16 +125,9 @@ class PersonaBook:
 
     def persona(self, person: int) -> Persona:
         """The persona of the person with this number."""
-        is_made = bool(self.faces[person].any())
-        vector = (self.faces if is_made else self.targets)[person].copy()
+        vector = (self.faces if self.faces[person].any() else self.targets)[person].copy()
         parts = torch.from_numpy(vector)[None].split(self.lengths, dim=1)
-        return Persona(person, tuple(parts), self.secret.derive("persona", person, "noise"), is_made)
-
-    def keep_face(self, person: int, face: Sequence[Tensor]) -> None:
-        """Make later faces of a person like their persona's first: embeddings (1,D) of each network. Others change nothing."""
-        vector = torch.cat(tuple(face), dim=1)[0].cpu().float().numpy()
-        if not self.faces[person].any() and np.isfinite(vector).all():
-            self.faces[person] = vector
+        return Persona(person, tuple(parts), self.secret.derive("persona", person, "noise"))
 
     def _add(self, embedding: np.ndarray, recognizer: FaceMatcher) -> int:
         key = self.secret.derive("persona", len(self), "target")
