@@ -16,6 +16,7 @@ import secrets
 import shutil
 import signal
 import tempfile
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -35,6 +36,8 @@ NONE = -1
 """In place of the number of inputs that a worker has been given."""
 FOLDER = "diffprivacy-ray"
 """How names of folders for local clusters begin."""
+OLD = 3600
+"""Seconds after which nobody writes any more into the folder of a cluster that was killed."""
 OBJECT_STORE = 2**27
 """Bytes of a local cluster's object store: nothing but paths and results goes through it."""
 
@@ -162,9 +165,17 @@ def _cluster(request: ProtectRequest) -> Iterator[Any]:
 
 
 def sweep() -> None:
-    """Remove the folders of local clusters whose commands were killed."""
+    """Remove the folders of local clusters whose commands were killed.
+
+    Ray's last processes may write into one that is removed already; it then has no lock, and goes when it is old.
+    """
     from filelock import FileLock
 
-    for lock in Path(tempfile.gettempdir()).glob(f"{FOLDER}*/lock"):
-        with contextlib.suppress(TimeoutError, OSError), FileLock(lock, timeout=0):
-            shutil.rmtree(lock.parent, ignore_errors=True)
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        with contextlib.suppress(TimeoutError, OSError):
+            lock = folder / "lock"
+            if lock.exists():
+                with FileLock(lock, timeout=0):
+                    shutil.rmtree(folder, ignore_errors=True)
+            elif time.time() - folder.stat().st_mtime > OLD:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -70,9 +71,13 @@ def test_the_folder_of_a_killed_commands_cluster_is_swept(tmp_path, monkeypatch)
     for folder in (left, held):
         folder.mkdir()
         (folder / "lock").touch()
+    old, begun = (tmp_path / f"{cluster.FOLDER}-{name}" for name in ("old", "begun"))
+    for folder in (old, begun):
+        (folder / "session").mkdir(parents=True)
+    os.utime(old, (0, 0))
     with FileLock(held / "lock"):
         cluster.sweep()
-    assert [*tmp_path.iterdir()] == [held]
+    assert {*tmp_path.iterdir()} == {held, begun}
 
 
 def test_without_ray_the_command_says_what_to_install(tmp_path, capsys, monkeypatch):
