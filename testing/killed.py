@@ -23,6 +23,8 @@ from diffprivacy.commands import model
 from diffprivacy.media.atomic import Together
 from testing.dying import die_at
 
+# CUDA that was asked whether it is there cannot be used in a fork; NVIDIA's management library can be asked, too.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 NEVER = 10**9
 
 _loaded = [
