@@ -27,7 +27,8 @@ from diffprivacy.backends.tokenizer import PLACEHOLDER_TOKEN, tokenize
 from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.demo.load import config, load_msi, load_unet
 from diffprivacy.demo.text import CompactEmbedding
-from diffprivacy.diffusion.model import NoiseLevels
+from diffprivacy.diffusion.model import DiffusionModel, NoiseLevels
+from diffprivacy.msi.module import MSI, image_scales
 
 from .data import in_colour, read_portraits, split
 from .loop import autocast, channels_last, shipped_weights
@@ -96,12 +97,17 @@ def encoder_with_new_words(device: torch.device) -> tuple[CLIPTextModel, Compact
     return encoder.eval().requires_grad_(False), embedding
 
 
+def pseudo_words(msi: MSI, model: DiffusionModel, images: Tensor) -> Tensor:
+    """Pseudo-words (B,10,D) of images (B,3,128,128) in [0,1], on their device."""
+    return msi(image_scales(model, images, msi.levels))
+
+
 class Store:
     """Encoded views on the device; every batch replaces some of the oldest."""
 
     def __init__(self, views: Views, model: DiffusersModel, size: int, fresh: int, chunk: int = 256):
         self.views, self.model, self.fresh = views, model, fresh
-        self.msi = load_msi().to(views.portraits.device)
+        self.msi = load_msi().to(views.portraits.device).eval()
         parts = [self._encoded(chunk) for _ in range(math.ceil(size / chunk))]
         self.parts = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
         self.oldest = 0
@@ -109,7 +115,8 @@ class Store:
     @torch.no_grad()
     def _encoded(self, count: int) -> tuple[Tensor, ...]:
         images, colour, wrong = self.views.draw(count)
-        return self.model.encode(images).half(), self.msi.words(self.model, images).half(), colour, wrong
+        words = pseudo_words(self.msi, self.model, images)
+        return self.model.encode(images).half(), words.half(), colour, wrong
 
     def batch(self, count: int, generator: torch.Generator) -> list[Tensor]:
         """Latents (B,16,16,16), pseudo-words (B,10,D), in colour (B,), what is wrong (B,)."""
@@ -146,7 +153,7 @@ class HeldOut:
     def __init__(self, images: Tensor, model: DiffusersModel, captions: Captions):
         with torch.no_grad():
             self.clean = model.encode(images)
-            self.words = load_msi().to(images.device).words(model, images)
+            self.words = pseudo_words(load_msi().to(images.device).eval(), model, images)
         self.colour, self.captions = in_colour(images), captions
         self.sigmas = model.noise_levels.sigmas.to(images.device)
 
@@ -173,6 +180,7 @@ class Trainer:
 
     def __init__(self, options: argparse.Namespace, device: torch.device):
         unet = load_unet().train().requires_grad_(True)
+        nn.Module.to(unet, device)
         self.unet: nn.Module = channels_last(unet, device) if device.type == "cuda" else unet
         for module in self.unet.modules():
             if isinstance(module, ResnetBlock2D):
@@ -243,7 +251,7 @@ class Judge:
                 score += sum(map(math.log, left.values()))
                 numbers = " ".join(f"{timestep}: {value:.4f}" for timestep, value in left.items())
                 self.log(f"step {self.trainer.step} {kind} {name} {numbers}")
-            halves = {n: t.half().contiguous() for n, t in weights.items()}
+            halves = {n: t.half().contiguous().cpu() for n, t in weights.items()}
             save_file(halves, self.out / f"{kind}.safetensors")
             if score < self.best:
                 self.best = score
