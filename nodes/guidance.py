@@ -11,7 +11,7 @@ import torch
 from comfy_api.v0_0_2 import io
 
 from ..diffprivacy.diffusion.guidance import Guidance, guide
-from ..diffprivacy.diffusion.out_of_memory import halving
+from ..diffprivacy.diffusion.out_of_memory import SMALLER, halving
 from ..diffprivacy.errors import DiffPrivacyError
 from ..diffprivacy.identity import energies
 from ..diffprivacy.identity.expression import EXPRESSION_WEIGHT, keep_expression
@@ -24,6 +24,10 @@ from .comfy.model import noise_levels
 from .noise import FreshNoise
 
 CATEGORY = "Diff-Privacy/guidance"
+INSTEAD_OF_A_VAE = (
+    "a TAESD in models/vae_approx, which Energy Guidance takes in place of the VAE where its widget `decoder` says "
+    "`TAESD if present`, takes a fraction of the memory; a smaller image takes less, too"
+)
 
 
 def _energy_inputs() -> list:
@@ -350,7 +354,8 @@ class EnergyGuidance(io.ComfyNode):
         decode = network = tiny or differentiable_decoder(vae, latent_format)
         if tiny and tiny.local and energy.landmarks is not None:
             decode = energies.near_faces(tiny, energy.landmarks, tiny.downscale)
-        gradient = halving(functools.partial(energies.latent_gradient, energy, decode), chunk or None)
+        gradient_of = functools.partial(energies.latent_gradient, energy, decode)
+        gradient = halving(gradient_of, chunk or None, SMALLER if tiny else INSTEAD_OF_A_VAE)
 
         def guided(prediction: Prediction) -> torch.Tensor:
             stronger = dataclasses.replace(guidance, scale=scale * prediction.share())

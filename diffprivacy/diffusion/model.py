@@ -127,8 +127,7 @@ class EncoderIdentity:
         """The identity of an encoder with these embedding weights, the same in every floating-point precision."""
         digest = hashlib.sha256()
         for weight in weights:
-            sample = weight.detach().flatten()[:: max(1, weight.numel() // 4096)]
-            digest.update((sample.float() > 0).cpu().numpy().tobytes())
+            digest.update((sampled(weight, 4096).float() > 0).cpu().numpy().tobytes())
         return cls(tuple(widths), depth, digest.hexdigest()[:12])
 
     def __str__(self) -> str:
@@ -141,10 +140,18 @@ def weights_fingerprint(modules: Iterable[nn.Module]) -> str:
     for module in modules:
         for name, tensor in module.state_dict().items():
             if tensor.is_floating_point():
-                sample = tensor.flatten()[:: max(1, tensor.numel() // FINGERPRINT_SAMPLES)][:FINGERPRINT_SAMPLES]
                 digest.update(f"{name} {tuple(tensor.shape)}".encode())
-                digest.update(sample.detach().half().cpu().numpy().tobytes())
+                sample = sampled(tensor, FINGERPRINT_SAMPLES)[:FINGERPRINT_SAMPLES]
+                digest.update(sample.half().cpu().numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def sampled(weight: Tensor, count: int) -> Tensor:
+    """About so many values of a weight, evenly spaced, with no gradient.
+
+    Through its data: of a weight made in inference mode and moved outside it PyTorch refuses views.
+    """
+    return weight.data.flatten()[:: max(1, weight.numel() // count)]
 
 
 class DiffusionModel(Protocol):

@@ -95,7 +95,8 @@ def tiny_decoder(latent_format: Any, device: torch.device) -> Decoder | None:
         return None
     with torch.inference_mode(False):
         if video:
-            network = private_copy(comfy.sd.VAE(comfy.utils.load_torch_file(path)).first_stage_model, ("encoder",))
+            whole = comfy.sd.VAE(comfy.utils.load_torch_file(path), dtype=torch.float32).first_stage_model
+            network = private_copy(whole, ("encoder",))
             _together(network)
         else:
             network = comfy.taesd.taesd.TAESD(None, path, channels).requires_grad_(False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import itertools
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,6 +29,8 @@ STATE = (
     "prev_comfy_",
     "weight_lowvram_function",
     "bias_lowvram_function",
+    "weight_function",
+    "bias_function",
     "model_lowvram",
     "model_loaded_weight_memory",
     "model_offload_buffer_memory",
@@ -122,6 +125,8 @@ def private_copy(network: torch.nn.Module, without: Sequence[str] = ()) -> Any:
     """A frozen copy of a network that shares nothing with ComfyUI's memory management, for autograd inside a prompt.
 
     without: children that are left out, None in the copy.
+    What ComfyUI hangs on modules is never copied, not even to be dropped: a copy of a page of the card's memory frees
+    that page with it. Weights are in the precision that the model computes in; ComfyUI may hold the file's.
     Raises DiffPrivacyError for quantized weights, which have no gradients.
     """
     for name, weight in network.named_parameters():
@@ -131,22 +136,31 @@ def private_copy(network: torch.nn.Module, without: Sequence[str] = ()) -> Any:
                 "load the model's file in float16, bfloat16 or float32."
             )
     configuration = getattr(network, "model_config", None)  # Shared: a UNet's cannot be copied.
-    memo: dict[int, Any] = {id(configuration): configuration}
-    memo |= {id(child): None for name, child in network.named_children() if name in without}
-    for module in network.modules():
-        memo |= {id(value): None for name, value in vars(module).items() if name.startswith(STATE) and _owned(value)}
+    memo: dict[int, Any] = {id(configuration): configuration, id(getattr(network, "current_patcher", None)): None}
+    left_out = [child for name, child in network.named_children() if name in without]
+    memo |= {id(child): None for child in left_out}
+    unseen = set(itertools.chain.from_iterable(child.modules() for child in left_out))
+    modules = [module for _, module in network.named_modules(unseen)]
+    memo |= {id(module): type(module).__new__(type(module)) for module in modules}
     with torch.inference_mode(False):
-        private = copy.deepcopy(network, memo).requires_grad_(False)
+        for module in modules:
+            memo |= _weights(module)
+        for module in modules:
+            own = {name: value for name, value in vars(module).items() if not name.startswith(STATE)}
+            vars(memo[id(module)]).update(copy.deepcopy(own, memo))
+    private = memo[id(network)]
     vars(private).pop("device", None)
-    for module in private.modules():
-        for name in [name for name in vars(module) if name.startswith(STATE)]:
-            delattr(module, name)
     return private
 
 
-def _owned(value: Any) -> bool:
-    """Whether a value may own native memory; None, numbers and types are shared by everybody."""
-    return not isinstance(value, (type(None), bool, int, float, str, tuple, torch.dtype, torch.device))
+def _weights(module: torch.nn.Module) -> dict[int, Tensor]:
+    """By the identity of each weight and buffer of a module itself: a copy of it in the precision computed in."""
+    copies: dict[int, Tensor] = {}
+    for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        precision = getattr(module, f"{name}_comfy_model_dtype", None) or tensor.dtype
+        copied = tensor.detach().to(precision, copy=True)
+        copies[id(tensor)] = torch.nn.Parameter(copied, False) if isinstance(tensor, torch.nn.Parameter) else copied
+    return copies
 
 
 def release() -> None:

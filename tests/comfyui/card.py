@@ -1,7 +1,7 @@
 """Run by inside.py: ComfyUI's memory management as on an NVIDIA card, on a machine without one.
 
 card.py PACK SCENARIO… prints what each scenario found as one line of JSON. ComfyUI's native part loads on
-any Linux machine, so its dynamic patchers are real. The device "meta" stands for the card.
+any Linux machine, so its dynamic patchers are real; testing.pretended_pages stands for what that part keeps on a card. The device "meta" stands for the card.
 """
 
 import copy
@@ -20,11 +20,13 @@ import comfy.sd
 import torch
 from torch import nn
 
+from testing import pretended_pages
+
 pack, *scenarios = sys.argv[1:]
 prefix = pack.replace(".", "_x_") + "."
 memory, sampling, guiding = (sys.modules[f"{prefix}nodes.comfy.{name}"] for name in ("memory", "sampling", "guiding"))
 CARD, CPU = torch.device("meta"), torch.device("cpu")
-patchers.ModelPatcherDynamic._vbar_get = lambda self, create=False: None  # No card, no pages of its memory.
+PAGES = pretended_pages.install()
 FREE = {"card": 2**40}
 """Bytes that the card has free."""
 management.get_free_memory = lambda device=None, torch_free_too=False: (
@@ -71,9 +73,35 @@ def prompts() -> dict:
             del decoder, private
             memory.release()
             original.partially_load(CARD, 1e32)
+    found["pages"] = len(PAGES.there)
     original.detach()
     del original, vae
     gc.collect()
+    return found | {"mistakes": PAGES.mistakes, "pages after": len(PAGES.there)}
+
+
+def no_room() -> dict:
+    """What Energy Guidance says where there is no room for one image, with each decoder."""
+    demo_model, guidance = sys.modules[f"{prefix}nodes.comfy.demo_model"], sys.modules[f"{prefix}nodes.guidance"]
+    energies, found = guidance.energies, {}
+
+    def full(*_):
+        raise torch.OutOfMemoryError("Allocation on device 0 would exceed allowed memory.")
+
+    with torch.inference_mode(), patch.object(energies, "latent_gradient", lambda *_: full):
+        model, clip, vae = demo_model.load_model(), demo_model.load_clip(), demo_model.load_vae()
+        empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+        there = guidance.differentiable_decoder(vae, model.get_model_object("latent_format"))
+        settings = {"rule": "paper", "scale": 1.0, "from_step": 999, "to_step": 0, "every": 1, "chunk": 0}
+        latent, sigmas = {"samples": torch.zeros(2, 16, 8, 8)}, torch.tensor([3.0, 0.0])
+        for decoder in ("VAE", "TAESD if present"):
+            energy = energies.Energy(lambda images, seed: images)
+            with patch.object(guidance, "tiny_decoder", lambda *_: there):
+                guided = guidance.EnergyGuidance.execute(model, vae, energy, decoder=decoder, **settings).result[0]
+            try:
+                sampling.run_sampler(guided, empty, latent, sigmas, _euler)
+            except torch.OutOfMemoryError as error:
+                found[decoder] = str(error)
     return found
 
 

@@ -29,7 +29,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import nodes
-from testing import pretended_card
+from testing import pretended_card, pretended_pages
 
 logging.basicConfig(level=logging.INFO, force=True)  # At this level ComfyUI says that it looks for a leak.
 comfy.cli_args.args.fp32_text_enc = True
@@ -51,7 +51,7 @@ management.get_torch_device = lambda: CARD
 management.get_free_memory = free_memory
 management.minimum_inference_memory = management.extra_reserved_memory = lambda: 0
 management.vram_state = management.VRAMState.NORMAL_VRAM
-patchers.ModelPatcherDynamic._vbar_get = lambda self, create=False: None  # No card, no pages of its memory.
+PAGES = pretended_pages.install()
 PATCHERS = {"dynamic": patchers.ModelPatcherDynamic, "legacy": patchers.ModelPatcher}
 
 prefix = pack.replace(".", "_x_") + "."
@@ -84,10 +84,11 @@ points = torch.tensor([[[11.0, 13], [21, 13], [16, 18], [12, 23], [20, 23]]])
 
 
 def seeded(network: nn.Module) -> nn.Module:
-    """A network on the CPU that no patcher ever holds, its weights of ordinary size."""
+    """A network on the CPU that no patcher ever holds, its weights of ordinary size and exact in float16."""
     for weight in network.parameters():
         bound = weight.shape[1:].numel() ** -0.5 if weight.ndim > 1 else 0.0
         weight.data = torch.randn(weight.shape, generator=generator) * bound + float(weight.ndim == 1) * 0.1
+        weight.data = weight.data.half().float()
     return network.requires_grad_(False).eval()
 
 
@@ -145,7 +146,7 @@ class Networks:
             demo_model.load_clip(),
             demo_model.load_clip_vision(),
         )
-        weights = {name: tensor.clone() for name, tensor in plain_vae.state_dict().items()}
+        weights = {name: tensor.half() for name, tensor in plain_vae.state_dict().items()}  # As most files hold.
         self.vae = comfy.sd.VAE(sd=weights, config=CONFIG, dtype=torch.float32)
         self.vae.latent_channels = 16
         with torch.inference_mode(False):
@@ -228,7 +229,8 @@ def rounds(patcher: str, how: str, count: int) -> dict:
         free_everything()
         management.cleanup_models()
     found["left"] = [type(network()).__name__ for network in held if network() is not None]
-    return found | {"loaded": len(management.current_loaded_models)}
+    loaded, mistakes = len(management.current_loaded_models), list(PAGES.mistakes)
+    return found | {"loaded": loaded, "pages": len(PAGES.there), "mistakes": mistakes}
 
 
 plain_recognizer = copy.deepcopy(demo.load_recognizer("guide")).eval()

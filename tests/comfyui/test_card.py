@@ -36,7 +36,7 @@ def run(inside) -> Callable[..., dict[str, Any]]:
 @pytest.fixture(scope="module")
 def found(run) -> dict[str, Any]:
     scenarios = ("reloaded", "uploads", "crowded", "quantized", "loads_while_sampling", "attention")
-    return run(*scenarios, "displacements", "shares", "half_precision")
+    return run(*scenarios, "displacements", "shares", "half_precision", "no_room")
 
 
 def test_a_decoder_comes_and_goes_beside_a_vae_that_comfyui_holds_in_pages(run):
@@ -46,6 +46,9 @@ def test_a_decoder_comes_and_goes_beside_a_vae_that_comfyui_holds_in_pages(run):
     assert found["left"] == []
     assert found["encoder"]
     assert found["gradient"] > 0
+    assert found["pages"] > 0
+    assert found["mistakes"] == []
+    assert found["pages after"] == 0
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +69,37 @@ def test_prompts_and_training_one_after_the_other(rounds, patcher: str, memory: 
         assert all(error < 1e-3 for error in errors)
     assert made["left"] == []
     assert made["loaded"] == 0
+    assert (made["pages"], made["mistakes"]) == (0, [])
+
+
+@pytest.fixture(scope="module")
+def weights(run) -> dict[str, Any]:
+    return run(script="weights.py")
+
+
+def test_a_decoder_computes_in_the_vae_s_precision_whatever_its_file_holds(weights):
+    """Under dynamic VRAM modules hold the file's precision, which ComfyUI's layers cast at each use."""
+    found = weights["precisions"]
+    assert found["held"] == "torch.float16"
+    assert found["torch.float32"] < 1e-3
+    assert found["torch.bfloat16"] < 0.1
+    assert found["video"] < 1e-3
+
+
+def test_weights_made_in_inference_mode_and_moved_outside_it_are_read(weights):
+    """So they are with --highvram and --disable-dynamic-vram: PyTorch refused views of them."""
+    found = weights["moved"]
+    assert found["same"]
+    assert found["word"] == 0
+    assert found["gradient"] > 0
+
+
+def test_no_room_for_one_image_is_an_error_that_names_the_remedy(found):
+    for decoder, remedy in (
+        ("VAE", "a TAESD in models/vae_approx"),
+        ("TAESD if present", "a smaller image takes less"),
+    ):
+        assert found["no_room"][decoder].startswith(f"Out of memory with one image at a time: {remedy}")
 
 
 def test_gradients_hold_after_comfyui_has_moved_the_network_off_and_on_again(found):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from diffprivacy import demo
 from diffprivacy.backends import diffusers as diffusers_host
 from diffprivacy.backends.vision import load_vision_encoder
-from diffprivacy.diffusion.model import EncoderIdentity
+from diffprivacy.diffusion.model import EncoderIdentity, weights_fingerprint
 from diffprivacy.errors import DiffPrivacyError
 from diffprivacy.msi.module import (
     DEFAULT,
@@ -212,6 +213,17 @@ def test_identity_of_an_encoder_is_that_of_its_weights_in_any_precision(diffusio
     for dtype in (torch.float16, torch.bfloat16):
         assert EncoderIdentity.of((256,), 2, [table.to(dtype)]) == EncoderIdentity.of((256,), 2, [table])
     assert EncoderIdentity.of((256,), 2, [-table]) != EncoderIdentity.of((256,), 2, [table])
+
+
+def test_weights_made_in_inference_mode_are_identified_outside_it(diffusion_model):
+    """So ComfyUI makes them, and may move them outside that mode."""
+    encoder = diffusion_model.text_encoders[0]
+    with torch.inference_mode():
+        made = copy.deepcopy(encoder)
+    for moved in (made, made.double()):
+        table, own = moved.get_input_embeddings().weight, encoder.get_input_embeddings().weight
+        assert EncoderIdentity.of((256,), 2, [table]) == EncoderIdentity.of((256,), 2, [own])
+        assert weights_fingerprint([moved]) == weights_fingerprint([encoder])
 
 
 def test_without_a_vision_model_the_error_says_how_to_give_one(tiny_checkpoint):
