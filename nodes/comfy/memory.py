@@ -141,7 +141,7 @@ def private_copy(network: torch.nn.Module, without: Sequence[str] = ()) -> Any:
     memo |= {id(child): None for child in left_out}
     unseen = set(itertools.chain.from_iterable(child.modules() for child in left_out))
     modules = [module for _, module in network.named_modules(unseen)]
-    memo |= {id(module): type(module).__new__(type(module)) for module in modules}
+    memo |= {id(module): object.__new__(type(module)) for module in modules}
     with torch.inference_mode(False):
         for module in modules:
             memo |= _weights(module)
