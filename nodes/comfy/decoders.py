@@ -53,6 +53,7 @@ def differentiable_decoder(vae: Any, latent_format: Any) -> Decoder:
     network = private_copy(vae.first_stage_model, without=("encoder", "taesd_encoder", "quant_conv"))
     _together(network)
     with torch.inference_mode(False):
+        network.to(vae.vae_dtype)  # Layers made lazily have the file's precision.
         latent_format = copy.deepcopy(latent_format)  # Its tensors may be inference tensors.
     for layer in network.modules():
         if isinstance(layer, ResnetBlock):

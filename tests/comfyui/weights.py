@@ -60,6 +60,7 @@ def precisions() -> dict:
             file = {name: tensor.half() for name, tensor in plain.state_dict().items()}
             vae = comfy.sd.VAE(sd=file, config=config, dtype=precision)
             vae.device = CPU
+            vae.first_stage_model.decoder.conv_in.weight_comfy_model_dtype = None  # As of layers made lazily.
             decoder = decoders.differentiable_decoder(vae, comfy.latent_formats.SDXL())
             found[str(precision)] = error(decoder, plain_images, torch.randn(1, 4, 8, 8))
             found["held"] = str(vae.first_stage_model.decoder.conv_in.weight.dtype)
