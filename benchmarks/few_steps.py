@@ -24,7 +24,7 @@ from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.diffusion.guidance import Guidance, guided
 from diffprivacy.diffusion.model import Denoiser
 from diffprivacy.diffusion.sampling import noise_to, sample_ancestral, sample_euler
-from diffprivacy.diffusion.sharpening import acts_at, sharpening
+from diffprivacy.diffusion.sharpening import sharpening
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import crop_face, crop_landmarks
 from diffprivacy.faces.selection import select_faces
@@ -50,15 +50,12 @@ def faces_of(data: Path, count: int) -> tuple[Tensor, Tensor]:
 
 
 def sharpened(model: DiffusersModel) -> Denoiser:
-    """The model's predictions under the empty prompt, sharpened where the presets sharpen."""
-    text, weaker = model.text_conditioning(""), model.weaker
-    assert weaker is not None
+    """The model's predictions under the empty prompt, sharpened."""
+    text, spoilt = model.text_conditioning(""), model.text_conditioning(model.spoilt or "")
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         denoised = model.denoise(x, sigma, text)
-        if not acts_at(sigma, model.noise_levels):
-            return denoised
-        return denoised + sharpening(denoised, weaker.denoise(x, sigma, text))
+        return denoised + sharpening(denoised, model.denoise(x, sigma, spoilt))
 
     return denoise
 

@@ -158,7 +158,7 @@ def regenerated(faces: Faces, model: DiffusersModel, task: Any, steps: int, befo
     if before:
         scale, ancestral = BEFORE[task]
         preset = dataclasses.replace(preset, scale=scale, scale_after=scale, ancestral=ancestral)
-        model = dataclasses.replace(model, weaker=None)
+        model = load_diffusion_model("0.1")
     key, shape = NoiseKey.from_seed(1), latent_shape(model, demo.IMAGE_SIZE)
     noise = torch.stack([key.normal(shape, i) for i in range(len(faces.crops))])
     how = Regeneration(preset, task_energy(task, demo.load_recognizer("guide")))
@@ -169,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faces", type=int, default=32)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--before", action="store_true", help="also without sharpening and new noise")
+    parser.add_argument("--before", action="store_true", help="also as the first version did")
     parser.add_argument(
         "--sheet", type=Path, help="PNG to write the faces to, and a text file of the strangest beside it"
     )

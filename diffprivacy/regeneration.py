@@ -16,7 +16,7 @@ from .diffusion.model import Denoiser, DiffusionModel
 from .diffusion.noise import NoiseKey
 from .diffusion.out_of_memory import halving, in_parts
 from .diffusion.sampling import Callback, ddim_sigmas, noise_to, sample_ancestral, sample_euler
-from .diffusion.sharpening import acts_at, sharpening
+from .diffusion.sharpening import sharpening
 from .diffusion.temporal import smoothed
 from .errors import DiffPrivacyError
 from .faces.colors import match_colors
@@ -231,11 +231,10 @@ def fresh_noise(noise: Tensor, number: int, of: str = "step") -> Tensor:
 def _predictions(
     diffusion_model: DiffusionModel, sharp: bool, prompt: str = "", words: Tensor | None = None, text: str = ""
 ) -> Denoiser:
-    """The diffusion model under a prompt, guided from that toward a text; sharpened where it has a weaker one."""
+    """The diffusion model under a prompt, guided from that toward a text; sharpened where it has words for spoilt ones."""
     without = stage_denoiser(diffusion_model, prompt, words)
     under = stage_denoiser(diffusion_model, text) if text else without
-    weaker_model = diffusion_model.weaker if sharp else None
-    weaker = None if weaker_model is None else stage_denoiser(weaker_model, text or prompt, None if text else words)
+    spoilt = stage_denoiser(diffusion_model, diffusion_model.spoilt) if sharp and diffusion_model.spoilt else None
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         toward = under(x, sigma)
@@ -243,9 +242,7 @@ def _predictions(
         if text:
             plain = without(x, sigma)
             denoised = plain + TEXT_SCALE * (toward - plain)
-        if weaker is None or not acts_at(sigma, diffusion_model.noise_levels):
-            return denoised
-        return denoised + sharpening(toward, weaker(x, sigma))
+        return denoised if spoilt is None else denoised + sharpening(toward, spoilt(x, sigma))
 
     return denoise
 

@@ -7,6 +7,7 @@ import functools
 from comfy_api.v0_0_2 import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..diffprivacy import __version__
 from ..diffprivacy.diffusion import inversion, sampling
 from ..diffprivacy.errors import DiffPrivacyError, at_field
 from ..diffprivacy.faces.geometry import Crop
@@ -15,11 +16,14 @@ from ..diffprivacy.recovery import encryption, png, replay
 from ..diffprivacy.recovery.key import FIDELITIES, OPTIONS, TENSORS, Embedding, RecoveryKey
 from ..diffprivacy.recovery.opening import open_keys
 from . import secret_sources, sockets
+from .comfy import demo_model
 from .comfy.border import Border
 from .comfy.sampling import euler, run_sampler, sampler
 
 SECOND_STATE = "diffprivacy_second_state"
 """Where a LATENT holds BELM's second state."""
+PACK = "pack"
+"""Where a key's fingerprints hold the version of this pack; the first version wrote none."""
 CATEGORY = "Diff-Privacy/recovery"
 
 
@@ -252,7 +256,7 @@ class OpenKey(io.ComfyNode):
         return io.NodeOutput(
             noise_map,
             [
-                [entry.context, {"pooled_output": entry.pooled, **entry.options, **entry.tensors}]
+                [entry.context, {"pooled_output": entry.pooled, **entry.options, **entry.tensors, **_made_with(key)}]
                 for entry in key.embeddings
             ],
             key.sigmas,
@@ -289,7 +293,13 @@ def _replayed(fidelity, noise_map, positive, sigmas, faces) -> RecoveryKey:
         embeddings=[_embedding(*entry) for entry in positive],
         faces=() if faces is None else tuple(faces.flat),
         margin=1.0 if faces is None else faces.margin,
+        fingerprints={PACK: __version__},
     )
+
+
+def _made_with(key: RecoveryKey) -> dict[str, str]:
+    """What tells the demo model that a key is the first version's, which named none."""
+    return {} if PACK in key.fingerprints else {demo_model.VERSION: "0.1"}
 
 
 def _embedding(context, options) -> Embedding:

@@ -1,7 +1,8 @@
 """Freeze finished runs into the shipped weights: ``python -m training.freeze RUNS [--to FOLDER]``.
 
-RUNS holds the run folders autoencoder-final and unet; what is missing there stays as shipped. Averaged weights are written in half
-precision beside their checksums; the sum of the sizes must stay below 47 MB.
+RUNS holds the run folders autoencoder-final, unet, and unet-only; what is missing there stays as shipped. Averaged weights are written in half
+precision beside their checksums, the UNet's in 8 bits; the sum of the sizes must stay below 56 MB. A third of it, unet-0.1, is there for
+what the first version protected.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from diffprivacy.demo.load import CHECKSUMS, WEIGHTS
+from diffprivacy.demo.load import CHECKSUMS, SCALE, UNETS, WEIGHTS
 from diffprivacy.demo.recognizers import DlibResNet
 from diffprivacy.faces.alignment import align
 from diffprivacy.identity.thresholds import thresholds_path
@@ -24,7 +25,7 @@ from .convert import dlib_weights, mobileface_weights
 from .data import five_points, read_portraits
 from .loop import checkpoint_weights, shipped_weights
 
-LIMIT = 47_000_000
+LIMIT = 56_000_000
 MSI_FILE = "msi.safetensors"
 PARTS = {"unet": "unet.", "text_encoder": "text.", "image_encoder": "vision."}
 
@@ -32,6 +33,19 @@ PARTS = {"unet": "unet.", "text_encoder": "text.", "image_encoder": "vision."}
 def halves(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Floating-point tensors in half precision, the others as they are."""
     return {name: (t.half() if t.is_floating_point() else t).contiguous() for name, t in tensors.items()}
+
+
+def quantized(tensors: dict[str, Tensor], whole: tuple[str, ...] = ("conv_in.", "conv_out.")) -> dict[str, Tensor]:
+    """Matrices and convolutions as 8 bits a value and a factor for each row, but for those that begin as ``whole`` says."""
+    made = {}
+    for name, tensor in halves(tensors).items():
+        made[name] = tensor
+        if tensor.ndim > 1 and not name.startswith(whole):
+            rows = tensor.float().flatten(1)
+            made[name + SCALE] = (rows.abs().amax(1) / 127).half()
+            steps = rows / made[name + SCALE].float()[:, None]
+            made[name] = steps.round().clamp(-127, 127).to(torch.int8).view_as(tensor)
+    return made
 
 
 @torch.no_grad()
@@ -60,16 +74,20 @@ def main() -> None:
             part: {name.removeprefix(prefix): t for name, t in together.items() if name.startswith(prefix)}
             for part, prefix in PARTS.items()
         }
+    if (trained := options.runs / "unet-only" / "unet.safetensors").exists():
+        parts["unet"] = load_file(trained)
     if (options.runs / "autoencoder-final").exists():
         parts["autoencoder"] = checkpoint_weights(options.runs / "autoencoder-final")
     if options.dlib:
         parts["dlib"] = centred(dlib_weights(options.dlib[0]), read_portraits(options.dlib[1]))
     if options.mobileface:
         parts["mobileface"] = mobileface_weights(options.mobileface)
-    sums, total = {}, 0
+    first = f"{UNETS['0.1']}.safetensors"
+    sums = {first: json.loads((WEIGHTS / CHECKSUMS).read_text())[first]}
+    total = (WEIGHTS / first).stat().st_size
     for name in sorted(parts):
         path = options.to / f"{name}.safetensors"
-        content = save(halves(parts[name]))
+        content = save(quantized(parts[name]) if name == "unet" else halves(parts[name]))
         if (
             not path.exists() or content != path.read_bytes()
         ):  # Thresholds measured on the older recognizer no longer hold.

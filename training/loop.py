@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diffprivacy.demo.load import WEIGHTS
+from diffprivacy.demo.load import WEIGHTS, dequantized
 
 Loss = Callable[[int, torch.Generator], tuple[Tensor, dict[str, float]]]
 
@@ -81,10 +81,8 @@ def checkpoint_weights(out: Path) -> dict[str, Tensor]:
 
 def shipped_weights(part: str) -> dict[str, Tensor]:
     """The shipped weights of a part in float32, as a run holds them."""
-    return {
-        name: t.float() if t.is_floating_point() else t
-        for name, t in load_file(WEIGHTS / f"{part}.safetensors").items()
-    }
+    tensors = dequantized(load_file(WEIGHTS / f"{part}.safetensors"))
+    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
 
 
 def channels_last(module: Any, device: torch.device) -> Any:

@@ -78,7 +78,8 @@ class CaptionTable:
             )
             for colour in (True, False)
         }  # fmt: skip
-        everything = [self.empty[None], *self.image.values(), *self.words.values()]
+        spoilt = table(["blurred", "deformed"])  # Of training.unet_only.
+        everything = [self.empty[None], *self.image.values(), *self.words.values(), spoilt]
         self.token_ids = sorted(set(torch.cat(everything).flatten().tolist()))
 
     def draw(self, colour: Tensor, empty: float, words: float, generator: torch.Generator) -> Tensor:

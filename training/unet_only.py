@@ -1,8 +1,8 @@
 """Train the UNet alone, on a graphics card in minutes: ``python -m training.unet_only PORTRAITS.tar OUT``.
 
 All encoders and the MSI stay as shipped, so what is shipped beside the UNet stays valid. Views are encoded all the time and
-replace the oldest of a store. Two words are new, *blurred* and *deformed*: spoilt views say so in their caption, so that a
-negative prompt leads away from them. Muon moves matrices and convolutions, AdamW the rest; averages over about the last 5
+replace the oldest of a store. Spoilt views say so in their caption, blurred or deformed, so that a negative prompt leads
+away from them. Muon moves matrices and convolutions, AdamW the rest; averages over about the last 5
 and 10 % of the run are kept (arXiv 2312.02696), and held-out portraits tell which is best.
 """
 
@@ -43,10 +43,6 @@ AVERAGES = {"ema05": 17.0, "ema10": 6.94}
 """Exponents of the power-function averages over about the last 5 and 10 % of the steps."""
 MEASURED = (50, 100, 200, 300, 450, 600, 850)
 SPOILT_WORDS = {BLURRED: ("blurred",), IS_DEFORMED: ("deformed",), 3: ("blurred, deformed", "deformed, blurred")}
-NEW_WORDS = ("blurred", "deformed")
-NEW_NORM = 0.6
-"""Length of the embeddings of new words, that of the others."""
-
 State = dict[str, Tensor]
 
 
@@ -60,7 +56,7 @@ class Captions:
             wrong: torch.tensor([tokenize(text) for word in of for text in _spoilt_texts(word)], device=device)
             for wrong, of in SPOILT_WORDS.items()
         }
-        self.encoder, self.embedding = encoder_with_new_words(device)
+        self.encoder, self.embedding = frozen_text_encoder(device)
 
     @torch.no_grad()
     def draw(self, colour: Tensor, words: Tensor, wrong: Tensor, generator: torch.Generator) -> Tensor:
@@ -77,20 +73,12 @@ def _spoilt_texts(word: str) -> list[str]:
     return [word, word, f"a {word} photo", f"a {word} photo of a person", f"a {word} face", f"a {word} photo of *"]
 
 
-def encoder_with_new_words(device: torch.device) -> tuple[CLIPTextModel, CompactEmbedding]:
-    """The shipped text encoder, whose table has rows for NEW_WORDS in place of the one for all unknown words."""
+def frozen_text_encoder(device: torch.device) -> tuple[CLIPTextModel, CompactEmbedding]:
+    """The shipped text encoder, and its table, which takes pseudo-words."""
     shipped = shipped_weights("text_encoder")
-    known = shipped["embeddings.token_embedding.token_ids"].tolist()
-    pieces = [token for word in NEW_WORDS for token in tokenize(word)]
-    new = sorted(set(pieces) - set(known))
-    rows = torch.randn(len(new), config("text_encoder")["hidden_size"], generator=torch.Generator().manual_seed(0))
-    rows = NEW_NORM * nn.functional.normalize(rows, dim=1)
-    weight = shipped["embeddings.token_embedding.weight"]
-    if new:
-        shipped["embeddings.token_embedding.token_ids"] = torch.tensor(known + new)
-        shipped["embeddings.token_embedding.weight"] = torch.cat([weight[:-1], rows, weight[-1:]])
     encoder = CLIPTextModel(CLIPTextConfig(**config("text_encoder")))
-    embedding = CompactEmbedding(known + new, encoder.config.hidden_size, PLACEHOLDER_TOKEN)
+    known = shipped["embeddings.token_embedding.token_ids"].tolist()
+    embedding = CompactEmbedding(known, encoder.config.hidden_size, PLACEHOLDER_TOKEN)
     encoder.set_input_embeddings(embedding)
     encoder.load_state_dict(shipped)
     nn.Module.to(encoder, device)

@@ -35,7 +35,7 @@ class DiffusersModel:
 
     autoencoder: encode and decode between images in [-1,1] and its own latents, plain tensors both.
     latent_scale, latent_shift: network latent = (autoencoder latent) * latent_scale + latent_shift.
-    weaker: see :mod:`..diffusion.sharpening`; None for a model that needs no sharpening.
+    spoilt: its words for spoilt pictures, see :mod:`..diffusion.sharpening`; None for a model that needs no sharpening.
     """
 
     unet: Any
@@ -48,7 +48,7 @@ class DiffusersModel:
     velocity: bool = False
     vision_encoder: Any = None
     noise_levels: NoiseLevels = field(default_factory=NoiseLevels.scaled_linear)
-    weaker: DiffusersModel | None = None
+    spoilt: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -231,8 +231,6 @@ class DiffusersModel:
         for module in (self.autoencoder, self.vision_encoder):
             if module is not None:
                 module.to(device)
-        if self.weaker is not None:
-            self.weaker.to(device, dtype)
         return self
 
 

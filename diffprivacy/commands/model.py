@@ -74,8 +74,8 @@ def crop_of(request: ModelRequest, diffusion_model: DiffusersModel) -> Crop:
     return Crop(request.size or diffusion_model.image_size)
 
 
-def load_checkpoint(request: ModelRequest) -> DiffusersModel:
-    """The checkpoint asked for, or the embedded demo model, on its device."""
+def load_checkpoint(request: ModelRequest, version: demo.Version = demo.NEWEST) -> DiffusersModel:
+    """The checkpoint asked for, or a version of the embedded demo model, on its device."""
     import diffusers
     import transformers
 
@@ -84,7 +84,7 @@ def load_checkpoint(request: ModelRequest) -> DiffusersModel:
     transformers.utils.logging.disable_progress_bar()
     device = device_of(request)
     if request.checkpoint is None:
-        return load_demo_model().to(device)
+        return load_demo_model(version).to(device)
     return load_diffusion_model(request.checkpoint).to(device, torch.float32 if device == "cpu" else torch.float16)
 
 

@@ -7,10 +7,10 @@ import dataclasses
 import re
 import sys
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import demo
 from ..backends.diffusers import DiffusersModel
 from ..errors import DiffPrivacyError, UsageError
 from ..faces.selection import parse_selection
@@ -138,13 +138,20 @@ class _Resources:
 
     def __init__(self, request: RecoverRequest):
         self._request = request
+        self._loaded: dict[demo.Version, DiffusersModel] = {}
         self.secrets = Secrets(request)
         self.signer = None if request.signer is None else read_signer(request.signer)
 
-    @cached_property
-    def diffusion_model(self) -> DiffusersModel:
+    def diffusion_model(self, recorded: str) -> DiffusersModel:
+        """The checkpoint asked for, or the version of the demo model that has the fingerprint recorded."""
+        version = demo.version_of(recorded)
+        if version not in self._loaded:
+            self._loaded[version] = self._load(version)
+        return self._loaded[version]
+
+    def _load(self, version: demo.Version) -> DiffusersModel:
         try:
-            return load_checkpoint(self._request.model)
+            return load_checkpoint(self._request.model, version)
         except Exception as error:
             raise StopBatch(error) from error
 
@@ -155,11 +162,12 @@ def _recover_picture(source: Path, request: RecoverRequest, use: _Resources) -> 
         if use.signer is not None:
             raise DiffPrivacyError("An image in keyed mode carries no signature; leave --signer out.")
         print("keyed mode (experimental): a wrong passphrase gives another face, not an error", file=sys.stderr)
-        rgb = recover_keyed(picture.rgb, keyed, use.diffusion_model, use.secrets.asked())
+        rgb = recover_keyed(picture.rgb, keyed, use.diffusion_model(keyed.checkpoint), use.secrets.asked())
         return dataclasses.replace(picture, rgb=rgb)
     keys = _keys(source, picture, request, use.secrets, use.signer)
     replay.check_places(picture.rgb.shape, keys)
-    diffusion_model = None if keys and all(key.patches for key in keys) else use.diffusion_model
+    replayed = [key.fingerprints.get("checkpoint", "") for key in keys if not key.patches]
+    diffusion_model = use.diffusion_model(replayed[0]) if replayed else None
     with sampling_progress(source.name) as progress:
         return replay.recover(picture, keys, diffusion_model, request.accept_changed, progress)
 

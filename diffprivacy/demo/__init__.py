@@ -5,6 +5,10 @@ from .load import (
     IMAGE_SIZE,
     LATENT_CHANNELS,
     MARGIN,
+    NEWEST,
+    SPOILT,
+    UNETS,
+    Version,
     config,
     load_autoencoder,
     load_image_encoder,
@@ -13,6 +17,7 @@ from .load import (
     load_text_encoder,
     load_unet,
     recognizer_digest,
+    version_of,
     weights,
 )
 
@@ -21,6 +26,10 @@ __all__ = [
     "IMAGE_SIZE",
     "LATENT_CHANNELS",
     "MARGIN",
+    "NEWEST",
+    "SPOILT",
+    "UNETS",
+    "Version",
     "config",
     "load_autoencoder",
     "load_image_encoder",
@@ -29,5 +38,6 @@ __all__ = [
     "load_text_encoder",
     "load_unet",
     "recognizer_digest",
+    "version_of",
     "weights",
 ]

@@ -32,14 +32,24 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent
 WEIGHTS = FOLDER / "weights"
 CHECKSUMS = "checksums.json"
+SCALE = ".scale"
 RECOGNIZERS = {"guide": WEIGHTS / "mobileface.safetensors", "judge": WEIGHTS / "dlib.safetensors"}
 IMAGE_SIZE = 128
 LATENT_CHANNELS = 16
+Part = Literal["autoencoder", "unet", "unet-0.1", "text_encoder", "image_encoder", "mobileface", "dlib"]
 MARGIN = 1.45
 """Side of the crops that the model was trained on, in sides of the ArcFace crop; see diffprivacy.faces.geometry."""
 CROP = Crop(IMAGE_SIZE, MARGIN)
 
-Part = Literal["autoencoder", "unet", "text_encoder", "image_encoder", "mobileface", "dlib"]
+SPOILT = "blurred, deformed"
+"""What the captions of spoilt views said while the UNet was trained."""
+
+Version = Literal["0.2", "0.1"]
+"""Of the UNet: the pack's version that brought it."""
+NEWEST: Version = "0.2"
+UNETS: dict[Version, Part] = {"0.2": "unet", "0.1": "unet-0.1"}
+CHECKPOINTS: dict[str, Version] = {"c141ad7f7609aa1fd2cd726ef7e5ea9e": "0.1", "": "0.1"}
+"""Older versions by their fingerprint, see diffprivacy.diffusion.model.weights_fingerprint."""
 
 
 def config(part: str) -> dict[str, Any]:
@@ -53,11 +63,21 @@ def weights(part: Part, folder: Path = WEIGHTS) -> dict[str, Tensor]:
     Raises DiffPrivacyError when the file is missing or its SHA-256 is not the published one.
     """
     content = _checked(folder / f"{part}.safetensors")
-    tensors = {name: t.float() if t.is_floating_point() else t for name, t in load(content).items()}
+    tensors = {name: t.float() if t.is_floating_point() else t for name, t in dequantized(load(content)).items()}
     if part == "text_encoder":
         kept = tensors.pop("embeddings.token_embedding.weight"), tensors.pop("embeddings.token_embedding.token_ids")
         tensors["embeddings.token_embedding.weight"] = full_table(*kept)
     return tensors
+
+
+def dequantized(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file, those of 8 bits multiplied by NAME.scale, a factor for each row."""
+    plain = {name: t for name, t in tensors.items() if not name.endswith(SCALE)}
+    for name, tensor in plain.items():
+        if tensor.dtype == torch.int8:
+            rows = tensors[name + SCALE].float()
+            plain[name] = tensor.float() * rows.view(-1, *[1] * (tensor.ndim - 1))
+    return plain
 
 
 def _checked(path: Path) -> bytes:
@@ -88,12 +108,17 @@ def load_autoencoder() -> Autoencoder:
     return module
 
 
-def load_unet() -> UNet2DConditionModel:
+def version_of(checkpoint: str) -> Version:
+    """The version with a fingerprint; the first for none, which it did not always record; else the newest."""
+    return CHECKPOINTS.get(checkpoint, NEWEST)
+
+
+def load_unet(version: Version = NEWEST) -> UNet2DConditionModel:
     """The UNet as diffusers' own class: predicts noise, 1000 steps, betas scaled-linear as in SD 1.x."""
     from diffusers import UNet2DConditionModel
 
     module = UNet2DConditionModel(**config("unet"))
-    _filled(module, weights("unet"))
+    _filled(module, weights(UNETS[version]))
     return module
 
 

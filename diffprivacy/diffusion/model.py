@@ -174,8 +174,8 @@ class DiffusionModel(Protocol):
         ...
 
     @property
-    def weaker(self) -> DiffusionModel | None:
-        """The model away from which guided sampling goes, see :mod:`.sharpening`; None for none."""
+    def spoilt(self) -> str | None:
+        """The words for spoilt pictures, away from which guided sampling goes, see :mod:`.sharpening`; None for none."""
         ...
 
     def denoise(self, x: Tensor, sigma: Tensor, conditioning: Any) -> Tensor:

@@ -69,7 +69,8 @@ class KeyFields(Fields):
 class PublicFields(Fields):
     """What travels openly with a picture in keyed mode."""
 
-    version: Literal[1]
+    version: Literal[1, 2]
+    checkpoint: Annotated[str, Field(pattern="^[0-9a-f]{0,32}$")] = ""
     salt: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     size: Annotated[int, Field(ge=8, le=8 * MAX_SIDE)]
     margin: Margin

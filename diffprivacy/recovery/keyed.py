@@ -31,13 +31,13 @@ from ..diffusion.sampling import Callback, ddim_sigmas, sample_euler
 from ..errors import DiffPrivacyError
 from ..faces.geometry import Crop, Face, crop_face, face_mask, paste_faces
 from .key import RecoveryKey, face_fields
-from .replay import ReplayModel, check_crops, check_places
+from .replay import ReplayModel, check_crops, check_fingerprints, check_places
 
 EXPERIMENTAL = (
     "keyed mode is experimental: recovery is rough, and whoever has the image can try passphrases and tell by machine which "
     "is likely right; use a long random one, or seal a key instead"
 )
-VERSION = 1
+VERSION = 2
 MAX_PUBLIC = 2**18
 STEPS = 20
 ITERATIONS = 3
@@ -52,16 +52,21 @@ SCRYPT: dict[str, int] = {"n": 2**17, "r": 8, "p": 1, "maxmem": 2**28}
 
 @dataclass(frozen=True, eq=False)
 class Public:
-    """What travels openly with a picture in keyed mode: a random salt and where the crops were cut."""
+    """What travels openly with a picture in keyed mode: a random salt, where the crops were cut, and with which checkpoint.
+
+    checkpoint: its fingerprint; empty in pictures of the first version.
+    """
 
     salt: bytes
     faces: Sequence[Face]
     size: int
     margin: float
+    checkpoint: str = ""
 
     def to_bytes(self) -> bytes:
         """As JSON."""
         fields = {"version": VERSION, "salt": self.salt.hex(), "size": self.size, "margin": self.margin}
+        fields["checkpoint"] = self.checkpoint
         return json.dumps({**fields, "faces": [face_fields(face) for face in self.faces]}).encode()
 
     @classmethod
@@ -82,7 +87,7 @@ class Public:
                 ) from None
             raise DiffPrivacyError("What the image carries for keyed recovery is damaged.") from None
         faces = tuple(face.face() for face in fields.faces)
-        return cls(bytes.fromhex(fields.salt), faces, fields.size, fields.margin)
+        return cls(bytes.fromhex(fields.salt), faces, fields.size, fields.margin, fields.checkpoint)
 
 
 def rotate(noise_map: Tensor, mask: Tensor, seed: bytes, back: bool = False) -> Tensor:
@@ -120,7 +125,8 @@ def anonymize_keyed(
 
     No recognizer guides: the new face is whatever the turned noise gives.
     """
-    public = Public(secrets.token_bytes(SALT_BYTES), tuple(faces), crop.size, crop.margin)
+    checkpoint = diffusion_model.fingerprints["checkpoint"]
+    public = Public(secrets.token_bytes(SALT_BYTES), tuple(faces), crop.size, crop.margin, checkpoint)
     return _turned(picture, public, diffusion_model, secret, False, callback), public
 
 
@@ -129,8 +135,11 @@ def recover_keyed(
 ) -> Tensor:
     """The original of a picture (H,W,3) in keyed mode, approximately; with a wrong secret, other faces.
 
-    Raises DiffPrivacyError for faces and crops that the picture and the diffusion model don't explain.
+    Raises DiffPrivacyError for another checkpoint, and for faces and crops that the picture and the diffusion model don't
+    explain.
     """
+    if public.checkpoint:
+        check_fingerprints({"checkpoint": public.checkpoint}, diffusion_model)
     return _turned(picture, public, diffusion_model, secret, True, callback)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -239,12 +239,17 @@ def check_crops(size: int, diffusion_model: ReplayModel) -> None:
         )
 
 
-def _check_diffusion_model(key: RecoveryKey, diffusion_model: ReplayModel) -> None:
+def check_fingerprints(recorded: Mapping[str, str], diffusion_model: ReplayModel) -> None:
+    """Raises DiffPrivacyError where the diffusion model is not the one that was recorded."""
     found = diffusion_model.fingerprints
-    if different := [name for name, value in key.fingerprints.items() if found.get(name, value) != value]:
+    if different := [name for name, value in recorded.items() if found.get(name, value) != value]:
         raise DiffPrivacyError(
             f"The image was protected with another {' and '.join(different)}: name the same one.", "checkpoint"
         )
+
+
+def _check_diffusion_model(key: RecoveryKey, diffusion_model: ReplayModel) -> None:
+    check_fingerprints(key.fingerprints, diffusion_model)
     assert key.noise_map is not None and key.sigmas is not None
     check_crops(key.size, diffusion_model)
     if len(key.sigmas) > MAX_STEPS + 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 import comfy.clip_vision
@@ -16,12 +17,17 @@ import comfy.supported_models_base
 import comfy.utils
 import folder_paths
 import torch
+from comfy.conds import CONDCrossAttn
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...diffprivacy import demo
-from ...diffprivacy.diffusion.sharpening import acts_at, sharpening
+from ...diffprivacy.diffusion.sharpening import sharpening
 from .guiding import RUN
 from .memory import Resident
+
+VERSION = "diffprivacy_version"
+"""Option of a conditioning that names the version of the UNet that it was made for."""
 
 
 class DemoLatent(comfy.latent_formats.LatentFormat):
@@ -65,50 +71,56 @@ def _unet_config() -> dict[str, Any]:
     }
 
 
-def load_model() -> Any:
-    config = DemoModel(_unet_config())
-    config.set_inference_dtype(torch.float32, None)
-    names = comfy.utils.unet_to_diffusers(config.unet_config)
-    state = {names[name]: tensor for name, tensor in demo.weights("unet").items()}
+def load_model(clip: Any) -> Any:
+    """The MODEL; clip: what :func:`load_clip` gives, for the words of spoilt pictures."""
+    config, state = _config_and_state(demo.NEWEST)
     model = config.get_model(state, "")
     management = comfy.model_management
     patcher = comfy.model_patcher.CoreModelPatcher(
         model, load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
     )
     model.load_model_weights(state, "", assign=patcher.is_dynamic())
-    patcher.set_model_sampler_post_cfg_function(_sharpened)
+    ((spoilt, *_),) = clip.encode_from_tokens_scheduled(clip.tokenize(demo.SPOILT))
+    patcher.set_model_sampler_post_cfg_function(partial(_sharpened, spoilt))
+    patcher.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, VERSION, _as_it_was)
     return patcher
 
 
-def _sharpened(step: dict[str, Any]) -> Tensor:
-    """See diffprivacy.diffusion.sharpening. Only where Energy Guidance guides: what inverts and replays is never guided."""
+def _config_and_state(version: demo.Version) -> tuple[DemoModel, dict[str, Tensor]]:
+    """A version's UNet in ComfyUI's terms."""
+    config = DemoModel(_unet_config())
+    config.set_inference_dtype(torch.float32, None)
+    names = comfy.utils.unet_to_diffusers(config.unet_config)
+    return config, {names[name]: tensor for name, tensor in demo.weights(demo.UNETS[version]).items()}
+
+
+def _as_it_was(executor: Any, guider: Any, *arguments: Any, **options: Any) -> Any:
+    """A sampling run; one whose conditioning names an older version, as Open Recovery Key's does, is that UNet's."""
+    named = {entry[VERSION] for entries in guider.conds.values() for entry in entries if VERSION in entry}
+    if not named:
+        return executor(guider, *arguments, **options)
+    config, state = _config_and_state(named.pop())
+    model = config.get_model(state, "")
+    model.load_model_weights(state, "")
+    newest = guider.inner_model.diffusion_model
+    guider.inner_model.diffusion_model = model.diffusion_model.to(guider.model_patcher.load_device)
+    try:
+        return executor(guider, *arguments, **options)
+    finally:
+        guider.inner_model.diffusion_model = newest
+
+
+def _sharpened(spoilt: Tensor, step: dict[str, Any]) -> Tensor:
+    """See diffprivacy.diffusion.sharpening. Only in runs that an energy guides: what inverts and replays is never guided."""
     options, denoised = step["model_options"], step["denoised"]
     run = options["transformer_options"].get(RUN)
-    if run is None:
+    if run is None or not run.guided:
         return denoised
-    sigma = run.border.sigma(step["sigma"].max().cpu())
-    if not run.guides_at(sigma) or not acts_at(sigma, run.levels):
-        return denoised
-    without = _without_middle(options)
-    (weaker,) = comfy.samplers.calc_cond_batch(step["model"], [step["cond"]], step["input"], step["sigma"], without)
-    return denoised + sharpening(step["cond_denoised"], weaker)
-
-
-def _without_middle(options: dict[str, Any]) -> dict[str, Any]:
-    """A model's options under which what goes into its middle block comes out of it."""
-    kept: list[Tensor] = []
-
-    def keep(h: Tensor, _: dict[str, Any]) -> Tensor:
-        kept[:] = [h]
-        return h
-
-    def give_back(_: dict[str, Any]) -> dict[str, Tensor]:
-        return {"h": kept.pop()}
-
-    patches = dict(options["transformer_options"].get("patches", {}))
-    for name, patch in (("input_block_patch", keep), ("middle_block_after_patch", give_back)):
-        patches[name] = [*patches.get(name, []), patch]
-    return options | {"transformer_options": options["transformer_options"] | {"patches": patches}}
+    conditioning = [
+        entry | {"model_conds": entry["model_conds"] | {"c_crossattn": CONDCrossAttn(spoilt)}} for entry in step["cond"]
+    ]
+    (worse,) = comfy.samplers.calc_cond_batch(step["model"], [conditioning], step["input"], step["sigma"], options)
+    return denoised + sharpening(step["cond_denoised"], worse)
 
 
 def load_clip() -> Any:

@@ -66,11 +66,6 @@ class Run:
             denoised, self.border.sigma(level), self.sigmas, self.levels, functools.partial(self.share, level)
         )
 
-    def guides_at(self, sigma: Tensor) -> bool:
-        """Whether an energy guides at a noise level of the library's convention."""
-        timestep = int(self.levels.timestep(sigma))
-        return any(low <= timestep <= high for low, high in self.guided)
-
     def share(self, level: Tensor) -> float:
         """Euler's share of a change of z0 in the step from ComfyUI's noise level, divided by the sampler's.
 

@@ -58,7 +58,7 @@ class ComfyModel:
         return self._latent_format.latent_channels
 
     @property
-    def weaker(self) -> None:
+    def spoilt(self) -> None:
         """A MODEL brings its sharpening along, as a patch."""
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,17 @@ import pytest
 from PIL import Image
 
 from diffprivacy.cli import main
+from diffprivacy.demo.backend import load_diffusion_model
+from diffprivacy.diffusion.model import TextConditioning
+from diffprivacy.diffusion.sampling import sample_euler
 from diffprivacy.evaluation.fidelity import psnr
-from diffprivacy.media.images import read_picture
+from diffprivacy.faces.geometry import put_face
+from diffprivacy.media.images import Picture, read_picture, write_picture
 from diffprivacy.recovery import png
 from tests.comfyui.graphs import Graph, slot
 from tests.comfyui.photos import pixels, write_astronaut
 from tests.comfyui.server import ComfyServer, PromptError
+from tests.library.test_old_keys import IDENTITY, OLD, opened
 
 SIZE = 128
 MARGIN = 1.45
@@ -128,6 +134,21 @@ def test_a_replayed_key_brings_the_picture_back(server, photo, identity, method,
     # The ceiling keeps the original in the soft border, where the recovery has what the autoencoder gives.
     assert psnr(back, original) > psnr(ceiling, original) - 1.5
     assert psnr(read_picture(saved).rgb, original) < psnr(back, original) - 10
+
+
+def test_a_key_of_the_first_version_is_replayed_by_its_unet(server, tmp_path):
+    """Such a key names no version; the same workflow replays it and newer ones."""
+    picture, key, first = read_picture(OLD / "latent.png").rgb, opened("graph.key.age"), load_diffusion_model("0.1")
+    write_picture(server.base / "input" / "first.png", Picture(picture))
+    shutil.copy(OLD / "graph.key.age", server.base / "input" / "first.png.age")
+    (tmp_path / "identity").write_text(IDENTITY)
+    graph, node = opening("first.png", f"file:{tmp_path / 'identity'}", replayed=True)
+    back = read_picture(run(server, graph, node)).rgb
+    assert key.noise_map is not None and key.sigmas is not None
+    denoiser = partial(first.denoise, conditioning=TextConditioning(key.embeddings[0].context))
+    crop = first.decode(sample_euler(denoiser, key.noise_map, key.sigmas))[0].movedim(0, -1)
+    put_face(picture, crop, key.faces[0], [], key.margin)
+    assert psnr(back, picture) > 45
 
 
 def test_a_lossless_key_brings_every_bit_back_in_the_graph_and_at_the_command_line(server, photo, identity, tmp_path):
