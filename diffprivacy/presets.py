@@ -57,8 +57,8 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
             strength=0.6,
             steps=50,
             switch=400,
-            scale=0.03,
-            scale_after=0.03,
+            scale=0.04,
+            scale_after=0.04,
             rule="normalized",
             interval=GUIDED,
             form="stranger",
@@ -90,5 +90,6 @@ PERSONAS: Mapping[str, Mapping[str, Preset]] = {
     "anonymize": {"default": replace(PRESETS["anonymize"]["default"], strength=0.8, scale=0.05, scale_after=0.05)},
     "hide": {"default": PRESETS["hide"]["default"]},
 }
-"""The same toward a persona, which has farther to go than away from the original. More of the original is drowned in noise,
+"""The same toward a persona, or toward the first face of a person in a video, which has farther to go than away from the
+original. More of the original is drowned in noise,
 so that the same person under two secrets shares less of it."""

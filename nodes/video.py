@@ -24,7 +24,7 @@ from ..diffprivacy.faces.prompts import parse_prompts, prompts_of
 from ..diffprivacy.faces.regions import assumed_in_words, faces_in_boxes
 from ..diffprivacy.media.atomic import atomic_path
 from ..diffprivacy.media.disclosure import disclose_video
-from ..diffprivacy.presets import PRESETS
+from ..diffprivacy.presets import PERSONAS
 from ..diffprivacy.regeneration import Regeneration, task_energy
 from ..diffprivacy.video import report
 from ..diffprivacy.video.files import clip, open_video
@@ -84,11 +84,11 @@ def _face_inputs() -> list:
         ),
         io.Float.Input(
             "strength",
-            default=0.6,
+            default=0.8,
             min=0.01,
             max=1.0,
             step=0.01,
-            tooltip="How far faces are regenerated: 0.6 to anonymize, 0.8 to hide.",
+            tooltip="How far faces are regenerated. 0.6 keeps more of pose and light, and one person's faces less alike.",
         ),
         io.Combo.Input(
             "without_face",
@@ -199,7 +199,7 @@ class ProtectVideo(io.ComfyNode):
         keep="",
         match_colors=False,
     ) -> io.NodeOutput:
-        preset = dataclasses.replace(PRESETS[task]["default"], steps=steps, strength=strength)
+        preset = dataclasses.replace(PERSONAS[task]["default"], steps=steps, strength=strength)
         sampled = strength_steps(steps, strength)
         detector = Limited(detector, min_score or detector.min_score, min_size)
         with tempfile.TemporaryDirectory(dir=_temporary()) as folder:

@@ -35,6 +35,7 @@ SHIPPED = {
     ),
     "demo/weights/msi.safetensors": OWN,
     "demo/weights/text_encoder.safetensors": OWN,
+    "demo/weights/unet-0.1.safetensors": OWN,
     "demo/weights/unet.safetensors": OWN,
     "faces/facemesh.safetensors": (
         "Apache-2.0",

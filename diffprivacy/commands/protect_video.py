@@ -22,6 +22,7 @@ from ..faces.regions import faces_in_boxes
 from ..media.atomic import Together
 from ..media.disclosure import disclose_video
 from ..personas.book import Persona
+from ..presets import Preset
 from ..progress import progress_bar, say
 from ..regeneration import Regeneration, task_energy
 from ..video.files import clip, open_video
@@ -36,7 +37,7 @@ from ..video.writing import join
 from .batch import Outcome
 from .face_finder import warn_of_assumed
 from .requests import ProtectRequest, content_digest, digest
-from .resources import Resources
+from .resources import Resources, preset_of
 
 log = logging.getLogger(__name__)
 
@@ -65,13 +66,14 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
     todo = [(piece, path) for piece, path in plan if not path.exists()]
     for piece, _ in todo:
         state.forget_covered(piece)
-    per_piece = strength_steps(use.preset.steps, use.preset.strength)
+    preset = preset_of(request, film=True)
+    per_piece = strength_steps(preset.steps, preset.strength)
     steps = per_piece * sum(len(tracks_in(tracks, piece)) for piece, _ in todo)
     guide = None if request.model.unguided else model.recognizer
     personas = {} if use.personas is None else use.personas.in_video(tracks)
     with progress_bar(source.name, steps) as bar:
         words = words_of_people(video, tracks, model.diffusion_model, model.crop, use.msi)
-        how = _how_of(request, use, words, _texts(request.prompt, followed, tracks), personas)
+        how = _how_of(request, use, preset, words, _texts(request.prompt, followed, tracks), personas)
         check = guide if request.task == "anonymize" or personas else None
         regenerate = one_face_each(state, model.diffusion_model, model.crop, how, check, lambda _: bar.update(1), check)
         chosen = dataclasses.replace(followed, tracks=tracks)
@@ -103,6 +105,7 @@ def protect_video(source: Path, target: Path, request: ProtectRequest, use: Reso
 def _how_of(
     request: ProtectRequest,
     use: Resources,
+    preset: Preset,
     words: Mapping[int, Tensor],
     texts: Sequence[str],
     personas: Mapping[int, Persona],
@@ -113,8 +116,8 @@ def _how_of(
     def how(person: int, target: Sequence[Tensor] | None) -> Regeneration:
         persona = personas.get(person)
         return Regeneration(
-            use.preset,
-            task_energy(request.task, guide, use.preset.form, target=target, persona=persona and persona.target),
+            preset,
+            task_energy(request.task, guide, preset.form, target=target, persona=persona and persona.target),
             words.get(person),
             text=texts[person],
             match_colors=request.match_colors,

@@ -51,7 +51,7 @@ class Resources:
 
 def load_resources(request: ProtectRequest) -> Resources:
     """Raises DiffPrivacyError for options that do not fit together and files that cannot be used."""
-    preset = _preset(request)
+    preset = preset_of(request)
     encryptor = load_encryptor(request)
     signer = request.credentials
     credentials = None if signer is None else read_credentials(signer.certificate, signer.key)
@@ -67,8 +67,10 @@ def load_resources(request: ProtectRequest) -> Resources:
     return Resources(preset, encryptor, detector, model, msi, people, personas, credentials, boxes)
 
 
-def _preset(request: ProtectRequest) -> Preset:
-    presets = PRESETS if request.personas is None else PERSONAS
+def preset_of(request: ProtectRequest, film: bool = False) -> Preset:
+    """The settings asked for. Raises DiffPrivacyError for a strength that leaves no step."""
+    toward = request.personas is not None or (film and request.preset == "default")
+    presets = PERSONAS if toward else PRESETS
     changes = {"strength": request.strength, "steps": request.steps}
     preset = dataclasses.replace(
         presets[request.task][request.preset], **{name: value for name, value in changes.items() if value is not None}
