@@ -39,8 +39,8 @@ class LoadDemoModel(io.ComfyNode):
     def execute(cls) -> io.NodeOutput:
         with torch.inference_mode(False):
             guide, judge = (ManagedRecognizer(demo.load_recognizer(name)) for name in ("guide", "judge"))
-            clip = load_clip()
-            return io.NodeOutput(load_model(clip), clip, load_vae(), load_clip_vision(), guide, judge, demo.load_msi())
+            networks = load_model(), load_clip(), load_vae(), load_clip_vision()
+            return io.NodeOutput(*networks, guide, judge, demo.load_msi())
 
 
 class ExamplePhoto(io.ComfyNode):

@@ -22,6 +22,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...diffprivacy import demo
+from ...diffprivacy.backends.tokenizer import tokenize
 from ...diffprivacy.diffusion.sharpening import sharpening
 from .guiding import RUN
 from .memory import Resident
@@ -71,8 +72,8 @@ def _unet_config() -> dict[str, Any]:
     }
 
 
-def load_model(clip: Any) -> Any:
-    """The MODEL; clip: what :func:`load_clip` gives, for the words of spoilt pictures."""
+def load_model() -> Any:
+    """The MODEL, which brings along what sharpens it and what older versions were."""
     config, state = _config_and_state(demo.NEWEST)
     model = config.get_model(state, "")
     management = comfy.model_management
@@ -80,7 +81,8 @@ def load_model(clip: Any) -> Any:
         model, load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
     )
     model.load_model_weights(state, "", assign=patcher.is_dynamic())
-    ((spoilt, *_),) = clip.encode_from_tokens_scheduled(clip.tokenize(demo.SPOILT))
+    with torch.no_grad():
+        spoilt = demo.load_text_encoder()(input_ids=torch.tensor([tokenize(demo.SPOILT)])).last_hidden_state
     patcher.set_model_sampler_post_cfg_function(partial(_sharpened, spoilt))
     patcher.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, VERSION, _as_it_was)
     return patcher
