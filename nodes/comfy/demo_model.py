@@ -74,7 +74,7 @@ def _unet_config() -> dict[str, Any]:
 
 def load_model() -> Any:
     """The MODEL, which brings along what sharpens it and what older versions were."""
-    config, state = _config_and_state(demo.NEWEST)
+    config, state = config_and_state(demo.NEWEST)
     model = config.get_model(state, "")
     management = comfy.model_management
     patcher = comfy.model_patcher.CoreModelPatcher(
@@ -88,7 +88,7 @@ def load_model() -> Any:
     return patcher
 
 
-def _config_and_state(version: demo.Version) -> tuple[DemoModel, dict[str, Tensor]]:
+def config_and_state(version: demo.Version) -> tuple[DemoModel, dict[str, Tensor]]:
     """A version's UNet in ComfyUI's terms."""
     config = DemoModel(_unet_config())
     config.set_inference_dtype(torch.float32, None)
@@ -101,7 +101,7 @@ def _as_it_was(executor: Any, guider: Any, *arguments: Any, **options: Any) -> A
     named = {entry[VERSION] for entries in guider.conds.values() for entry in entries if VERSION in entry}
     if not named:
         return executor(guider, *arguments, **options)
-    config, state = _config_and_state(named.pop())
+    config, state = config_and_state(named.pop())
     model = config.get_model(state, "")
     model.load_model_weights(state, "")
     newest = guider.inner_model.diffusion_model
