@@ -116,7 +116,7 @@ def _sharpened(spoilt: Tensor, step: dict[str, Any]) -> Tensor:
     """See diffprivacy.diffusion.sharpening. Only in runs that an energy guides: what inverts and replays is never guided."""
     options, denoised = step["model_options"], step["denoised"]
     run = options["transformer_options"].get(RUN)
-    if run is None or not run.guided:
+    if run is None or not run.guides:
         return denoised
     conditioning = [
         entry | {"model_conds": entry["model_conds"] | {"c_crossattn": CONDCrossAttn(spoilt)}} for entry in step["cond"]

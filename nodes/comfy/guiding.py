@@ -66,6 +66,12 @@ class Run:
             denoised, self.border.sigma(level), self.sigmas, self.levels, functools.partial(self.share, level)
         )
 
+    @functools.cached_property
+    def guides(self) -> bool:
+        """Whether an energy guides at any of the steps."""
+        timesteps = [int(self.levels.timestep(sigma)) for sigma in self.sigmas[:-1]]
+        return any(low <= timestep <= high for low, high in self.guided for timestep in timesteps)
+
     def share(self, level: Tensor) -> float:
         """Euler's share of a change of z0 in the step from ComfyUI's noise level, divided by the sampler's.
 
