@@ -14,7 +14,10 @@ from .geometry import ARCFACE_TEMPLATE, TEMPLATE_SIZE
 from .similarity import similarity
 
 WITHOUT_GRADIENT = ("mps",)
-"""Devices whose grid_sample has no backward pass; the CPU warps for them."""
+"""Devices whose grid_sample has no backward pass; the CPU warps for them.
+
+It does for a card, too, whose backward pass adds in an order that varies, where PyTorch is told to be deterministic.
+"""
 
 
 def template(size: int) -> Tensor:
@@ -29,7 +32,7 @@ def warp(images: Tensor, to_source: Tensor, height: int, width: int, padding: st
     Returns (B,C,height,width) on the images' device.
     """
     device = images.device
-    if device.type in WITHOUT_GRADIENT:
+    if device.type in WITHOUT_GRADIENT or torch.are_deterministic_algorithms_enabled():
         images = images.cpu()
     to_source = upload(to_source, images.device)
     y, x = torch.meshgrid(

@@ -58,6 +58,7 @@ WAYS: dict[str, tuple[str, ...]] = {
     "bf16": ("--bf16-unet", "--bf16-vae"),
     "out of memory": (LEGACY, "CAP"),
     "fp32": ("--force-fp32",),
+    "deterministic": ("--deterministic",),
 }
 """Options of main.py; LITTLE is all memory that is free now but one GB, CAP makes PyTorch's fail early."""
 CAP = """import torch

@@ -75,6 +75,18 @@ def gradients() -> dict:
     return {"error": relative(made[CARD.type], made["cpu"])}
 
 
+def repeats() -> dict:
+    """Whether the same gradient comes out twice where PyTorch is told to be deterministic, as ComfyUI's --deterministic does."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    diffusion_model, recognizer = load_diffusion_model().to(CARD), demo.load_recognizer("guide").to(CARD)
+    energy = identity_away(recognizer, recognizer.reference(crop, points), points, form="smooth")
+    gradient = latent_gradient(augmented(energy, points), diffusion_model.differentiable_decoder())
+    latents = diffusion_model.encode(crop.to(CARD))
+    made = [gradient(latents, 7).cpu() for _ in range(3)]
+    torch.use_deterministic_algorithms(False)
+    return {"same": all(torch.equal(made[0], again) for again in made)}
+
+
 def waits() -> dict:
     """How often a guided step waits for the card, its network being free."""
     devices.QUEUING.append("card")

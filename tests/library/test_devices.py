@@ -23,7 +23,7 @@ if sys.platform == "win32":
 from testing.killed import run_module
 from tests.comfyui.server import PACK
 
-SCENARIOS = ("mixing", "gradients", "waits", "training", "keys", "judging", "commands")
+SCENARIOS = ("mixing", "gradients", "waits", "training", "keys", "judging", "repeats", "commands")
 
 
 def run(device: str, folder: Path, *scenarios: str) -> dict[str, Any]:
@@ -53,6 +53,10 @@ def test_mistakes_are_noticed(found):
 def test_gradients_are_the_cpus(found):
     """Through decoder, random views, alignment and recognizer."""
     assert found["gradients"]["error"] < 1e-3
+
+
+def test_gradients_repeat_where_they_are_asked_to(found):
+    assert found["repeats"]["same"]
 
 
 def test_a_guided_step_waits_for_the_card_once(found):
