@@ -54,11 +54,11 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
     "anonymize": {
         "paper": Preset(strength=0.6, steps=50, switch=400, scale=1.0, scale_after=1.0),
         "default": Preset(
-            strength=0.6,
+            strength=0.8,
             steps=50,
             switch=400,
-            scale=0.04,
-            scale_after=0.04,
+            scale=0.03,
+            scale_after=0.03,
             rule="normalized",
             interval=GUIDED,
             form="stranger",
@@ -87,9 +87,8 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
 """Task -> "paper" (its published settings) or "default" -> settings."""
 
 PERSONAS: Mapping[str, Mapping[str, Preset]] = {
-    "anonymize": {"default": replace(PRESETS["anonymize"]["default"], strength=0.8, scale=0.05, scale_after=0.05)},
+    "anonymize": {"default": replace(PRESETS["anonymize"]["default"], scale=0.035, scale_after=0.035)},
     "hide": {"default": PRESETS["hide"]["default"]},
 }
 """The same toward a persona, or toward the first face of a person in a video, which has farther to go than away from the
-original. More of the original is drowned in noise,
-so that the same person under two secrets shares less of it."""
+original."""

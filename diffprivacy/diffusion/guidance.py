@@ -39,7 +39,7 @@ class Guidance:
     """
 
     rule: str = "normalized"
-    scale: float | Callable[[int], float] = 0.04
+    scale: float | Callable[[int], float] = 0.03
     interval: tuple[int, int] = (0, 999)
     every: int = 1
     repeats: int = 4

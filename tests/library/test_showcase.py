@@ -93,7 +93,7 @@ def test_the_jobs_do_what_they_are_for(rows):
     """The judge, which never guides, takes a single variant for the person now and then; all of them are far."""
     variants = [row for name, row in rows.items() if name.startswith("variant")]
     for guide, _, fidelity in variants:
-        assert guide < 0.3
+        assert guide < 0.2
         assert fidelity < 25
     assert sum(judge for _, judge, _ in variants) / len(variants) < 0.4
     guide, _, fidelity = rows["hidden"]
