@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,8 +144,13 @@ def warped(crops: Tensor, pixels: float) -> Tensor:
 
 
 def celebrities(folder: Path, detector: Detector) -> Faces:
+    return read_faces(sorted(folder.glob("*.jpg")), detector)
+
+
+def read_faces(files: Sequence[Path], detector: Detector) -> Faces:
+    """The largest face of each photo."""
     crops, landmarks = [], []
-    for path in sorted(folder.glob("*.jpg")):
+    for path in files:
         rgb = read_picture(path).rgb
         face: Face = max(detector.detect(rgb), key=lambda found: found.area)
         crops.append(crop_face(rgb, face, demo.IMAGE_SIZE, demo.MARGIN).movedim(-1, 0))
@@ -177,15 +183,10 @@ def main() -> None:
     data = Path(os.environ["DIFFPRIVACY_DATA"])
     yunet, scrfd = load_detector(None), load_detector(data / "detectors" / "scrfd_500m_bnkps.onnx")
     model = load_diffusion_model()
-    trained, held_out = (part / 255 for part in split(read_portraits(data / "portraits128.tar")))
-    portraits = Faces(held_out, five_points(len(held_out)))
-    photos = celebrities(data / "photos" / "celebahq512", yunet)
+    judge, portraits, photos = open_judge(data, model, yunet)
     half = options.faces // 2
     chosen = portraits.part(0, half) + photos.part(0, half)
-    seen = Faces(trained[:REAL], five_points(REAL)) + portraits.part(100, None) + photos.part(75, None)
-    other = portraits.part(50, 100) + photos.part(50, 75)
-    real, others, faces = (dataclasses.replace(f, crops=_round_trip(model, f.crops)) for f in (seen, other, chosen))
-    judge = Judge(data / "recognizers" / "mobilefacenet_ms1m.onnx", real, others)
+    faces = through_autoencoder(chosen, model)
     versions = {
         "real": faces.crops,
         "blurred by 1 pixel": gaussian_blur(faces.crops, [9, 9], [1.0, 1.0]),
@@ -206,8 +207,22 @@ def main() -> None:
                 _write(options.sheet.with_stem(f"{options.sheet.stem}-{name.replace(', ', '-')}"), crops, strange)
 
 
-def _round_trip(model: DiffusersModel, crops: Tensor) -> Tensor:
-    return torch.cat([model.decode(model.encode(part)) for part in crops.split(64)])
+def open_judge(data: Path, model: DiffusersModel, detector: Detector) -> tuple[Judge, Faces, Faces]:
+    """The judge, and held-out portraits and CelebA-HQ photos, of which the first 50 each are unknown to it."""
+    trained, held_out = (part / 255 for part in split(read_portraits(data / "portraits128.tar")))
+    portraits = Faces(held_out, five_points(len(held_out)))
+    photos = celebrities(data / "photos" / "celebahq512", detector)
+    seen = Faces(trained[:REAL], five_points(REAL)) + portraits.part(100, None) + photos.part(75, None)
+    others = portraits.part(50, 100) + photos.part(50, 75)
+    real = (through_autoencoder(faces, model) for faces in (seen, others))
+    return Judge(data / "recognizers" / "mobilefacenet_ms1m.onnx", *real), portraits, photos
+
+
+def through_autoencoder(faces: Faces, model: DiffusersModel) -> Faces:
+    """The faces as the autoencoder gives them back, so that it is not what is measured."""
+    return dataclasses.replace(
+        faces, crops=torch.cat([model.decode(model.encode(part)) for part in faces.crops.split(64)])
+    )
 
 
 def _print(
