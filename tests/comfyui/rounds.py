@@ -76,6 +76,8 @@ NARROW = {"double_z": True, "z_channels": 16, "resolution": SIZE, "in_channels":
 NARROW |= {"ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
 CONFIG = {"params": {"embed_dim": 16, "ddconfig": NARROW}}
 LEARNING = {"steps": STEPS, "batch": 2, "chunk": 2, "checkpointing": True, "seed": 0}
+RATE = 1e-5
+"""Learning rate: so low that rounding, which Adam takes for a gradient, does not tell in the next step."""
 Settings = msi_nodes.Settings = functools.partial(training.Settings, validation=1)
 generator = torch.Generator().manual_seed(0)
 pixels = torch.rand(1, SIZE, SIZE, 3, generator=generator)
@@ -117,7 +119,7 @@ def learn() -> list[torch.Tensor]:
     plain = backend.load_diffusion_model()
     plain.encode = lambda images: plain_vae.encode(images * 2 - 1)
     data = training_data.prepare(plain, pixels.movedim(-1, 1), flips=False)
-    run = training.Training(msi_module.new_msi(plain, seed=0), plain, data, Settings(**LEARNING))
+    run = training.Training(msi_module.new_msi(plain, seed=0), plain, data, Settings(**LEARNING, lr=RATE))
     run.bfloat16 = False
     run.run()
     return taken()
@@ -197,7 +199,9 @@ class Networks:
             assert picture.isfinite().all()
 
     def train(self) -> None:
-        msi_nodes.TrainMSI.execute(pixels, self.model, self.clip, self.vae, self.vision, **LEARNING, flips=False)
+        msi_nodes.TrainMSI.execute(
+            pixels, self.model, self.clip, self.vae, self.vision, **LEARNING, learning_rate=RATE, flips=False
+        )
 
 
 def free_everything() -> None:
