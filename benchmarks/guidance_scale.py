@@ -85,9 +85,9 @@ def main() -> None:
             PRESETS[options.task]["default"], strength=strength, scale=scale, scale_after=scale
         )
         regeneration.sharpening = partial(sharpening, weight=weight)
-        on_device = (each.to(options.device) for each in (faces.crops, faces.landmarks))
+        crops, landmarks = faces.crops.to(options.device), faces.landmarks.to(options.device)
         how = Regeneration(preset, task_energy(options.task, guide))
-        made = Faces(regenerate_crops(*on_device, noise, model, how).cpu(), faces.landmarks)
+        made = Faces(regenerate_crops(crops, landmarks, noise, model, how).cpu(), faces.landmarks)
         strange = np.mean([part.mean() for part in natural.strangeness(made).values()])
         structure = visual_distance(faces.crops, faces.landmarks, faces.landmarks)(made.crops).sqrt().mean()
         cells = [f"{strange:.2f}", f"{100 * (1 - detail(made) / real):.0f} %", f"{structure:.3f}"]

@@ -68,11 +68,11 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
     "hide": {
         "paper": Preset(strength=0.8, steps=100, switch=600, scale=1.5, scale_after=2.5),
         "default": Preset(
-            strength=0.8,
+            strength=0.7,
             steps=50,
             switch=600,
-            scale=0.035,
-            scale_after=0.035,
+            scale=0.04,
+            scale_after=0.04,
             rule="normalized",
             interval=GUIDED,
             form="stranger",
@@ -87,8 +87,8 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
 """Task -> "paper" (its published settings) or "default" -> settings."""
 
 PERSONAS: Mapping[str, Mapping[str, Preset]] = {
-    "anonymize": {"default": replace(PRESETS["anonymize"]["default"], scale=0.035, scale_after=0.035)},
-    "hide": {"default": PRESETS["hide"]["default"]},
+    task: {"default": replace(PRESETS[task]["default"], strength=0.8, scale=0.035, scale_after=0.035)}
+    for task in ("anonymize", "hide")
 }
 """The same toward a persona, or toward the first face of a person in a video, which has farther to go than away from the
 original."""

@@ -294,7 +294,7 @@ class EnergyGuidance(io.ComfyNode):
                     max=1000.0,
                     step=0.005,
                     round=0.0001,
-                    tooltip="0 is off. normalized, for 20 time steps: 0.03 for anonymizing, 0.035 for hiding with euler_ancestral, half "
+                    tooltip="0 is off. normalized, for 20 time steps: 0.03 for anonymizing, 0.04 for hiding with euler_ancestral, half "
                     "with samplers that add no noise. paper, for each step: 1 for anonymizing, 1.5 to 2.5 for hiding.",
                 ),
                 io.Int.Input(
