@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -24,18 +23,16 @@ import torch
 from torch import Tensor
 
 from diffprivacy import demo, regeneration
-from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.diffusion.noise import NoiseKey
 from diffprivacy.diffusion.sharpening import sharpening
 from diffprivacy.evaluation.drawing import contact_sheet
-from diffprivacy.faces.detectors import load_detector
 from diffprivacy.identity.energies import visual_distance
-from diffprivacy.identity.recognizers import FaceMatcher, load_recognizer
+from diffprivacy.identity.recognizers import FaceMatcher
 from diffprivacy.media.images import Picture, write_picture
 from diffprivacy.presets import PRESETS
 from diffprivacy.regeneration import Regeneration, latent_shape, regenerate_crops, task_energy
 
-from .attacks.faces import threshold
+from .attacks.faces import open_lab, threshold
 from .naturalness import Faces, detail, open_judge, read_faces, through_autoencoder
 
 HALF, PHOTOS_EACH = 32, 5
@@ -56,22 +53,17 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--sheets", type=Path, help="folder for a PNG of the faces of each setting")
     options = parser.parse_args()
-    data = Path(os.environ["DIFFPRIVACY_DATA"])
-    model, yunet = load_diffusion_model(), load_detector(None)
-    natural, portraits, celebrities = open_judge(data, model, yunet)
+    lab = open_lab()
+    model, judges = lab.diffusion_model, lab.judges
+    natural, portraits, celebrities = open_judge(lab.data, model, lab.detector)
     lfw = [
         file
-        for folder in sorted((data / "photos" / "lfw250").iterdir())
+        for folder in sorted((lab.data / "photos" / "lfw250").iterdir())
         for file in sorted(folder.iterdir())[:PHOTOS_EACH]
     ]
-    faces = portraits.part(0, HALF) + celebrities.part(0, HALF) + read_faces(lfw, yunet)
+    faces = portraits.part(0, HALF) + celebrities.part(0, HALF) + read_faces(lfw, lab.detector)
     people = np.array([*map(str, range(2 * HALF)), *(file.parent.name for file in lfw)])
     real = detail(through_autoencoder(faces, model))
-    judges = {
-        "guide": demo.load_recognizer("guide"),
-        "demo judge": demo.load_recognizer("judge"),
-        "mobilefacenet_ms1m": load_recognizer(data / "recognizers" / "mobilefacenet_ms1m.onnx"),
-    }
     originals = {name: embedded(faces, judge) for name, judge in judges.items()}
     key, shape = NoiseKey.from_seed(1), latent_shape(model, demo.IMAGE_SIZE)
     noise = torch.stack([key.normal(shape, i) for i in range(len(people))]).to(options.device)
