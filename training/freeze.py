@@ -1,8 +1,8 @@
 """Freeze finished runs into the shipped weights: ``python -m training.freeze RUNS [--to FOLDER]``.
 
-RUNS holds the run folders autoencoder-final, unet, and unet-only; what is missing there stays as shipped. Averaged weights are written in half
-precision beside their checksums, the UNet's in 8 bits; the sum of the sizes must stay below 56 MB. A third of it, unet-0.1, is there for
-what the first version protected.
+RUNS holds the run folders autoencoder-final, unet, and unet-only; what is missing there stays as shipped. Averaged weights
+are written in half precision beside their checksums, those of the UNets and the image encoder in 8 bits; the sum of the
+sizes must stay below 45 MB. unet-0.1 recovers what the first version protected.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from diffprivacy.demo.load import CHECKSUMS, SCALE, UNETS, WEIGHTS
+from diffprivacy.demo.load import CHECKSUMS, SCALE, WEIGHTS
 from diffprivacy.demo.recognizers import DlibResNet
 from diffprivacy.faces.alignment import align
 from diffprivacy.identity.thresholds import thresholds_path
@@ -25,9 +25,11 @@ from .convert import dlib_weights, mobileface_weights
 from .data import five_points, read_portraits
 from .loop import checkpoint_weights, shipped_weights
 
-LIMIT = 56_000_000
+LIMIT = 45_000_000
 MSI_FILE = "msi.safetensors"
 PARTS = {"unet": "unet.", "text_encoder": "text.", "image_encoder": "vision."}
+WHOLE = {"unet": ("conv_in.", "conv_out."), "unet-0.1": ("conv_in.", "conv_out."), "image_encoder": ("embeddings.",)}
+"""Parts that are written in 8 bits, and the first words of the tensors in them that are not."""
 
 
 def halves(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -35,7 +37,7 @@ def halves(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: (t.half() if t.is_floating_point() else t).contiguous() for name, t in tensors.items()}
 
 
-def quantized(tensors: dict[str, Tensor], whole: tuple[str, ...] = ("conv_in.", "conv_out.")) -> dict[str, Tensor]:
+def quantized(tensors: dict[str, Tensor], whole: tuple[str, ...]) -> dict[str, Tensor]:
     """Matrices and convolutions as 8 bits a value and a factor for each row, but for those that begin as ``whole`` says."""
     made = {}
     for name, tensor in halves(tensors).items():
@@ -67,7 +69,7 @@ def main() -> None:
     arguments.add_argument("--to", type=Path, default=WEIGHTS)
     options = arguments.parse_args()
     options.to.mkdir(parents=True, exist_ok=True)
-    parts = {name: shipped_weights(name) for name in (*PARTS, "autoencoder", "dlib", "mobileface")}
+    parts = {name: shipped_weights(name) for name in (*PARTS, "unet-0.1", "autoencoder", "dlib", "mobileface")}
     if (options.runs / "unet").exists():
         together = checkpoint_weights(options.runs / "unet")
         parts |= {
@@ -82,12 +84,10 @@ def main() -> None:
         parts["dlib"] = centred(dlib_weights(options.dlib[0]), read_portraits(options.dlib[1]))
     if options.mobileface:
         parts["mobileface"] = mobileface_weights(options.mobileface)
-    first = f"{UNETS['0.1']}.safetensors"
-    sums = {first: json.loads((WEIGHTS / CHECKSUMS).read_text())[first]}
-    total = (WEIGHTS / first).stat().st_size
+    sums, total = {}, 0
     for name in sorted(parts):
         path = options.to / f"{name}.safetensors"
-        content = save(quantized(parts[name]) if name == "unet" else halves(parts[name]))
+        content = save(quantized(parts[name], WHOLE[name]) if name in WHOLE else halves(parts[name]))
         if (
             not path.exists() or content != path.read_bytes()
         ):  # Thresholds measured on the older recognizer no longer hold.

@@ -36,6 +36,7 @@ class DiffusersModel:
     autoencoder: encode and decode between images in [-1,1] and its own latents, plain tensors both.
     latent_scale, latent_shift: network latent = (autoencoder latent) * latent_scale + latent_shift.
     spoilt: its words for spoilt pictures, see :mod:`..diffusion.sharpening`; None for a model that needs no sharpening.
+    fingerprint: of UNet and text encoders that were rounded since keys recorded it; None: their own.
     """
 
     unet: Any
@@ -49,6 +50,7 @@ class DiffusersModel:
     vision_encoder: Any = None
     noise_levels: NoiseLevels = field(default_factory=NoiseLevels.scaled_linear)
     spoilt: str | None = None
+    fingerprint: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -71,7 +73,7 @@ class DiffusersModel:
     def fingerprints(self) -> dict[str, str]:
         """Fingerprints of the parts that recovery replays."""
         return {
-            "checkpoint": weights_fingerprint([self.unet, *self.text_encoders]),
+            "checkpoint": self.fingerprint or weights_fingerprint([self.unet, *self.text_encoders]),
             "autoencoder": weights_fingerprint([self.autoencoder]),
         }
 

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from ..backends.diffusers import DiffusersModel
 from ..backends.tokenizer import END_TOKEN
-from .load import NEWEST, SPOILT, Version, load_autoencoder, load_image_encoder, load_text_encoder, load_unet
+from .load import (
+    FINGERPRINTS,
+    NEWEST,
+    SPOILT,
+    Version,
+    load_autoencoder,
+    load_image_encoder,
+    load_text_encoder,
+    load_unet,
+)
 
 
 def load_diffusion_model(version: Version = NEWEST) -> DiffusersModel:
@@ -21,4 +30,5 @@ def load_diffusion_model(version: Version = NEWEST) -> DiffusersModel:
         downscale=8,
         vision_encoder=load_image_encoder(),
         spoilt=SPOILT,
+        fingerprint=FINGERPRINTS.get(version),
     )

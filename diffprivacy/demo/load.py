@@ -48,8 +48,8 @@ Version = Literal["0.2", "0.1"]
 """Of the UNet: the pack's version that brought it."""
 NEWEST: Version = "0.2"
 UNETS: dict[Version, Part] = {"0.2": "unet", "0.1": "unet-0.1"}
-CHECKPOINTS: dict[str, Version] = {"c141ad7f7609aa1fd2cd726ef7e5ea9e": "0.1", "": "0.1"}
-"""Older versions by their fingerprint, see diffprivacy.diffusion.model.weights_fingerprint."""
+FINGERPRINTS: dict[Version, str] = {"0.1": "c141ad7f7609aa1fd2cd726ef7e5ea9e"}
+"""Of older versions before they were rounded to 8 bits, see diffprivacy.diffusion.model.weights_fingerprint."""
 
 
 def config(part: str) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def load_autoencoder() -> Autoencoder:
 
 def version_of(checkpoint: str) -> Version:
     """The version with a fingerprint; the first for none, which it did not always record; else the newest."""
-    return CHECKPOINTS.get(checkpoint, NEWEST)
+    return "0.1" if checkpoint in ("", FINGERPRINTS["0.1"]) else NEWEST
 
 
 def load_unet(version: Version = NEWEST) -> UNet2DConditionModel:
