@@ -7,6 +7,7 @@ import os
 import shutil
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,17 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def page(server: ComfyServer, comfyui: Path) -> Iterator[ComfyPage]:
-    from playwright.sync_api import sync_playwright
-
     shutil.copy(comfyui / "input" / "example.png", server.base / "input")
     write_source(server.base / "input" / "example.mp4", [np.zeros((16, 16, 3), np.uint8)] * 2)
+    with open_page(server) as opened:
+        yield opened
+
+
+@contextmanager
+def open_page(server: ComfyServer) -> Iterator[ComfyPage]:
+    """The page of a running ComfyUI."""
+    from playwright.sync_api import sync_playwright
+
     # Without it the page opens the template browser for the first visitor.
     setting = urllib.request.Request(f"{server.url}/settings/Comfy.TutorialCompleted", b"true", method="POST")
     urllib.request.urlopen(setting).close()
