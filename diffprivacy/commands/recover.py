@@ -144,7 +144,7 @@ class _Resources:
 
     def diffusion_model(self, recorded: str) -> DiffusersModel:
         """The checkpoint asked for, or the version of the demo model that has the fingerprint recorded."""
-        version = demo.version_of(recorded)
+        version = demo.NEWEST if self._request.model.checkpoint else demo.version_of(recorded)
         if version not in self._loaded:
             self._loaded[version] = self._load(version)
         return self._loaded[version]

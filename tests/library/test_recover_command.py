@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -15,12 +16,14 @@ from PIL import Image
 
 from diffprivacy import demo
 from diffprivacy.cli import main
+from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.evaluation.fidelity import psnr
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import protected_mask
 from diffprivacy.media.images import Picture, read_picture
 from diffprivacy.recovery import keyed, png
 from testing.folders import friends
+from tests.library.test_old_keys import IDENTITY
 
 pytestmark = pytest.mark.usefixtures("models_loaded_once", "short_keys")
 
@@ -47,6 +50,24 @@ QUICK = ["--steps", "3", "--strength", "0.4", "--unguided"]
 
 def protect(photo: Path, out: Path, *options: str) -> None:
     assert main(["anonymize", str(photo), "-o", str(out), *QUICK, *options]) == 0
+
+
+def test_keys_of_both_versions_share_a_checkpoint_of_ones_own(photos, identity, tmp_path, monkeypatch, capsys):
+    """A stand-in loads it, as no other checkpoint is at hand; the old key, made with the first UNet, does not fit."""
+    loaded = []
+    monkeypatch.setattr(
+        "diffprivacy.commands.recover.load_checkpoint", lambda *_: loaded.append(load_diffusion_model()) or loaded[0]
+    )
+    own, recipient = identity
+    out, identities = tmp_path / "out", tmp_path / "identities"
+    protect(photos / "jane-doe.png", out, "--seal-to", recipient)
+    shutil.copy(Path(__file__).parent / "old" / "latent.png", out)
+    identities.write_text(f"{own.read_text()}\n{IDENTITY}\n")
+    options = ["--identity-file", str(identities), "--checkpoint", str(tmp_path)]
+    assert main(["recover", str(out), "-o", str(tmp_path / "back"), *options]) == 1
+    assert "latent.png: --checkpoint: The image was protected with another checkpoint" in capsys.readouterr().err
+    assert [file.name for file in (tmp_path / "back").glob("*.png")] == ["jane-doe.png"]
+    assert len(loaded) == 1
 
 
 def test_folder_round_trip(photos, identity, tmp_path):
