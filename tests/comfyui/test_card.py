@@ -143,7 +143,7 @@ def test_training_uses_an_attention_that_has_gradients(found):
 
 def test_inversion_in_half_precision_stops_where_its_rounding_begins(found):
     (count, error), (exact_count, exact_error) = (found["half_precision"][name] for name in ("own", "float32's"))
-    assert count < 0.95 * exact_count
+    assert count < 0.8 * exact_count
     assert error < 2 * exact_error + 1e-3
 
 
