@@ -1,4 +1,5 @@
-"""Whether few steps guide as far as many: cosine to the original for the guide and for a judge that took no part.
+"""Whether few steps guide as far as many: cosine to the original for the guide and for a judge that took no part, and
+the structure similarity, which people see.
 
     DIFFPRIVACY_DATA=... python -m benchmarks.few_steps [--faces 8] [--steps 4 8 20 50] [--repeats 4] [--scale 0.015]
         [--tasks anonymize hide] [--euler]
@@ -28,7 +29,7 @@ from diffprivacy.diffusion.sharpening import sharpening
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import crop_face, crop_landmarks
 from diffprivacy.faces.selection import select_faces
-from diffprivacy.identity.energies import latent_gradient
+from diffprivacy.identity.energies import latent_gradient, visual_distance
 from diffprivacy.identity.recognizers import load_recognizer
 from diffprivacy.media.images import read_picture
 from diffprivacy.presets import GUIDED, PRESETS
@@ -76,7 +77,7 @@ def main() -> None:
     latents, text, levels = model.encode(crops), model.text_conditioning(""), model.noise_levels
     plain = partial(model.denoise, conditioning=text) if options.euler else sharpened(model)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
-    print("| task | steps | guide | judge |\n|---|---|---|---|")
+    print("| task | steps | guide | judge | structure |\n|---|---|---|---|---|")
     for task in options.tasks:
         energy = task_energy(task, guide)(crops, points, noise)
         assert energy is not None
@@ -97,7 +98,9 @@ def main() -> None:
                 float(each.cosine(each.reference(made, points), each.reference(crops, points)).mean())
                 for each in (guide, judge)
             ]
-            print(f"| {task} | {steps} | " + " | ".join(f"{cosine:.2f}" for cosine in cosines) + " |", flush=True)
+            structure = float(visual_distance(crops, points, points)(made).sqrt().mean())
+            cells = [f"{cosine:.2f}" for cosine in cosines]
+            print(f"| {task} | {steps} | {' | '.join(cells)} | {structure:.3f} |", flush=True)
 
 
 if __name__ == "__main__":
