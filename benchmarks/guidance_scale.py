@@ -27,21 +27,14 @@ from diffprivacy.diffusion.noise import NoiseKey
 from diffprivacy.diffusion.sharpening import sharpening
 from diffprivacy.evaluation.drawing import contact_sheet
 from diffprivacy.identity.energies import visual_distance
-from diffprivacy.identity.recognizers import FaceMatcher
 from diffprivacy.media.images import Picture, write_picture
 from diffprivacy.presets import PRESETS
 from diffprivacy.regeneration import Regeneration, latent_shape, regenerate_crops, task_energy
 
 from .attacks.faces import open_lab, threshold
-from .naturalness import Faces, detail, open_judge, read_faces, through_autoencoder
+from .naturalness import Faces, detail, embedded, open_judge, read_faces, through_autoencoder
 
 HALF, PHOTOS_EACH = 32, 5
-
-
-def embedded(faces: Faces, judge: FaceMatcher) -> np.ndarray:
-    """Unit vectors (F,D), fused with the mirror image."""
-    parts = zip(faces.crops.split(32), faces.landmarks.split(32), strict=True)
-    return torch.cat([judge.reference(*part, mirrored=True)[0] for part in parts]).cpu().numpy()
 
 
 def main() -> None:

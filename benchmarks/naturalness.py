@@ -6,7 +6,8 @@
 distance of the features that mobilefacenet_ms1m has there after its third stage (28x28), divided by that of real faces which took no
 part in the fit. 1.00 is a real face; torn, doubled and displaced parts raise it, and so does strong blur. *Softness* is the share of
 the real faces' detail (energy of the Laplacian over the ArcFace crop) that is missing. *Found* and *score* are of SCRFD, *landmarks* is
-how far its five points lie from YuNet's, in distances of the eyes. All real faces went through the autoencoder, so that it
+how far its five points lie from YuNet's, in distances of the eyes. *Accepted* is the share that a recognizer takes for the original at its
+threshold for FAR 1e-3, of which the guide alone guides. All real faces went through the autoencoder, so that it
 is not what is measured. Half of the faces are held-out portraits, half CelebA-HQ.
 """
 
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +35,13 @@ from diffprivacy.evaluation.drawing import contact_sheet
 from diffprivacy.faces.alignment import align
 from diffprivacy.faces.detectors import Detector, load_detector
 from diffprivacy.faces.geometry import Face, crop_face, crop_landmarks
-from diffprivacy.identity.recognizers import load_recognizer
+from diffprivacy.identity.recognizers import FaceMatcher, load_recognizer
 from diffprivacy.media.images import Picture, read_picture, write_picture
 from diffprivacy.presets import PRESETS
 from diffprivacy.regeneration import Regeneration, latent_shape, regenerate_crops, task_energy
 from training.data import five_points, read_portraits, split
+
+from .attacks.faces import open_lab, threshold
 
 LAYER = "Conv_17"
 """The convolution of mobilefacenet_ms1m whose input is looked at."""
@@ -143,6 +145,12 @@ def warped(crops: Tensor, pixels: float) -> Tensor:
     return F.grid_sample(crops, moved, padding_mode="border", align_corners=False)
 
 
+def embedded(faces: Faces, judge: FaceMatcher) -> np.ndarray:
+    """Unit vectors (F,D), fused with the mirror image."""
+    parts = zip(faces.crops.split(32), faces.landmarks.split(32), strict=True)
+    return torch.cat([judge.reference(*part, mirrored=True)[0] for part in parts]).cpu().numpy()
+
+
 def celebrities(folder: Path, detector: Detector) -> Faces:
     return read_faces(sorted(folder.glob("*.jpg")), detector)
 
@@ -158,7 +166,9 @@ def read_faces(files: Sequence[Path], detector: Detector) -> Faces:
     return Faces(torch.stack(crops), torch.stack(landmarks))
 
 
-def regenerated(faces: Faces, model: DiffusersModel, task: Any, steps: int, before: bool) -> Tensor:
+def regenerated(
+    faces: Faces, model: DiffusersModel, task: Any, steps: int, before: bool = False, guided: bool = True
+) -> Tensor:
     """What a task makes of the faces, with the same noise every time."""
     preset = dataclasses.replace(PRESETS[task]["default"], steps=steps)
     if before:
@@ -167,7 +177,7 @@ def regenerated(faces: Faces, model: DiffusersModel, task: Any, steps: int, befo
         model = load_diffusion_model("0.1")
     key, shape = NoiseKey.from_seed(1), latent_shape(model, demo.IMAGE_SIZE)
     noise = torch.stack([key.normal(shape, i) for i in range(len(faces.crops))])
-    how = Regeneration(preset, task_energy(task, demo.load_recognizer("guide")))
+    how = Regeneration(preset, task_energy(task, demo.load_recognizer("guide")) if guided else None)
     return regenerate_crops(faces.crops, faces.landmarks, noise, model, how)
 
 
@@ -180,10 +190,10 @@ def main() -> None:
         "--sheet", type=Path, help="PNG to write the faces to, and a text file of the strangest beside it"
     )
     options = parser.parse_args()
-    data = Path(os.environ["DIFFPRIVACY_DATA"])
-    yunet, scrfd = load_detector(None), load_detector(data / "detectors" / "scrfd_500m_bnkps.onnx")
-    model = load_diffusion_model()
-    judge, portraits, photos = open_judge(data, model, yunet)
+    lab = open_lab()
+    yunet, scrfd = load_detector(None), load_detector(lab.data / "detectors" / "scrfd_500m_bnkps.onnx")
+    model = lab.diffusion_model
+    judge, portraits, photos = open_judge(lab.data, model, yunet)
     half = options.faces // 2
     chosen = portraits.part(0, half) + photos.part(0, half)
     faces = through_autoencoder(chosen, model)
@@ -194,15 +204,30 @@ def main() -> None:
         "warped by 2 pixels": warped(faces.crops, 2.0),
         "warped by 4": warped(faces.crops, 4.0),
     }
+    originals = {name: embedded(chosen, recognizer) for name, recognizer in lab.judges.items()}
+
+    def accepted(faces: Faces) -> list[str]:
+        shares = (
+            (embedded(faces, recognizer) * originals[name]).sum(1) >= threshold(name, recognizer)
+            for name, recognizer in lab.judges.items()
+        )
+        return [f"{100 * share.mean():.0f} %" for share in shares]
+
+    def show(name: str, crops: Tensor) -> np.ndarray:
+        made = Faces(crops, faces.landmarks)
+        return _print(name, made, judge, detail(faces), (scrfd, yunet), accepted(made))
+
     kinds = (True, False) if options.before else (False,)
-    print("| | strangeness | eyes | nose | mouth | softness | found | score | landmarks |\n" + "|---" * 9 + "|")
+    columns = ["strangeness", *PLACES, "softness", "found", "score", "landmarks", *(f"{n} accepts" for n in lab.judges)]
+    print(f"| | {' | '.join(columns)} |\n{'|---' * (1 + len(columns))}|")
     for name, crops in versions.items():
-        _print(name, Faces(crops, faces.landmarks), judge, detail(faces), (scrfd, yunet))
+        show(name, crops)
+    show("unguided", regenerated(chosen, model, "anonymize", options.steps, guided=False))
     for task, past in (("anonymize", "anonymized"), ("hide", "hidden")):
         for before in kinds:
             crops = regenerated(chosen, model, task, options.steps, before)
             name = f"{past}, before" if before else past
-            strange = _print(name, Faces(crops, faces.landmarks), judge, detail(faces), (scrfd, yunet))
+            strange = show(name, crops)
             if options.sheet:
                 _write(options.sheet.with_stem(f"{options.sheet.stem}-{name.replace(', ', '-')}"), crops, strange)
 
@@ -226,7 +251,12 @@ def through_autoencoder(faces: Faces, model: DiffusersModel) -> Faces:
 
 
 def _print(
-    name: str, faces: Faces, judge: Judge, real_detail: float, detectors: tuple[Detector, Detector]
+    name: str,
+    faces: Faces,
+    judge: Judge,
+    real_detail: float,
+    detectors: tuple[Detector, Detector],
+    accepted: list[str],
 ) -> np.ndarray:
     """Print a line; the strangeness of each face."""
     parts = judge.strangeness(faces)
@@ -238,6 +268,7 @@ def _print(
         f"{100 * found:.0f} %",
         f"{score:.3f}",
         f"{landmarks:.3f}",
+        *accepted,
     ]
     print(f"| {name} | {' | '.join(columns)} |", flush=True)
     return whole
