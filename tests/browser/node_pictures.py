@@ -53,8 +53,6 @@ CORNER = (420, 220)
 BORDER = 20
 TITLE = 56
 """A node's title and the name of its pack lie above its place."""
-
-
 FILES = ("msi/person.safetensors", "insightface/buffalo_l/w600k_r50.onnx")
 """Of ComfyUI's models, for loaders to name; none is read."""
 
@@ -73,12 +71,10 @@ class Scene:
 STOCK = {
     "BasicGuider",
     "BasicScheduler",
-    "CFGGuider",
     "CLIPTextEncode",
     "DisableNoise",
     "PreviewImage",
     "SamplerCustomAdvanced",
-    "VAEDecode",
     "VAEEncode",
 }
 SCENES = {
