@@ -3,8 +3,8 @@
     DIFFPRIVACY_DATA=... python -m benchmarks.keeping [--faces 26] [--steps 20]
 
 Photos of photos/celebahq512 are anonymized with the embedded model, guided by the demo guide; the demo judge and
-mobilefacenet_ms1m take no part. Keeping and matching colours change only what is pasted, so that all rows but those of
-the hand share one new face. Thresholds are those at FAR 1e-3 of the clean pairs of photos/lfw250. Every version is judged in the
+mobilefacenet_ms1m take no part. All rows start from one noise; a part that stays is held while the face around it is
+drawn, the hand only put back over the new face. Thresholds are those at FAR 1e-3 of the clean pairs of photos/lfw250. Every version is judged in the
 whole picture, where the face is found and aligned anew. The tables are printed after every six photos.
 
 The hand is drawn over the chin of each photo and then belongs to the original: the judges compare with it.
@@ -155,7 +155,9 @@ def main() -> None:
         new, matched = new_face(rgb, face, model, how, number)
         made = {"nothing kept": (rgb, new), "nothing kept, colours matched": (rgb, matched)}
         for names in KEPT:
-            made[f"{' and '.join(names)} kept"] = rgb, keep_original(rgb, new, kept_parts(rgb.shape, [face], names))
+            around, _ = new_face(rgb, face, model, dataclasses.replace(how, keep=names), number)
+            kept = keep_original(rgb, around, kept_parts(rgb.shape, [face], names))
+            made[f"{' and '.join(names)} kept"] = rgb, kept
         held, hand = with_hand(rgb, face)
         new, _ = new_face(held, face, model, how, number)
         made["a hand over the chin, not kept"] = held, new

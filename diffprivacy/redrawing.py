@@ -70,9 +70,9 @@ class Redrawing:
             if missing < least:
                 nearest, least = new, missing
         if self.task == "anonymize":
+            remedy = "keep less of it" if how.keep else "choose a higher strength or more steps"
             raise DiffPrivacyError(
-                f"A recognizer still takes the new {self.face} for the original after {DRAWS} draws: "
-                "choose a higher strength or more steps."
+                f"A recognizer still takes the new {self.face} for the original after {DRAWS} draws: {remedy}."
             )
         if least > MATCHED - RECOGNIZED:
             self.warn(f"{self.face} is hidden, but the recognizer does not match it: choose more steps.")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .diffusion.conditioning import scheduled, stage_denoiser
 from .diffusion.guidance import Gradient, guided
+from .diffusion.inpainting import inpainting, latent_mask
 from .diffusion.model import Denoiser, DiffusionModel
 from .diffusion.noise import NoiseKey
 from .diffusion.out_of_memory import halving, in_parts
@@ -20,6 +21,7 @@ from .diffusion.sharpening import sharpening
 from .diffusion.temporal import smoothed
 from .errors import DiffPrivacyError
 from .faces.colors import match_colors
+from .faces.keeping import replaced_part
 from .identity.energies import (
     ACCEPTED,
     STRUCTURE,
@@ -66,7 +68,8 @@ class Regeneration:
     (F,F) with which predictions are averaged over time; None for no average. match_colors: the new faces take the
     original's colours at their border, see :mod:`.faces.colors`. by: what does the work of :func:`regenerate_crops`,
     such as one that does it for several images at once; None for that itself. noise_key: of a persona, from which all
-    faces of one person start; None for the noise of the image.
+    faces of one person start; None for the noise of the image. keep: names of the parts that stay, see
+    :mod:`.faces.keeping`.
     """
 
     preset: Preset
@@ -79,6 +82,7 @@ class Regeneration:
     match_colors: bool = False
     by: Callable[..., Tensor] | None = None
     noise_key: NoiseKey | None = None
+    keep: Sequence[str] = ()
 
 
 def task_energy(
@@ -195,7 +199,8 @@ def regenerate_crops(
 ) -> Tensor:
     """Crops (F,3,S,S) in [0,1] regenerated: (F * V,3,S,S), the V variants of each in consecutive rows.
 
-    landmarks: the five points (F,5,2) in pixels of the crops. noise: unit Gaussian (F * V,C,h,w).
+    landmarks: the five points (F,5,2) in pixels of the crops. noise: unit Gaussian (F * V,C,h,w). What Paste Faces does
+    not replace is as in the original at every step, so that the new face joins it.
     """
     preset, variants = how.preset, how.variants
     sigmas = ddim_sigmas(diffusion_model.noise_levels, preset.steps, preset.strength)
@@ -211,7 +216,11 @@ def regenerate_crops(
     if how.smoothing is not None:
         denoiser = smoothed(denoiser, how.smoothing)
     latents = in_parts(diffusion_model.encode, at_once)(crops).repeat_interleave(variants, dim=0)
-    start = noise_to(latents, sigmas[0], noise.to(latents))
+    starting = noise.to(latents)
+    masks = torch.stack([replaced_part(points, crops.shape[-1], how.keep) for points in landmarks])
+    mask = latent_mask(masks, latents.shape[-2:]).to(latents).repeat_interleave(variants, dim=0)
+    denoiser = inpainting(denoiser, latents, starting, mask)
+    start = noise_to(latents, sigmas[0], starting)
     if preset.ancestral:
         samples = sample_ancestral(denoiser, start, sigmas, partial(fresh_noise, noise), callback)
     else:

@@ -31,7 +31,7 @@ class CropFaces(io.ComfyNode):
             display_name="Crop Faces",
             category=CATEGORY,
             description="Upright square crops of the faces, eyes level and at the same place in every crop, "
-            "for VAEEncode and a sampler.",
+            "for Crops to Latent and a sampler.",
             search_aliases=["align face", "face crop", "face mask"],
             inputs=[
                 io.Image.Input("image"),

@@ -104,7 +104,7 @@ class AnonymizeEnergy(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="For stranger: standard deviations above (or below) the mean cosine of strangers, around which "
-                    "each face's aim is drawn. Below 0, recognizers that did not guide see strangers too.",
+                    "each face's aim is drawn. Guidance goes a little farther, hence the default above 0.",
                 ),
                 io.Float.Input(
                     "decoy",

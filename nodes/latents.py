@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from comfy_api.v0_0_2 import io
 
+from ..diffprivacy.diffusion.inpainting import latent_mask
 from ..diffprivacy.errors import DiffPrivacyError
 from .faces import CATEGORY
 
@@ -18,16 +19,18 @@ class CropsToLatent(io.ComfyNode):
             node_id="DiffPrivacyCropsToLatent",
             display_name="Crops to Latent",
             category=CATEGORY,
-            description="Encodes crops one by one, so that every model has a latent for each. VAE Encode makes one video of "
-            "them with Qwen-Image, Wan and other models whose VAE knows time, and all faces but the first are lost.",
-            search_aliases=["vae encode", "encode crops", "qwen image", "wan"],
+            description="Encodes crops one by one, so that every model has a latent for each, and limits the sampler to the "
+            "face. VAE Encode makes one video of them with Qwen-Image, Wan and other models whose VAE knows time, and all faces "
+            "but the first are lost.",
+            search_aliases=["vae encode", "encode crops", "noise mask", "inpaint", "qwen image", "wan"],
             inputs=[
                 io.Image.Input("crops", tooltip="From Crop Faces."),
                 io.Vae.Input("vae"),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="From Crop Faces: the sampler regenerates only this part of each crop.",
+                    tooltip="From Crop Faces: the sampler regenerates only this part of each crop, and sees the original around "
+                    "it, so that the new face joins hair and neck.",
                 ),
             ],
             outputs=[io.Latent.Output()],
@@ -42,7 +45,8 @@ class CropsToLatent(io.ComfyNode):
                 raise DiffPrivacyError(
                     f"{len(mask)} masks for {len(crops)} crops; connect those of Crop Faces.", "mask"
                 )
-            latent["noise_mask"] = mask.reshape(len(mask), *[1] * (samples.ndim - 3), *mask.shape[-2:])
+            cells = latent_mask(mask.reshape(-1, *mask.shape[-2:]), samples.shape[-2:])
+            latent["noise_mask"] = cells.reshape(len(mask), *[1] * (samples.ndim - 3), *cells.shape[-2:])
         return io.NodeOutput(latent)
 
 

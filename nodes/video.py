@@ -214,7 +214,7 @@ class ProtectVideo(io.ComfyNode):
 
             def how(person: int, target: Sequence[Tensor] | None) -> Regeneration:
                 energy = task_energy(task, recognizer, preset.form, target=target)
-                return Regeneration(preset, energy, text=texts[person], match_colors=match_colors)
+                return Regeneration(preset, energy, text=texts[person], match_colors=match_colors, keep=pasting.keep)
 
             def regenerated(callback: Callable[[object], None]) -> Regenerate:
                 judge = recognizer if task == "anonymize" else None

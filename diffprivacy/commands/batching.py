@@ -52,7 +52,7 @@ class _Faces:
         """Those alike may go through the network together; pseudo-words and personas are a face's own."""
         how = self.how
         own = id(how.words), id(how.noise_key)
-        return how.preset, how.text, how.prompt, how.variants, *own, self.crops.shape[1:]
+        return how.preset, how.text, how.prompt, how.variants, how.keep, *own, self.crops.shape[1:]
 
 
 class Batcher:

@@ -179,6 +179,7 @@ def _regeneration(
         match_colors=request.match_colors,
         by=use.regenerate,
         noise_key=None if persona is None else persona.noise_key,
+        keep=request.keep,
     )
 
 

@@ -122,6 +122,7 @@ def _how_of(
             text=texts[person],
             match_colors=request.match_colors,
             noise_key=None if persona is None else persona.noise_key,
+            keep=request.keep,
         )
 
     return how

@@ -122,6 +122,12 @@ def crop_landmarks(face: Face, size: int, margin: float = MARGIN) -> Tensor:
     return torch.from_numpy(face.landmarks @ matrix[:, :2].T + matrix[:, 2]).float()
 
 
+def face_in_crop(landmarks: Tensor, size: int) -> tuple[Face, float]:
+    """The face that a crop of ``size`` x ``size`` shows, from its five points (5,2) there, and the crop's margin."""
+    face = Face((0.0, 0.0, size - 1.0, size - 1.0), landmarks.cpu().numpy().astype(np.float32), 1.0)
+    return face, _scale(align_matrix(face, TEMPLATE_SIZE, 1.0)) * size / TEMPLATE_SIZE
+
+
 def face_mask(face: Face, size: int, margin: float = MARGIN) -> Tensor:
     """Soft mask (size,size) of the face in its crop: 1 where all is replaced, 0 at the border, float32."""
     steps = (torch.arange(size, dtype=torch.float32) - (size - 1) / 2) * (TEMPLATE_SIZE * margin / size) + _CENTRE

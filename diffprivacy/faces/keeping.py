@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DiffPrivacyError, at_field
-from .geometry import HEAD_CENTRE, MASK_RADII, TEMPLATE_SIZE, Face, align_matrix, protected_mask
+from .geometry import HEAD_CENTRE, MASK_RADII, TEMPLATE_SIZE, Face, align_matrix, face_in_crop, protected_mask
 from .regions import upright_face
 
 PARTS = ("eyes", "nose", "mouth", "contour")
@@ -47,6 +47,15 @@ def kept_parts(shape: Sequence[int], faces: Sequence[Face], parts: Sequence[str]
             kept = np.max([_part(part, points, landmarks) for part in parts], axis=0, initial=0.0)
             mask[rows, columns] = torch.maximum(mask[rows, columns], torch.from_numpy(kept).float())
     return mask
+
+
+def replaced_part(landmarks: Tensor, size: int, parts: Sequence[str] = ()) -> Tensor:
+    """Mask (size,size) in [0,1] of what is replaced in a crop, given by its five points (5,2): the face without the named
+    parts.
+    """
+    face, margin = face_in_crop(landmarks, size)
+    mask = protected_mask((size, size), [face], margin)
+    return mask * (1 - kept_parts((size, size), [face], parts)) if parts else mask
 
 
 def keep_original(picture: Tensor, pasted: Tensor, keep: Tensor) -> Tensor:

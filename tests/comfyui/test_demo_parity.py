@@ -67,7 +67,7 @@ def through_comfyui(server, guided: bool) -> np.ndarray:
         guider=graph.add("BasicGuider", model=model, conditioning=graph.add("CLIPTextEncode", clip=clip, text="")),
         sampler=graph.add("KSamplerSelect", sampler_name="euler_ancestral"),
         sigmas=graph.add("BasicScheduler", model=model, scheduler="ddim_uniform", steps=steps, denoise=PRESET.strength),
-        latent_image=graph.add("VAEEncode", pixels=crops, vae=vae),
+        latent_image=graph.add("DiffPrivacyCropsToLatent", crops=crops, vae=vae, mask=slot(crops, 1)),
     )
     decoded = graph.add("VAEDecode", samples=samples, vae=vae)
     pasted = graph.add("DiffPrivacyPasteFaces", image=image, crops=decoded, faces=slot(crops, 2))

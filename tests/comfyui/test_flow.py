@@ -75,7 +75,7 @@ def test_frames_are_no_batch_of_faces(found, family):
 def test_crops_become_a_latent_each(found):
     """Stock VAE Encode makes one video of them."""
     assert found["wan"]["stock latent"][0] == 1
-    assert found["wan"]["latent of crops"] == [[3, 16, 1, 8, 8], [3, 1, 1, 64, 64]]
+    assert found["wan"]["latent of crops"] == [[3, 16, 1, 8, 8], [3, 1, 1, 8, 8]]
 
 
 def test_reference_latents_of_edit_models_are_warned_of(found):

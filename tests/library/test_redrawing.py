@@ -30,7 +30,9 @@ def people() -> list[Tensor]:
     return [person.movedim(-1, 0)[None] for person in sheet.split(demo.IMAGE_SIZE, dim=1)]
 
 
-def drawn(task: Task, original: Tensor, drawings: list[Tensor]) -> tuple[Tensor, list[Tensor], list[str]]:
+def drawn(
+    task: Task, original: Tensor, drawings: list[Tensor], keep: tuple[str, ...] = ()
+) -> tuple[Tensor, list[Tensor], list[str]]:
     """What comes out when a model draws these one after the other; the noise it was given, and the warnings."""
     noises: list[Tensor] = []
     warnings: list[str] = []
@@ -41,7 +43,7 @@ def drawn(task: Task, original: Tensor, drawings: list[Tensor]) -> tuple[Tensor,
 
     preset = PRESETS[task]["default"]
     how = checked(
-        Regeneration(preset, by=regenerate), task, demo.load_recognizer("guide"), "face 2", warnings.append
+        Regeneration(preset, by=regenerate, keep=keep), task, demo.load_recognizer("guide"), "face 2", warnings.append
     )  # fmt: skip
     assert isinstance(how.by, Callable)
     noise = torch.randn(len(drawings[0]), 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -65,8 +67,10 @@ def test_one_variant_that_is_recognized_is_enough(people):
 
 def test_a_face_that_stays_recognized_is_an_error(people):
     me = people[0]
-    with pytest.raises(DiffPrivacyError, match="still takes the new face 2 for the original after 3 draws"):
+    with pytest.raises(DiffPrivacyError, match="face 2 for the original after 3 draws: choose a higher strength"):
         drawn("anonymize", me, [me] * DRAWS)
+    with pytest.raises(DiffPrivacyError, match="face 2 for the original after 3 draws: keep less of it"):
+        drawn("anonymize", me, [me] * DRAWS, keep=("eyes", "mouth"))
 
 
 def test_a_hidden_face_is_drawn_again_until_it_matches(people):

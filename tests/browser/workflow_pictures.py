@@ -1,0 +1,173 @@
+"""The pictures of the workflows, made by running them: ``python -m tests.browser.workflow_pictures [NAME ...]``.
+
+Thumbnails beside the workflows, and for those that docs/images shows, what the page shows after Run. Needs a ComfyUI and a
+Chromium, as the page tests do. Workflows on other models than the embedded one, in App mode, and those that need files of yours
+are left out. Look at the pictures before you commit them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import skimage.data
+from PIL import Image
+
+from testing.checkpoints import write_tiny_single_file
+from tests.browser.conftest import ComfyPage, open_page
+from tests.comfyui.server import PACK, ComfyServer, find_comfyui
+
+DOCS = PACK / "docs" / "images"
+SIDE = 400
+FACE = (90, 0, 330, 240)
+"""The astronaut's head, in pixels of the photo."""
+CLOSE = (150, 20, 310, 180)
+QUALITY = 85
+VIEWPORT = {"width": 2400, "height": 1000}
+SHOT = (1800, 750)
+SETTINGS = {"Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False, "LiteGraph.Canvas.MinFontSizeForLOD": 0}
+"""Of the page: every text is written out, however small, and nothing lies over the graph."""
+FIT = """() => {
+    const boxes = app.graph.groups.map(group => group.boundingRect ?? group._bounding);
+    const left = Math.min(...boxes.map(b => b[0])), right = Math.max(...boxes.map(b => b[0] + b[2]));
+    const top = Math.min(...boxes.map(b => b[1])), bottom = Math.max(...boxes.map(b => b[1] + b[3]));
+    const [x, y, width, height] = [80, 70, 2290, 900];
+    const scale = Math.min(width / (right - left), height / (bottom - top));
+    app.canvas.deselectAll();
+    app.canvas.ds.scale = scale;
+    app.canvas.ds.offset = [x / scale - left, (y + (height - scale * (bottom - top)) / 2) / scale - top];
+    app.canvas.setDirty(true, true);
+}"""
+
+Shown = dict[str, list[Image.Image]]
+"""The pictures that nodes of a type gave."""
+
+
+def original() -> Image.Image:
+    return Image.fromarray(skimage.data.astronaut())
+
+
+def tile(picture: Image.Image, box: tuple[int, int, int, int] | None = None, side: int = SIDE) -> Image.Image:
+    return picture.convert("RGB").crop(box).resize((side, side), Image.Resampling.LANCZOS)
+
+
+def row(*tiles: Image.Image) -> Image.Image:
+    return Image.fromarray(np.concatenate([np.asarray(each) for each in tiles], axis=1))
+
+
+def saved(shown: Shown) -> list[Image.Image]:
+    return shown["DiffPrivacySaveProtected"]
+
+
+def before_and_after(shown: Shown) -> Image.Image:
+    return row(tile(original(), FACE), tile(saved(shown)[-1], FACE))
+
+
+def whole(shown: Shown) -> Image.Image:
+    return saved(shown)[-1].convert("RGB").resize((2 * SIDE, SIDE), Image.Resampling.LANCZOS)
+
+
+def detected_and_after(shown: Shown) -> Image.Image:
+    return row(tile(shown["DiffPrivacyDetectFaces"][-1]), tile(saved(shown)[-1]))
+
+
+def variants(shown: Shown) -> Image.Image:
+    four = [tile(picture, FACE, SIDE // 2) for picture in saved(shown)]
+    grid = np.concatenate([np.asarray(row(*four[:2])), np.asarray(row(*four[2:]))])
+    return row(tile(original(), FACE), Image.fromarray(grid))
+
+
+def and_back(shown: Shown) -> Image.Image:
+    return row(tile(original(), FACE), tile(saved(shown)[-1], FACE), tile(shown["PreviewImage"][-1], FACE))
+
+
+def frames(shown: Shown) -> Image.Image:
+    return row(*(tile(picture, CLOSE) for picture in saved(shown)[:2]))
+
+
+def described(shown: Shown) -> Image.Image:
+    return row(tile(original(), FACE), tile(shown["PreviewImage"][-1]))
+
+
+def judged(shown: Shown) -> Image.Image:
+    plot = Image.new("RGB", (SIDE, SIDE), "white")
+    drawn = shown["PreviewImage"][-1].convert("RGB")
+    drawn.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    plot.paste(drawn, (0, (SIDE - drawn.height) // 2))
+    return row(tile(saved(shown)[-1], FACE), plot)
+
+
+THUMBNAILS: dict[str, Callable[[Shown], Image.Image]] = {
+    "anonymize": before_and_after,
+    "group-photo": whole,
+    "cover-a-face": whole,
+    "add-a-missed-face": detected_and_after,
+    "keep-a-hand": before_and_after,
+    "keep-the-eyes": before_and_after,
+    "prompt-each-face": whole,
+    "segs": whole,
+    "variants": variants,
+    "hide-identity": before_and_after,
+    "hide-and-recover": and_back,
+    "seal-a-recovery-key": before_and_after,
+    "same-face-in-every-frame": frames,
+    "train-msi": described,
+    "report": judged,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="by default all")
+    parser.add_argument("--to", type=Path, help="folder for the pictures instead of their places")
+    options = parser.parse_args()
+    comfyui = find_comfyui()
+    if comfyui is None:
+        raise SystemExit("No ComfyUI found: set COMFYUI_PATH to one.")
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "tiny.safetensors"
+        write_tiny_single_file(checkpoint, "sd2")
+        server = ComfyServer(comfyui, PACK, Path(folder) / "base", checkpoint)
+        Image.open(comfyui / "input" / "example.png").save(server.base / "input" / "example.png")
+        with server, open_page(server) as page:
+            page.page.set_viewport_size(VIEWPORT)
+            for setting, value in SETTINGS.items():
+                page.evaluate("([id, value]) => app.extensionManager.setting.set(id, value)", [setting, value])
+            for name in options.names or THUMBNAILS:
+                outputs = run(page, name)
+                shot, thumbnail = DOCS / f"workflow-{name}.jpg", PACK / "workflows" / f"{name}.jpg"
+                if shot.exists():
+                    picture(page).save(options.to / shot.name if options.to else shot, quality=QUALITY)
+                made = THUMBNAILS[name](outputs)
+                made.save(options.to / thumbnail.name if options.to else thumbnail, quality=QUALITY)
+                print(name, flush=True)
+
+
+def run(page: ComfyPage, name: str) -> Shown:
+    """Open a workflow in the page, run it, and take what its nodes show."""
+    workflow: dict[str, Any] = json.loads((PACK / "workflows" / f"{name}.json").read_text())
+    page.evaluate("([workflow, name]) => app.loadGraphData(workflow, true, true, name)", [workflow, name])
+    kinds = {name: node["class_type"] for name, node in page.prompt().items()}
+    outputs = page.server.wait(page.click_run())["outputs"]
+    shown: Shown = {}
+    for name, output in outputs.items():
+        pictures = [Image.fromarray(page.server.picture(reference)) for reference in output.get("images", [])]
+        shown.setdefault(kinds[name], []).extend(pictures)
+    return shown
+
+
+def picture(page: ComfyPage) -> Image.Image:
+    """The page with the whole graph in view."""
+    page.evaluate(FIT)
+    page.page.wait_for_timeout(8000)  # Until the page no longer says that the job is done.
+    return Image.open(io.BytesIO(page.page.screenshot())).convert("RGB").resize(SHOT, Image.Resampling.LANCZOS)
+
+
+if __name__ == "__main__":
+    main()
