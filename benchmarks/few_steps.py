@@ -23,11 +23,13 @@ from diffprivacy import demo
 from diffprivacy.backends.diffusers import DiffusersModel
 from diffprivacy.demo.backend import load_diffusion_model
 from diffprivacy.diffusion.guidance import Guidance, guided
+from diffprivacy.diffusion.inpainting import inpainting, latent_mask
 from diffprivacy.diffusion.model import Denoiser
 from diffprivacy.diffusion.sampling import noise_to, sample_ancestral, sample_euler
 from diffprivacy.diffusion.sharpening import sharpening
 from diffprivacy.faces.detectors import load_detector
 from diffprivacy.faces.geometry import crop_face, crop_landmarks
+from diffprivacy.faces.keeping import replaced_part
 from diffprivacy.faces.selection import select_faces
 from diffprivacy.identity.energies import latent_gradient, visual_distance
 from diffprivacy.identity.recognizers import load_recognizer
@@ -77,6 +79,8 @@ def main() -> None:
     latents, text, levels = model.encode(crops), model.text_conditioning(""), model.noise_levels
     plain = partial(model.denoise, conditioning=text) if options.euler else sharpened(model)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
+    masks = torch.stack([replaced_part(each, crops.shape[-1]) for each in points])
+    mask = latent_mask(masks, latents.shape[-2:])
     print("| task | steps | guide | judge | structure |\n|---|---|---|---|---|")
     for task in options.tasks:
         energy = task_energy(task, guide)(crops, points, noise)
@@ -88,6 +92,7 @@ def main() -> None:
             times = torch.linspace(preset.strength * LAST, 0, steps + 1)[:-1].round()
             sigmas = torch.cat([levels.sigma(times), torch.zeros(1)])
             denoiser = guided(plain, gradient, sigmas, guidance, levels, not options.euler)
+            denoiser = inpainting(denoiser, latents, noise, mask)
             start = noise_to(latents, sigmas[0], noise)
             if options.euler:
                 samples = sample_euler(denoiser, start, sigmas)

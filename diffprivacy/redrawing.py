@@ -70,9 +70,8 @@ class Redrawing:
             if missing < least:
                 nearest, least = new, missing
         if self.task == "anonymize":
-            remedy = "keep less of it" if how.keep else "choose a higher strength or more steps"
             raise DiffPrivacyError(
-                f"A recognizer still takes the new {self.face} for the original after {DRAWS} draws: {remedy}."
+                f"A recognizer still takes the new {self.face} for the original after {DRAWS} draws: {remedy(how)}."
             )
         if least > MATCHED - RECOGNIZED:
             self.warn(f"{self.face} is hidden, but the recognizer does not match it: choose more steps.")
@@ -85,6 +84,11 @@ class Redrawing:
         originals = [vectors.repeat_interleave(variants, dim=0) for vectors in original]
         seen_alike = likeness(self.recognizer, originals, seen)
         return float(seen_alike.max() - RECOGNIZED if self.task == "anonymize" else MATCHED - seen_alike.min())
+
+
+def remedy(how: Regeneration) -> str:
+    """What makes a new face another one."""
+    return "keep less of it" if how.keep else "choose a higher strength or more steps"
 
 
 def likeness(recognizer: FaceMatcher, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:

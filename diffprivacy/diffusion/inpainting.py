@@ -11,7 +11,7 @@ from .model import Denoiser
 from .sampling import noise_to
 
 SHARE = 0.25
-"""How much of a latent's pixel must lie in a mask for it to be sampled anew: of a soft border all but its outer part."""
+"""How much of a latent pixel must lie in a mask for it to be sampled anew: of a soft border all but its outer part."""
 
 
 def latent_mask(masks: Tensor, size: Sequence[int]) -> Tensor:
@@ -20,8 +20,8 @@ def latent_mask(masks: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def inpainting(denoiser: Denoiser, latents: Tensor, noise: Tensor, mask: Tensor) -> Denoiser:
-    """A denoiser to which all outside a mask (B,1,h,w) looks as the latents (B,C,h,w) do under their noise (B,C,h,w),
-    and which predicts them there: after the last step they are there as they were.
+    """A denoiser that, outside a mask (B,1,h,w), sees the latents (B,C,h,w) under their noise (B,C,h,w) and predicts the
+    latents themselves.
     """
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 from torch import Tensor
 
-from .geometry import TEMPLATE_SIZE, Face, align_matrix, face_mask
+from .geometry import face_in_crop, face_mask
 
 GAMMA = 2.2
 GRAIN = 0.01
 """Spread of a plain surface, in linear light."""
+HELD = 0.25
+"""Where the mask is below, a crop is the original itself, see :mod:`..diffusion.inpainting`."""
 MOST_SPREAD = 1.25
 """By how much contrast may grow or shrink: on a plain background the spread says nothing about the face."""
 
@@ -38,8 +39,7 @@ def _mean_and_spread(image: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ring(landmarks: Tensor, size: int) -> Tensor:
-    """How much each pixel (S,S) of a crop belongs to the soft border of its face's mask, 1 in the border's middle."""
-    face = Face((0.0, 0.0, 0.0, 0.0), landmarks.cpu().numpy().astype(np.float32), 1.0)
-    margin = float(np.hypot(*align_matrix(face, TEMPLATE_SIZE, 1.0)[:, 0])) * size / TEMPLATE_SIZE
+    """How much each pixel (S,S) of a crop belongs to the soft border that is drawn anew, 1 in the border's middle."""
+    face, margin = face_in_crop(landmarks, size)
     mask = face_mask(face, size, margin)
-    return 4 * mask * (1 - mask)
+    return 4 * mask * (1 - mask) * (mask > HELD)

@@ -14,7 +14,7 @@ from ..errors import DiffPrivacyError
 from ..faces.geometry import Crop
 from ..identity.recognizers import FaceMatcher
 from ..msi.module import MSI
-from ..redrawing import RECOGNIZED, likeness
+from ..redrawing import RECOGNIZED, likeness, remedy
 from ..regeneration import Regeneration, latent_shape, regenerate_crops, starting_noise
 from .frames import Video
 from .protect import Regenerate, face_at
@@ -54,7 +54,7 @@ def one_face_each(
         if not bool(new.isfinite().all()):
             raise DiffPrivacyError(f"The model's result for person {person} is no image; try another precision.")
         if check is not None:
-            check_unrecognized(check, crops, new, landmarks, person)
+            check_unrecognized(check, crops, new, landmarks, person, of_person)
         if keep is not None and person not in state.faces:
             state.keep_face(person, mean_face(keep, new, landmarks))
         return new
@@ -62,14 +62,13 @@ def one_face_each(
     return regenerate
 
 
-def check_unrecognized(recognizer: FaceMatcher, crops: Tensor, new: Tensor, landmarks: Tensor, person: int) -> None:
+def check_unrecognized(
+    recognizer: FaceMatcher, crops: Tensor, new: Tensor, landmarks: Tensor, person: int, how: Regeneration
+) -> None:
     """Raises DiffPrivacyError where the recognizer takes what a person's new crops have in common for that person."""
     faces = [mean_face(recognizer, images, landmarks) for images in (crops, new)]
     if bool((likeness(recognizer, *faces) > RECOGNIZED).any()):
-        raise DiffPrivacyError(
-            f"A recognizer still takes the new face of person {person} for theirs: "
-            "choose a higher strength or more steps."
-        )
+        raise DiffPrivacyError(f"A recognizer still takes the new face of person {person} for theirs: {remedy(how)}.")
 
 
 def words_of_people(

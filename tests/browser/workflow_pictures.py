@@ -1,8 +1,8 @@
 """The pictures of the workflows, made by running them: ``python -m tests.browser.workflow_pictures [NAME ...]``.
 
-Thumbnails beside the workflows, and for those that docs/images shows, what the page shows after Run. Needs a ComfyUI and a
-Chromium, as the page tests do. Workflows on other models than the embedded one, in App mode, and those that need files of yours
-are left out. Look at the pictures before you commit them.
+Thumbnails beside the workflows; for those that docs/images shows, what the page shows after Run; and the help pages' pictures
+of new faces. Left out are workflows on other models than the embedded one, in App mode, and those that need files of yours.
+Needs a ComfyUI and a Chromium, as the page tests do. Look at the pictures before you commit them.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from PIL import Image
 
 from testing.checkpoints import write_tiny_single_file
 from tests.browser.conftest import ComfyPage, open_page
+from tests.browser.node_pictures import IMAGES, QUALITY
 from tests.comfyui.server import PACK, ComfyServer, find_comfyui
 
 DOCS = PACK / "docs" / "images"
 SIDE = 400
+HELP_SIDE = 200
 FACE = (90, 0, 330, 240)
 """The astronaut's head, in pixels of the photo."""
 CLOSE = (150, 20, 310, 180)
-QUALITY = 85
 VIEWPORT = {"width": 2400, "height": 1000}
 SHOT = (1800, 750)
 SETTINGS = {"Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False, "LiteGraph.Canvas.MinFontSizeForLOD": 0}
@@ -59,6 +60,12 @@ def tile(picture: Image.Image, box: tuple[int, int, int, int] | None = None, sid
 
 def row(*tiles: Image.Image) -> Image.Image:
     return Image.fromarray(np.concatenate([np.asarray(each) for each in tiles], axis=1))
+
+
+def beside(tiles: list[Image.Image]) -> Image.Image:
+    """Tiles in a row, with white between them."""
+    gap = Image.new("RGB", (6, tiles[0].height), "white")
+    return row(*[each for one in tiles for each in (gap, one)][1:])
 
 
 def saved(shown: Shown) -> list[Image.Image]:
@@ -122,6 +129,26 @@ THUMBNAILS: dict[str, Callable[[Shown], Image.Image]] = {
 }
 
 
+def of_energy(shown: Shown) -> list[Image.Image]:
+    return [original(), *saved(shown)[:3]]
+
+
+def one_new(shown: Shown) -> list[Image.Image]:
+    return [original(), saved(shown)[-1]]
+
+
+def recovered(shown: Shown) -> list[Image.Image]:
+    return [original(), saved(shown)[-1], shown["PreviewImage"][-1]]
+
+
+HELP: dict[str, tuple[str, Callable[[Shown], list[Image.Image]]]] = {
+    "anonymize": ("paste-faces", one_new),
+    "variants": ("anonymize-energy", of_energy),
+    "hide-identity": ("hide-energy", one_new),
+    "hide-and-recover": ("open-key", recovered),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="by default all")
@@ -141,11 +168,16 @@ def main() -> None:
                 page.evaluate("([id, value]) => app.extensionManager.setting.set(id, value)", [setting, value])
             for name in options.names or THUMBNAILS:
                 outputs = run(page, name)
-                shot, thumbnail = DOCS / f"workflow-{name}.jpg", PACK / "workflows" / f"{name}.jpg"
-                if shot.exists():
-                    picture(page).save(options.to / shot.name if options.to else shot, quality=QUALITY)
-                made = THUMBNAILS[name](outputs)
-                made.save(options.to / thumbnail.name if options.to else thumbnail, quality=QUALITY)
+                made = {PACK / "workflows" / f"{name}.jpg": THUMBNAILS[name](outputs)}
+                if (shot := DOCS / f"workflow-{name}.jpg").exists():
+                    made[shot] = picture(page)
+                if name in HELP:
+                    help_name, chosen = HELP[name]
+                    made[IMAGES / f"{help_name}.jpg"] = beside(
+                        [tile(each, FACE, HELP_SIDE) for each in chosen(outputs)]
+                    )
+                for path, image in made.items():
+                    image.save(options.to / path.name if options.to else path, quality=QUALITY)
                 print(name, flush=True)
 
 

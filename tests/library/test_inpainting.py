@@ -65,7 +65,7 @@ def test_a_mask_of_everything_changes_nothing(half):
     assert torch.equal(sample_euler(masked, start, SIGMAS), plain)
 
 
-def test_a_latents_pixel_is_sampled_where_more_than_a_quarter_of_it_is_masked():
+def test_a_latent_pixel_is_sampled_where_more_than_a_quarter_of_it_is_masked():
     masks = torch.zeros(1, 16, 24)
     masks[0, :8, :2] = 1
     masks[0, :8, 8:11] = 1
