@@ -131,7 +131,7 @@ def run_and_check(server: ComfyServer, prompt: dict) -> list[float]:
             "inputs": {"image": original, "filename_prefix": "original"},
         },
     }
-    hand = prompt[crop]["inputs"].get("keep_mask")
+    hand = prompt[crop]["inputs"].get("keep_mask") or prompt[paste]["inputs"].get("keep_mask")
     if hand is not None:
         prompt["hand"] = {"class_type": "MaskToImage", "inputs": {"mask": hand}}
         prompt["kept"] = {"class_type": "SaveImage", "inputs": {"images": ["hand", 0], "filename_prefix": "kept"}}
