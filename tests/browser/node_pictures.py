@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import io
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -192,13 +194,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="by default all")
     parser.add_argument("--to", type=Path, default=IMAGES)
     options = parser.parse_args()
-    comfyui = find_comfyui()
-    if comfyui is None:
-        raise SystemExit("No ComfyUI found: set COMFYUI_PATH to one.")
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Path(folder) / "tiny.safetensors"
-        write_tiny_single_file(checkpoint, "sd2")
-        server = ComfyServer(comfyui, PACK, Path(folder) / "base", checkpoint)
+    with comfyui_to_start() as (server, _):
         Image.open(IMAGES / "example-photo.jpg").save(server.base / "input" / "protected.png")
         for file in FILES:
             (server.base / "models" / file).parent.mkdir(parents=True, exist_ok=True)
@@ -207,6 +203,18 @@ def main() -> None:
             for i, name in enumerate(options.names or SCENES, start=1):
                 taken(page, SCENES[name], 100 * i).save(options.to / f"{name}.jpg", quality=QUALITY)
                 print(options.to / f"{name}.jpg")
+
+
+@contextmanager
+def comfyui_to_start() -> Iterator[tuple[ComfyServer, Path]]:
+    """A ComfyUI that is not running yet, with a small checkpoint, and the folder that it lies in."""
+    comfyui = find_comfyui()
+    if comfyui is None:
+        raise SystemExit("No ComfyUI found: set COMFYUI_PATH to one.")
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "tiny.safetensors"
+        write_tiny_single_file(checkpoint, "sd2")
+        yield ComfyServer(comfyui, PACK, Path(folder) / "base", checkpoint), comfyui
 
 
 def taken(page: ComfyPage, scene: Scene, first: int) -> Image.Image:

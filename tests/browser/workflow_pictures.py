@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,9 @@ import numpy as np
 import skimage.data
 from PIL import Image
 
-from testing.checkpoints import write_tiny_single_file
 from tests.browser.conftest import ComfyPage, open_page
-from tests.browser.node_pictures import IMAGES, QUALITY
-from tests.comfyui.server import PACK, ComfyServer, find_comfyui
+from tests.browser.node_pictures import IMAGES, QUALITY, comfyui_to_start
+from tests.comfyui.server import PACK
 
 DOCS = PACK / "docs" / "images"
 SIDE = 400
@@ -154,13 +152,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="by default all")
     parser.add_argument("--to", type=Path, help="folder for the pictures instead of their places")
     options = parser.parse_args()
-    comfyui = find_comfyui()
-    if comfyui is None:
-        raise SystemExit("No ComfyUI found: set COMFYUI_PATH to one.")
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Path(folder) / "tiny.safetensors"
-        write_tiny_single_file(checkpoint, "sd2")
-        server = ComfyServer(comfyui, PACK, Path(folder) / "base", checkpoint)
+    with comfyui_to_start() as (server, comfyui):
         Image.open(comfyui / "input" / "example.png").save(server.base / "input" / "example.png")
         with server, open_page(server) as page:
             page.page.set_viewport_size(VIEWPORT)
