@@ -199,8 +199,8 @@ def regenerate_crops(
 ) -> Tensor:
     """Crops (F,3,S,S) in [0,1] regenerated: (F * V,3,S,S), the V variants of each in consecutive rows.
 
-    landmarks: the five points (F,5,2) in pixels of the crops. noise: unit Gaussian (F * V,C,h,w). What Paste Faces does
-    not replace is as in the original at every step, so that the new face joins it.
+    landmarks: the five points (F,5,2) in pixels of the crops. noise: unit Gaussian (F * V,C,h,w). What
+    pasting leaves is the original's at every step, so that the new face joins it.
     """
     preset, variants = how.preset, how.variants
     sigmas = ddim_sigmas(diffusion_model.noise_levels, preset.steps, preset.strength)

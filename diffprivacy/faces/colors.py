@@ -9,8 +9,6 @@ from .geometry import face_in_crop, face_mask
 GAMMA = 2.2
 GRAIN = 0.01
 """Spread of a plain surface, in linear light."""
-HELD = 0.25
-"""Where the mask is below, a crop is the original itself, see :mod:`..diffusion.inpainting`."""
 MOST_SPREAD = 1.25
 """By how much contrast may grow or shrink: on a plain background the spread says nothing about the face."""
 
@@ -39,7 +37,7 @@ def _mean_and_spread(image: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ring(landmarks: Tensor, size: int) -> Tensor:
-    """How much each pixel (S,S) of a crop belongs to the soft border that is drawn anew, 1 in the border's middle."""
+    """How much each pixel (S,S) of a crop belongs to the soft border of its face's mask, 1 in the border's middle."""
     face, margin = face_in_crop(landmarks, size)
     mask = face_mask(face, size, margin)
-    return 4 * mask * (1 - mask) * (mask > HELD)
+    return 4 * mask * (1 - mask)

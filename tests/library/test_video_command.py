@@ -314,7 +314,8 @@ def test_a_bad_video_does_not_stop_the_others(clip, tmp_path, capsys):
 
 
 def test_people_on_one_face_in_two_shots(data_dir, tmp_path):
-    """A person in two shots gets one new face; two people get two. So sees a judge that did not guide, at FAR 1e-3."""
+    """A person in two shots gets one new face; two people get two. The judge, whose threshold at FAR 1e-3 is 0.33, did not
+    guide."""
     from diffprivacy.identity.recognizers import load_recognizer
     from diffprivacy.media.images import read_picture
 
@@ -333,10 +334,9 @@ def test_people_on_one_face_in_two_shots(data_dir, tmp_path):
         return judge.embed(values(pictures[number]).movedim(-1, 0)[None], torch.from_numpy(face.landmarks)[None])[0][0]
 
     before, after = ([embedding(pixels(path), n) for n in (0, 2, 4)] for path in (source, tmp_path / "out/shots.mp4"))
-    threshold = 0.33
-    assert after[0] @ after[1] > threshold
-    assert after[0] @ after[2] < threshold
-    assert max(float(a @ b) for a, b in zip(before, after, strict=True)) < threshold
+    assert after[0] @ after[1] > 0.33
+    assert after[0] @ after[2] < 0.3
+    assert max(float(a @ b) for a, b in zip(before, after, strict=True)) < 0.3
 
 
 def test_tracks_that_are_not_taken_over_are_named(tmp_path, capsys):
